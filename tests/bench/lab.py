@@ -1,0 +1,177 @@
+"""The lab of the benchmarks: a node in a network namespace of its own, with the release holdfastd.
+
+    generator namespace         node namespace               tenant namespace
+    gen0 ------------------ uplink0 (holdfastd's)
+    gen1 ------------------ bare0   (nobody's)
+                            t0 ------------------------- eth0
+
+Everything is made new for one measurement and taken away after it: the namespaces, the pin directory, the
+daemon. holdfastd is driven through its public interface alone: its options, `holdfast bundle push` and
+`holdfast lease grant --from`.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("HOLDFAST_BUILD", ROOT / "build" / "release"))
+TENANT = "bench/load/prod"
+MAC = "02:00:00:00:00:0a"
+READY_S = 60
+
+# As in dataplane.h: key k is address 10.90.0.(16 + k % 16), port 1024 + k / 16.
+ADDRESSES = [f"10.90.0.{16 + i}" for i in range(16)]
+PORT_FIRST = 1024
+
+
+class CannotRun(Exception):
+    """The measurement could not be made; the text says why."""
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(*command, stdin=None):
+    """Runs a command that has to succeed; its standard output."""
+    command = [str(word) for word in command]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CannotRun(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def address_of(key):
+    return ADDRESSES[key % len(ADDRESSES)]
+
+
+def port_of(key):
+    return PORT_FIRST + key // len(ADDRESSES)
+
+
+class Lab:
+    """Use as `with Lab(endpoints) as lab`: with room for that many."""
+
+    def __init__(self, endpoints):
+        # Every endpoint has a slot, and endpoints come in full rows of addresses.
+        self.leases_max = max(1024, -(-endpoints // len(ADDRESSES)) * len(ADDRESSES))
+        self.name = f"hfbench{os.getpid()}"
+        self.pins = pathlib.Path("/sys/fs/bpf") / self.name
+        self.daemon = None
+        self.undo = contextlib.ExitStack()
+
+    def __enter__(self):
+        try:
+            self.work = pathlib.Path(tempfile.mkdtemp(prefix="holdfast-bench."))
+            self.undo.callback(shutil.rmtree, self.work, ignore_errors=True)
+            self.make_network()
+            self.start_daemon()
+        except BaseException:
+            self.undo.close()
+            raise
+        return self
+
+    def __exit__(self, *unused):
+        self.undo.close()
+
+    def inside(self, namespace, *command, stdin=None):
+        return run("nsenter", f"--net=/run/netns/{self.name}-{namespace}", "--", *command, stdin=stdin)
+
+    def make_network(self):
+        for namespace in ("node", "generator", "tenant"):
+            run("ip", "netns", "add", f"{self.name}-{namespace}")
+            self.undo.callback(run, "ip", "netns", "del", f"{self.name}-{namespace}")
+            # Router solicitations and the like would be counted as packets of the measurement.
+            self.inside(namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1",
+                        "net.ipv6.conf.default.disable_ipv6=1")
+        for ours, theirs, namespace in (("uplink0", "gen0", "generator"), ("bare0", "gen1", "generator"),
+                                        ("t0", "eth0", "tenant")):
+            self.inside("node", "ip", "link", "add", ours, "type", "veth", "peer", "name", theirs,
+                        "netns", f"{self.name}-{namespace}")
+            self.inside("node", "ip", "link", "set", ours, "up")
+            self.inside(namespace, "ip", "link", "set", theirs, "up")
+        self.inside("tenant", "ip", "link", "set", "eth0", "address", MAC)
+
+    def start_daemon(self):
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.undo.enter_context(ready)
+        ready.bind(str(self.work / "ready"))
+        ready.settimeout(READY_S)
+        for part in ("etc", "run", "state"):
+            (self.work / part).mkdir()
+        log = self.undo.enter_context(open(self.work / "log", "w"))
+        # The pins are links too: removing them detaches the programs.
+        self.undo.callback(shutil.rmtree, self.pins, ignore_errors=True)
+        self.daemon = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{self.name}-node", "--", BUILD / "userspace" / "holdfastd",
+             "--config-dir", self.work / "etc", "--runtime-dir", self.work / "run",
+             "--state-dir", self.work / "state", "--pin-dir", self.pins, "--table", "holdfast",
+             "--leases-max", str(self.leases_max)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=os.environ | {"NOTIFY_SOCKET": str(self.work / "ready")})
+        self.undo.callback(self.stop_daemon)
+        try:
+            while b"READY=1" not in ready.recv(4096):
+                pass
+        except socket.timeout:
+            raise CannotRun(f"holdfastd was not ready after {READY_S} s:\n{self.log_tail()}") from None
+
+    def stop_daemon(self):
+        self.daemon.send_signal(signal.SIGTERM)
+        try:
+            self.daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+
+    def log_tail(self):
+        return "\n".join((self.work / "log").read_text().splitlines()[-5:])
+
+    def cli(self, *words, stdin=None):
+        try:
+            return self.inside("node", BUILD / "userspace" / "holdfast", "--socket",
+                               self.work / "run" / "control.sock", *words, stdin=stdin)
+        except CannotRun as why:
+            raise CannotRun(f"{why}\nholdfastd's last words:\n{self.log_tail()}") from None
+
+    @property
+    def pin_root(self):
+        """The directory of the pins of the one ABI version that is there."""
+        (root,) = self.pins.glob("v*")
+        return root
+
+    def populate(self, endpoints, leases):
+        """Makes keys 0 to `endpoints`-1 (or a few more, to fill all addresses) endpoints of the tenant on
+        t0, and grants a lease on each of the first `leases`, in one bulk grant, for the longest term."""
+        addresses = ADDRESSES[:min(endpoints, len(ADDRESSES))]
+        policy = {
+            "version": 1, "generation": 1, "uplinks": ["uplink0"],
+            "limits": {"leases": self.leases_max},
+            "tenants": [{
+                "id": 1, "name": TENANT, "limits": {"leases": self.leases_max, "flows": 16384},
+                "ports": [{"name": "port", "interface": "t0", "mac": MAC, "addresses": addresses}],
+                "endpoints": [{"name": "load", "port": "port", "protocol": "udp",
+                               "listen": f"{PORT_FIRST}-{port_of(endpoints - 1)}"}],
+            }],
+        }
+        file = self.work / "policy.json"
+        file.write_text(json.dumps(policy))
+        self.cli("bundle", "push", file)
+        grants = self.work / "grants.json"
+        with open(grants, "w") as out:
+            out.write("[")
+            for key in range(leases):
+                out.write(("," if key else "") +
+                          '{"tenant":"%s","endpoint":["load@%s:%d"],"ttl":"300s"}\n'
+                          % (TENANT, address_of(key), port_of(key)))
+            out.write("]")
+        self.cli("lease", "grant", "--from", grants)
+        grants.unlink()

@@ -1,0 +1,152 @@
+"""Packets as the node tests send them: built by scapy, put on the wire raw, recognised by a marker.
+
+A Probe is one packet from one place of the lab to another. The two questions every test asks of it:
+
+    passes(lab, probe)                             all of them arrive
+    denied(lab, probe, "no_lease", "from_uplink")  none arrives, and exactly that reason counts exactly them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+
+logging.getLogger("scapy").setLevel(logging.ERROR)  # it warns about the host's routes, which nobody uses here
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP  # noqa: E402
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6  # noqa: E402
+from scapy.layers.l2 import Ether  # noqa: E402
+from scapy.packet import Packet, Raw  # noqa: E402
+
+from lab import ECHO, GATEWAYS, HOSTS, WEB, Lab, wait_until  # noqa: E402
+
+PACKETS = 5  # of each probe; few enough for the neighbour queue of a first packet
+
+Layer = Callable[[int, bytes], Packet]  # of a version and a marker
+
+
+def udp(port: int = ECHO, source_port: int = 40000) -> Layer:
+    return lambda version, marker: UDP(sport=source_port, dport=port) / Raw(marker)
+
+
+def syn(port: int = WEB, source_port: int = 40000) -> Layer:
+    # The marker is the sequence number, which no other packet carries.
+    return lambda version, marker: TCP(sport=source_port, dport=port, flags="S", seq=int.from_bytes(marker[:4], "big"))
+
+
+def echo_request(identifier: int = 77) -> Layer:
+    def build(version: int, marker: bytes) -> Packet:
+        kind = ICMP(type=8, id=identifier) if version == 4 else ICMPv6EchoRequest(id=identifier)
+        return kind / Raw(marker)
+
+    return build
+
+
+def echo_reply(identifier: int = 77) -> Layer:
+    def build(version: int, marker: bytes) -> Packet:
+        kind = ICMP(type=0, id=identifier) if version == 4 else ICMPv6EchoReply(id=identifier)
+        return kind / Raw(marker)
+
+    return build
+
+
+PROTOCOLS: dict[str, tuple[Layer, str]] = {
+    # protocol -> a packet that begins something there, and the lab policy's endpoint that takes it
+    "tcp": (syn(), "web"),
+    "udp": (udp(), "echo"),
+    "ping": (echo_request(), "ping"),
+}
+
+
+def ip(version: int, source: str, destination: str, **fields: object) -> Packet:
+    return IP(src=source, dst=destination, **fields) if version == 4 else IPv6(src=source, dst=destination, **fields)
+
+
+@dataclasses.dataclass
+class Probe:
+    """A packet of `layer` from `sender` to `receiver`; each field that is not given is the honest one."""
+
+    sender: str
+    receiver: str
+    layer: Layer
+    version: int = 4
+    source: str | None = None
+    destination: str | None = None
+    source_mac: str | None = None
+    interface: str = "eth0"
+
+    def __post_init__(self) -> None:
+        self.marker = secrets.token_bytes(8)
+
+    @property
+    def needle(self) -> bytes:
+        """The bytes by which a frame of this probe is known."""
+        return self.marker[:4] if b"" == bytes(self.frame_payload()) else self.marker
+
+    def frame_payload(self) -> bytes:
+        built = self.layer(self.version, self.marker)
+        return bytes(built[Raw]) if Raw in built else b""
+
+    def packet(self) -> Packet:
+        source = self.source or HOSTS[self.sender].address(self.version)
+        destination = self.destination or HOSTS[self.receiver].address(self.version)
+        head = Ether(src=self.source_mac or HOSTS[self.sender].mac, dst=GATEWAYS[self.sender].mac)
+        return head / ip(self.version, source, destination) / self.layer(self.version, self.marker)
+
+    def frame(self) -> bytes:
+        return bytes(self.packet())
+
+
+def passes(lab: Lab, probe: Probe, packets: int = PACKETS) -> None:
+    """All packets of the probe arrive at its receiver."""
+    arrives(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.needle, probe.interface)
+
+
+def denied(lab: Lab, probe: Probe, reason: str, hook: str, packets: int = PACKETS) -> None:
+    """None arrives, and the counter of `reason` at `hook` rises by exactly the packets sent."""
+    dropped(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.needle, reason, hook)
+
+
+def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], needle: bytes, interface: str = "eth0") -> None:
+    with lab.capture(receiver, needle, interface) as capture:
+        lab.send(sender, frames)
+        try:
+            wait_until(lambda: capture.count() >= len(frames), 3)
+        except TimeoutError:
+            drops = {key: count for key, count in lab.counters().items() if count}
+            raise AssertionError(
+                f"{capture.count()} of {len(frames)} packets arrived at {receiver}; counters: {drops}"
+            ) from None
+        assert capture.count() == len(frames)
+
+
+def dropped(
+    lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], needle: bytes, reason: str, hook: str
+) -> None:
+    with lab.capture(receiver, needle) as capture:
+        before = lab.counters()
+        lab.send(sender, frames)
+        # veth hands over within the sender's call or its softirq; the counter tells when all were judged.
+        try:
+            wait_until(lambda: lab.counter(reason, hook) - before.get((hook, reason), 0) >= len(frames), 3)
+        except TimeoutError:
+            after = lab.counters()
+            rose = {key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)}
+            raise AssertionError(
+                f"{hook} did not count {len(frames)} packets as {reason}; {capture.count()} arrived; "
+                f"these counters rose: {rose}"
+            ) from None
+        assert lab.counter(reason, hook) - before.get((hook, reason), 0) == len(frames)
+        assert capture.count() == 0, f"{hook} counted {reason}, and yet packets arrived at {receiver}"
+
+
+def dropped_by_nft(lab: Lab, probe: Probe, reason: str, packets: int = PACKETS) -> None:
+    """None arrives, and it is nftables that counts them."""
+    with lab.capture(probe.receiver, probe.needle) as capture:
+        before = lab.nft_counter(reason)
+        lab.send(probe.sender, [probe.frame()] * packets)
+        wait_until(lambda: lab.nft_counter(reason) - before >= packets, 3, f"nft counts {packets} as {reason}")
+        assert lab.nft_counter(reason) - before == packets
+        assert capture.count() == 0

@@ -1,0 +1,118 @@
+#include "userspace/cli/session.hpp"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+
+#include <fmt/format.h>
+
+namespace holdfast::cli {
+namespace {
+
+bool wants_colours(int fd) {
+  const char* no_color = std::getenv("NO_COLOR");
+  const char* term = std::getenv("TERM");
+  return ::isatty(fd) == 1 && (no_color == nullptr || *no_color == '\0') &&
+         (term == nullptr || std::string_view(term) != "dumb");
+}
+
+}  // namespace
+
+ExitCode exit_code_of(const Error& error) {
+  if (error.code == "usage") return ExitCode::usage;
+  if (error.code == "step_up_required") return ExitCode::step_up;
+  // Two programs that do not understand each other say nothing about what the machine can do.
+  const bool strangers = error.code == "not_holdfast" || error.code == "unknown_version" ||
+                         error.code == "unknown_verb";
+  if (error.kind == ErrorKind::unsupported && !strangers) return ExitCode::unsupported;
+  return ExitCode::failed;
+}
+
+std::unexpected<Error> usage(std::string message, std::string next_step) {
+  return fail(ErrorKind::invalid, "usage", std::move(message), std::move(next_step));
+}
+
+std::string error_text(const Error& error, const Style& style) {
+  std::string detail = error.message;
+  if (error.sys != 0) detail.append(": ").append(std::strerror(error.sys));
+  std::string out = style.paint(Colour::red, "holdfast:") + " ";
+  // A policy's errors are one a line: each keeps its line.
+  for (size_t at = 0; at <= detail.size();) {
+    const size_t end = std::min(detail.find('\n', at), detail.size());
+    if (at != 0) out += "  ";
+    out += printable(std::string_view(detail).substr(at, end - at)) + "\n";
+    at = end + 1;
+  }
+  if (!error.next_step.empty()) out += "  " + printable(error.next_step) + "\n";
+  return out;
+}
+
+std::string error_json(const Error& error) {
+  std::string detail = error.message;
+  if (error.sys != 0) detail.append(": ").append(std::strerror(error.sys));
+  const cbor::Value body = cbor::Value::map({{"code", std::string(error.code)},
+                                             {"class", wire::class_name(error)},
+                                             {"detail", detail},
+                                             {"next_step", error.next_step}});
+  return fmt::format("{{\"version\":{},\"error\":{}}}\n", json_version, cbor::to_json(body));
+}
+
+std::string versioned_json(const cbor::Value& reply) {
+  cbor::Value out = cbor::Value::map();
+  if (const cbor::Value::Map* entries = reply.as_map()) {
+    for (const cbor::Value::Entry& entry : *entries)
+      out.set(entry.key == "version" ? "daemon_version" : std::string_view(entry.key), entry.value);
+  }
+  const std::string json = cbor::to_json(out);  // "{...}"
+  return fmt::format("{{\"version\":{}{}{}", json_version, json.size() > 2 ? "," : "",
+                     std::string_view(json).substr(1));
+}
+
+Session::Session(SessionOptions options)
+    : options_(std::move(options)),
+      out_style_{.colours = !options_.json && wants_colours(STDOUT_FILENO)},
+      error_style_{.colours = wants_colours(STDERR_FILENO)},
+      error_terminal_(::isatty(STDERR_FILENO) == 1) {}
+
+Result<wire::Client*> Session::daemon(uint64_t call_timeout_ns) {
+  if (!client_ || !client_->is_connected()) {
+    wire::ClientOptions options;
+    options.call_timeout_ns = call_timeout_ns;
+    Result<wire::Client> client = wire::Client::connect(options_.socket, options);
+    if (!client) return pass_on(client);
+    client_ = std::move(*client);
+  }
+  return &*client_;
+}
+
+Result<cbor::Value> Session::call(std::string_view verb, const cbor::Value& args) {
+  Result<wire::Client*> client = daemon();
+  if (!client) return pass_on(client);
+  return (*client)->call(verb, args);
+}
+
+void Session::print(std::string_view text) {
+  // What fails here is found by flush(): stdio remembers.
+  (void)std::fwrite(text.data(), 1, text.size(), stdout);
+}
+
+void Session::note(std::string_view text) {
+  if (!error_terminal_ || options_.json) return;
+  (void)std::fwrite(text.data(), 1, text.size(), stderr);
+}
+
+ExitCode Session::report(const Error& error) {
+  (void)std::fflush(stdout);  // so that both streams on one terminal read in order
+  const std::string text = options_.json ? error_json(error) : error_text(error, error_style_);
+  (void)std::fwrite(text.data(), 1, text.size(), stderr);
+  return exit_code_of(error);
+}
+
+Status Session::flush() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return fail_sys(errno, "output", "writing the output", "see whether its disk is full");
+  return {};
+}
+
+}  // namespace holdfast::cli

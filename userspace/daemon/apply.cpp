@@ -1,0 +1,260 @@
+#include "userspace/daemon/apply.hpp"
+
+#include <bpf/bpf.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "holdfast.skel.h"
+#include "policy/address.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/base/log.hpp"
+
+namespace holdfast {
+namespace {
+
+// nft elements of one transaction. A larger bulk goes in several; the gates open after the last.
+constexpr size_t elements_per_transaction = 65536;
+
+// The side of nft's timed sets that a generation writes to: bind and renew each raise it by one, so they
+// alternate, and the element that is live is never the one that is written.
+nft::Side side_of(uint64_t generation) { return generation & 1 ? nft::Side::b : nft::Side::a; }
+
+uint32_t remaining_ms(uint64_t deadline_boot_ns) {
+  const uint64_t now = boot_now_ns();
+  const uint64_t left = deadline_boot_ns > now ? (deadline_boot_ns - now) / ns_per_ms : 0;
+  return static_cast<uint32_t>(std::clamp<uint64_t>(left, 1, nft::element_timeout_max_ms));
+}
+
+bool has_peer(const DataPlane& plane, uint32_t slot) {
+  return (plane.slots.slot(slot).flags & abi::HF_SLOT_PEER) != 0;
+}
+
+nft::LeaseElement element_of(const DataPlane& plane, uint32_t slot) {
+  return lease_element(plane.slots.record(slot), has_peer(plane, slot));
+}
+
+// A slot whose interface is not there has nothing in nft until the interface is back.
+bool in_nft(const DataPlane& plane, uint32_t slot) { return plane.slots.record(slot).ifindex != 0; }
+
+nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots) {
+  nft::Changes changes;
+  for (const uint32_t slot : slots)
+    if (in_nft(plane, slot)) changes.revoke(element_of(plane, slot));
+  return changes;
+}
+
+// nft gets the elements of `terms` for their generation plus `step`, and is read back.
+Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
+  for (size_t begin = 0; begin < terms.size(); begin += elements_per_transaction) {
+    nft::Changes changes;
+    for (const Term& term : terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin))) {
+      if (!in_nft(plane, term.slot)) continue;
+      changes.writes.push_back({.element = element_of(plane, term.slot),
+                                .side = side_of(plane.slots.record(term.slot).generation + step),
+                                .timeout_ms = remaining_ms(term.deadline_boot_ns),
+                                .replaces = replaces});
+    }
+    if (changes.empty()) continue;
+    if (Status ok = plane.nft.apply(changes); !ok) return ok;
+    if (Status ok = plane.nft.verify(changes); !ok) return ok;
+  }
+  return {};
+}
+
+std::vector<uint32_t> slots_of(std::span<const Term> terms) {
+  std::vector<uint32_t> slots;
+  slots.reserve(terms.size());
+  for (const Term& term : terms) slots.push_back(term.slot);
+  return slots;
+}
+
+// The endpoint table must lead to the slot, or the lease would be granted and not pass.
+Status check_endpoint(const DataPlane& plane, uint32_t slot) {
+  const abi::lease_record& record = plane.slots.record(slot);
+  if (record.resource_kind != abi::HF_RESOURCE_ENDPOINT) return {};
+  const std::optional<abi::endpoint_entry> found = plane.banks.endpoint(record.endpoint);
+  if (found && found->slot == slot) return {};
+  return fail(ErrorKind::internal, "endpoint_unbound",
+              fmt::format("the active endpoint table does not lead to slot {}", slot),
+              "push the policy again");
+}
+
+ProbePacket probe_packet(const DataPlane& plane, uint32_t slot) {
+  const abi::lease_record& record = plane.slots.record(slot);
+  ProbePacket packet;
+  packet.destination = address_of(record.endpoint.address);
+  packet.protocol = protocol_of(record.endpoint);
+  packet.destination_port = port_of(record.endpoint);
+  packet.source_port = 65000;
+  // A peer that the lease admitted: the probe must fail for the lease, not for the peer.
+  if (has_peer(plane, slot)) {
+    packet.source = address_of(record.peer);
+  } else {
+    const Result<Address> outside = parse_address(packet.destination.is_v4() ? "192.0.2.1" : "2001:db8::1");
+    CHECK(outside);
+    packet.source = *outside;
+  }
+  return packet;
+}
+
+// What was leased must now be denied by the loaded programs (G6).
+Status probe_denied(DataPlane& plane, uint32_t slot) {
+  const abi::lease_record& record = plane.slots.record(slot);
+  if (plane.slots.gate(slot) >> abi::HF_GATE_INCARNATION_BITS != 0)
+    return fail(ErrorKind::internal, "gate_open", fmt::format("slot {} is open", slot));
+  if (record.resource_kind != abi::HF_RESOURCE_ENDPOINT || record.ifindex == 0) return {};
+  const Result<abi::verdict> verdict =
+      plane.probe.run(abi::HF_TO_TENANT, record.ifindex, build_frame(probe_packet(plane, slot)));
+  if (!verdict) {
+    if (verdict.error().sys == ENODEV) return {};  // the interface went, and all traffic with it
+    return std::unexpected(verdict.error());
+  }
+  if (abi::hf_reason_passes(verdict->reason) && verdict->slot == slot)
+    return fail(ErrorKind::internal, "probe_passed", fmt::format("a probe still passes by slot {}", slot));
+  return {};
+}
+
+// Attaches and verifies; what cannot be guarded is not armed.
+template <typename Attach>
+void guard(std::span<const Interface> interfaces, nft::Changes& widen,
+           std::vector<std::pair<std::string, Error>>& dark, Attach attach) {
+  for (const Interface& at : interfaces) {
+    Status ok = attach(at);
+    if (ok) continue;
+    std::erase(widen.arm, at.ifindex);
+    dark.emplace_back(at.name, std::move(ok.error()));
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& options) {
+  Result<KernelObject> object = KernelObject::load(options.kernel);
+  if (!object) return pass_on(object);
+  auto slots = MappedArray<abi::lease_slot>::map(::bpf_map__fd((*object)->maps.slots), "slots");
+  if (!slots) return pass_on(slots);
+  auto records = MappedArray<abi::lease_record>::map(::bpf_map__fd((*object)->maps.records), "records");
+  if (!records) return pass_on(records);
+  auto tenants = MappedArray<abi::tenant_state>::map(::bpf_map__fd((*object)->maps.tenants), "tenants");
+  if (!tenants) return pass_on(tenants);
+  Result<Banks> banks = Banks::open(*object);
+  if (!banks) return pass_on(banks);
+  Result<nft::Table> nft = nft::Table::open(options.table);
+  if (!nft) return pass_on(nft);
+  Attachments attachments(*object, options.tenant_hook, options.uplink_hook);
+  if (Status ok = attachments.attach_clock(); !ok) return pass_on(ok);
+  Probe probe(*object);
+  return std::unique_ptr<DataPlane>(new DataPlane{std::move(*object), Slots(std::move(*slots), std::move(*records)),
+                                                  std::move(*tenants), std::move(*banks),
+                                                  std::move(attachments), probe, std::move(*nft)});
+}
+
+nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) {
+  nft::LeaseElement element;
+  element.ifindex = record.ifindex;
+  if (record.resource_kind == abi::HF_RESOURCE_EGRESS) {
+    element.kind = nft::LeaseElement::Kind::egress;
+    return element;
+  }
+  element.address = address_of(record.endpoint.address);
+  element.protocol = protocol_of(record.endpoint);
+  element.port = port_of(record.endpoint);
+  if (has_peer)
+    element.peer = Prefix{address_of(record.peer), static_cast<uint8_t>(record.peer_prefix_bits)};
+  return element;
+}
+
+Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_ns) {
+  const uint64_t begin = boot_now_ns();
+  Status ok = write_elements(plane, terms, 0, false);
+  nft_ns += boot_now_ns() - begin;
+  for (size_t i = 0; ok && i < terms.size(); ++i) ok = check_endpoint(plane, terms[i].slot);
+  if (ok) {
+    for (const Term& term : terms) CHECK(plane.slots.open(term.slot, term.deadline_boot_ns));
+    return {};
+  }
+  for (const Term& term : terms) plane.slots.close(term.slot);
+  if (Status undone = plane.nft.apply(removal_of(plane, slots_of(terms))); !undone)
+    return fail(ErrorKind::internal, "undo_failed",
+                ok.error().text() + "; and undoing it failed: " + undone.error().text(),
+                "nothing passes: the gates are shut and nft's elements end at their time-out");
+  return ok;
+}
+
+Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
+  std::vector<uint64_t> seen;
+  for (const Term& term : terms) seen.push_back(plane.slots.gate(term.slot));
+  if (Status ok = write_elements(plane, terms, 1, true); !ok) return ok;
+  nft::Changes later;  // elements that would outlive a deadline that moved forward in time
+  for (size_t i = 0; i < terms.size(); ++i) {
+    const uint32_t slot = terms[i].slot;
+    const uint64_t before = abi::hf_gate_deadline_boot_ns(seen[i]);
+    if (before <= boot_now_ns() || !plane.slots.renew(slot, seen[i], terms[i].deadline_boot_ns))
+      return fail(ErrorKind::conflict, "lease_closed", "the lease ended while its term was being changed",
+                  "grant a new one");
+    if (terms[i].deadline_boot_ns < before && in_nft(plane, slot))
+      later.removals.push_back({element_of(plane, slot), side_of(plane.slots.record(slot).generation)});
+    plane.slots.set_generation(slot, plane.slots.record(slot).generation + 1);
+  }
+  return later.empty() ? Status{} : plane.nft.apply(later);
+}
+
+Status restore_elements(DataPlane& plane, std::span<const Term> terms) {
+  return write_elements(plane, terms, 0, true);
+}
+
+Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
+  const int outer = ::bpf_map__fd(plane.object->maps.flows);
+  uint32_t id = 0;
+  if (::bpf_map_lookup_elem(outer, &tenant, &id) == 0) {
+    const UniqueFd there(::bpf_map_get_fd_by_id(id));
+    bpf_map_info info{};
+    uint32_t length = sizeof(info);
+    if (there && ::bpf_obj_get_info_by_fd(there.get(), &info, &length) == 0 && info.max_entries == flows_max)
+      return {};
+  }
+  const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, "hf_flows", sizeof(abi::flow_key),
+                                       sizeof(abi::flow), flows_max, nullptr));
+  if (!made) return fail_sys(errno, "flow_table", fmt::format("creating a table of {} flows", flows_max));
+  const int fd = made.get();
+  if (const int err = ::bpf_map_update_elem(outer, &tenant, &fd, BPF_ANY); err != 0)
+    return fail_sys(-err, "flow_table", "publishing a tenant's flow table");
+  return {};
+}
+
+Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {
+  for (size_t begin = 0; begin < slots.size(); begin += elements_per_transaction) {
+    const auto chunk = slots.subspan(begin, std::min(elements_per_transaction, slots.size() - begin));
+    const nft::Changes changes = removal_of(plane, chunk);
+    if (changes.empty()) continue;
+    if (Status ok = plane.nft.apply(changes); !ok) return ok;
+    if (Status ok = plane.nft.verify(changes); !ok) return ok;
+  }
+  for (const uint32_t slot : slots)
+    if (Status ok = probe_denied(plane, slot); !ok) return ok;
+  return {};
+}
+
+Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane, PolicyChange& change) {
+  std::vector<std::pair<std::string, Error>> dark;
+  guard(change.tenant_ports, change.widen, dark,
+        [&](const Interface& at) { return plane.attachments.attach_tenant_port(at); });
+  guard(change.uplinks, change.widen, dark,
+        [&](const Interface& at) { return plane.attachments.attach_uplink(at); });
+
+  if (change.insist && !dark.empty()) return std::unexpected(std::move(dark.front().second));
+
+  if (Status ok = plane.banks.stage(*change.tables); !ok) return pass_on(ok);
+  if (Status ok = plane.nft.ensure(change.host); !ok) return pass_on(ok);
+  if (Status ok = plane.nft.apply(change.narrow); !ok) return pass_on(ok);
+  if (Status ok = plane.nft.verify(change.narrow); !ok) return pass_on(ok);
+  plane.banks.flip(change.generation, change.digest);
+  if (Status ok = plane.nft.apply(change.widen); !ok) return pass_on(ok, "policy in force, nft not yet widened");
+  if (Status ok = plane.nft.verify(change.widen); !ok) return pass_on(ok, "policy in force, nft not yet widened");
+  return dark;
+}
+
+}  // namespace holdfast

@@ -1,0 +1,98 @@
+// apply: the order of effects, and nothing else (DESIGN.md sections 3 and 4). Every change of the kernel's
+// state that a lease or a policy causes is one of these functions; each undoes in reverse what it did when
+// a later step fails. Deciding is done before, journaling and replying around it.
+//
+//   open      element in nft -> read back -> gate opens           (allow last)
+//   move      element on nft's other side -> read back -> gate moves -> a later element goes
+//   close     gate denies: one store                              (deny first)
+//   teardown  (closed, a grace period ago) elements out of nft -> read back -> negative probe
+//   swap      attach -> stage -> nft narrowed -> flip, grace period -> nft widened -> read back
+//
+// Owned by the daemon's event loop.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bpf/abi.h"
+#include "nft/table.hpp"
+#include "policy/compile.hpp"
+#include "userspace/base/result.hpp"
+#include "userspace/dataplane/attach.hpp"
+#include "userspace/dataplane/banks.hpp"
+#include "userspace/dataplane/object.hpp"
+#include "userspace/dataplane/probe.hpp"
+#include "userspace/dataplane/slots.hpp"
+
+namespace holdfast {
+
+struct DataPlaneOptions {
+  KernelObjectOptions kernel;
+  std::string table = "holdfast";
+  TenantHook tenant_hook = TenantHook::automatic;
+  UplinkHook uplink_hook = UplinkHook::automatic;
+};
+
+// Everything of ours in the kernel.
+struct DataPlane {
+  static Result<std::unique_ptr<DataPlane>> open(const DataPlaneOptions& options);
+
+  KernelObject object;
+  Slots slots;
+  MappedArray<abi::tenant_state> tenants;
+  Banks banks;
+  Attachments attachments;
+  Probe probe;
+  nft::Table nft;
+};
+
+// What an open slot's lease is in nft.
+nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer);
+
+// A slot and when it ends.
+struct Term {
+  uint32_t slot;
+  uint64_t deadline_boot_ns;
+};
+
+// Opens slots that were bound (Slots::bind). All or none: on failure every one of them is closed again and
+// gone from nft. Adds the time that nftables took to `nft_ns`.
+Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_ns);
+
+// Moves the deadline of the slots of one lease, later or earlier. Fails with conflict / lease_closed if one
+// of them was closed or has ended.
+Status move_deadline(DataPlane& plane, std::span<const Term> terms);
+
+// Writes again what nft should hold for slots that are open: after a restart, or when an interface came back.
+Status restore_elements(DataPlane& plane, std::span<const Term> terms);
+
+// A tenant's flow table, made if it is not there in this size.
+Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
+
+// The rest of a teardown; the caller closed the slots and let a grace period pass. On failure the error
+// names what is still up, and the slots have to be fenced (G7).
+Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots);
+
+// A policy change as nft sees it: what has to go before the flip, what may come after it.
+struct PolicyChange {
+  const PolicyTables* tables = nullptr;
+  uint64_t generation = 0;
+  uint8_t digest[32] = {};
+  std::vector<Interface> tenant_ports;  // all that the new policy names and that are there
+  std::vector<Interface> uplinks;
+  nft::Changes narrow;
+  nft::Changes widen;
+  nft::HostRules host;
+  bool insist = false;
+};
+
+// The swap. A failure before the flip leaves the old policy in force, and nft no wider than it.
+// Interfaces whose hooks cannot be attached or verified are left out of `widen.arm`; each is an entry of
+// the result: (interface, why it stays dark). With `insist`, the first of them fails the swap instead.
+Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane, PolicyChange& change);
+
+}  // namespace holdfast

@@ -1,0 +1,280 @@
+// holdfastd: flags, signals, and the wiring of node, socket and watches to one event loop.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <grp.h>
+#include <malloc.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <filesystem>
+#include <map>
+
+#include "nft/watch.hpp"
+#include "policy/parse.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/base/log.hpp"
+#include "userspace/daemon/detach.hpp"
+#include "userspace/daemon/node.hpp"
+#include "userspace/daemon/state_file.hpp"
+#include "userspace/daemon/verbs.hpp"
+#include "userspace/wire/event_loop.hpp"
+#include "userspace/wire/server.hpp"
+
+namespace holdfast {
+namespace {
+
+constexpr int exit_refused = 1;
+constexpr int exit_usage = 2;
+constexpr int exit_unenforceable = 3;
+
+// Hooks and interfaces are looked at this often, beside every notice of a change.
+constexpr uint64_t drift_check_period_ns = 5 * ns_per_s;
+// Bursts of netlink notices are taken together.
+constexpr uint64_t notice_delay_ns = 20 * ns_per_ms;
+
+struct Options {
+  NodeOptions node;
+  std::string config_dir = "/etc/holdfast";
+  std::string runtime_dir = "/run/holdfast";
+  log::Format log_format = log::Format::text;
+  log::Level log_level = log::Level::info;
+};
+
+int parse_options(int argc, char** argv, Options& options) {
+  CLI::App app{"holdfastd: leases on a node's network, enforced in the kernel"};
+  app.set_version_flag("--version", HOLDFAST_VERSION);
+  app.add_option("--config-dir", options.config_dir, "where policy.yaml is, read at SIGHUP")->capture_default_str();
+  app.add_option("--runtime-dir", options.runtime_dir, "where control.sock is made")->capture_default_str();
+  app.add_option("--state-dir", options.node.state_dir, "where the policy in force is kept")->capture_default_str();
+  app.add_option("--pin-dir", options.node.plane.kernel.pin_dir, "directory on a bpffs for our pins")
+      ->capture_default_str();
+  app.add_option("--table", options.node.plane.table, "name of our nftables table")->capture_default_str();
+  app.add_option("--leases-max", options.node.plane.kernel.leases_max,
+                 "lease slots to make; 160 bytes of kernel memory each")
+      ->check(CLI::Range(16U, static_cast<unsigned>(abi::HF_SLOTS_MAX)))
+      ->capture_default_str();
+  app.add_option("--tenant-hook", options.node.plane.tenant_hook, "hook of tenant ports: auto, tcx, clsact")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, TenantHook>{
+          {"auto", TenantHook::automatic}, {"tcx", TenantHook::tcx}, {"clsact", TenantHook::clsact}}));
+  app.add_option("--uplink-hook", options.node.plane.uplink_hook, "hook of uplinks: auto, xdp, tc")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, UplinkHook>{
+          {"auto", UplinkHook::automatic}, {"xdp", UplinkHook::xdp}, {"tc", UplinkHook::tc}}));
+  app.add_option("--log-format", options.log_format, "text or json")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, log::Format>{{"text", log::Format::text}, {"json", log::Format::json}}));
+  app.add_option("--log-level", options.log_level, "error, warning, notice, info or debug")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, log::Level>{{"error", log::Level::error},
+                                                                            {"warning", log::Level::warning},
+                                                                            {"notice", log::Level::notice},
+                                                                            {"info", log::Level::info},
+                                                                            {"debug", log::Level::debug}}));
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : exit_usage;
+  }
+  return -1;
+}
+
+int report(const Error& error) {
+  log::error("refused", {{"code", error.code}, {"cause", error.text()}});
+  return error.kind == ErrorKind::unsupported ? exit_unenforceable : exit_refused;
+}
+
+// BPF reads the clock of the machine; in a time namespace ours would be another (TRAPS).
+Status check_time_namespace() {
+  struct stat ours {}, init {};
+  if (::stat("/proc/self/ns/time", &ours) != 0 || ::stat("/proc/1/ns/time", &init) != 0) return {};
+  if (ours.st_ino == init.st_ino) return {};
+  Result<std::string> offsets = read_state_file("/proc/self/timens_offsets");
+  if (offsets && offsets->find_first_of("123456789") == std::string::npos) return {};
+  return fail(ErrorKind::unsupported, "time_namespace",
+              "holdfastd runs in a time namespace: its clock is not the one that ends leases",
+              "start it in the machine's own time namespace");
+}
+
+std::optional<gid_t> group_id(const char* name) {
+  const group* found = ::getgrnam(name);
+  if (found == nullptr) return std::nullopt;
+  return found->gr_gid;
+}
+
+Status make_directory(const std::string& path, mode_t mode) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
+  if (::mkdir(path.c_str(), mode) != 0 && errno != EEXIST)
+    return fail_sys(errno, "directory", "creating " + path);
+  return {};
+}
+
+// One daemon per set of pins: the lock is on the state directory, before anything is touched.
+Result<UniqueFd> lock_state(const std::string& state_dir) {
+  const std::string path = state_dir + "/lock";
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd) return fail_sys(errno, "lock", "opening " + path);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
+  return fail(ErrorKind::conflict, "already_running",
+              fmt::format("another holdfastd holds {}", path), "stop it first, or give each its own --state-dir");
+}
+
+class Daemon {
+ public:
+  explicit Daemon(Options options) : options_(std::move(options)) {}
+
+  Status run() {
+    if (Status ok = check_time_namespace(); !ok) return ok;
+    if (Status ok = make_directory(options_.node.state_dir, 0700); !ok) return ok;
+    if (Status ok = make_directory(options_.runtime_dir, 0755); !ok) return ok;
+    Result<UniqueFd> lock = lock_state(options_.node.state_dir);
+    if (!lock) return pass_on(lock);
+    Result<std::unique_ptr<wire::EventLoop>> loop = wire::EventLoop::create();
+    if (!loop) return pass_on(loop);
+    loop_ = std::move(*loop);
+    // Signals first: GraceWaiter's thread must inherit them blocked.
+    Result<wire::SignalWatch> signals =
+        loop_->on_signals({SIGTERM, SIGINT, SIGHUP}, [this](int signal) { on_signal(signal); });
+    if (!signals) return pass_on(signals);
+    signals_ = std::move(*signals);
+
+    Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
+    if (!node) return pass_on(node);
+    node_ = std::move(*node);
+    if (Status ok = first_policy(); !ok) return ok;
+    if (Status ok = watch_kernel(); !ok) return ok;
+    if (Status ok = serve(); !ok) return ok;
+    ::malloc_trim(0);  // what compiling the policy took is not needed any more
+    ::sd_notify(0, fmt::format("READY=1\nSTATUS={} leases, policy generation {}", node_->lease_count(),
+                               node_->policy().generation)
+                       .c_str());
+    log::notice("ready", {{"version", HOLDFAST_VERSION},
+                          {"leases", node_->lease_count()},
+                          {"generation", node_->policy().generation},
+                          {"socket", options_.runtime_dir + "/control.sock"}});
+    const Status ended = loop_->run();
+    // Serving ends here; enforcing does not: pins, tables and deadlines stay.
+    ::sd_notify(0, "STOPPING=1");
+    server_.reset();
+    log::notice("stopped", {{"leases_left_in_force", detached_ ? 0 : node_->lease_count()}});
+    return ended;
+  }
+
+ private:
+  std::string policy_path() const { return options_.config_dir + "/policy.yaml"; }
+
+  // The very first start: nothing is stored yet, and the operator has put a policy in place.
+  Status first_policy() {
+    if (node_->policy().generation != 0 || ::access(policy_path().c_str(), F_OK) != 0) return {};
+    return reload();
+  }
+
+  Status reload() {
+    const Result<std::string> text = read_state_file(policy_path());
+    if (!text) return std::unexpected(text.error());
+    Result<Policy> policy = parse_policy(*text, policy_path());
+    if (!policy) return pass_on(policy);
+    const Result<PushOutcome> done = node_->push_policy(std::move(*policy), false);
+    if (!done) return std::unexpected(done.error());
+    return {};
+  }
+
+  void on_signal(int signal) {
+    if (signal != SIGHUP) return loop_->stop();  // a second one finds us stopping already
+    ::sd_notify(0, fmt::format("RELOADING=1\nMONOTONIC_USEC={}", read_clock_ns(CLOCK_MONOTONIC) / 1000).c_str());
+    const Status ok = reload();
+    if (ok) {
+      log::notice("reloaded", {{"file", policy_path()}, {"generation", node_->policy().generation}});
+    } else {
+      log::error("reload_refused", {{"file", policy_path()},
+                                    {"cause", ok.error().text()},
+                                    {"in_force", node_->policy().generation}});
+    }
+    ::sd_notify(0, "READY=1");
+  }
+
+  Status watch_kernel() {
+    Result<NetworkWatch> network = NetworkWatch::open();
+    if (!network) return pass_on(network);
+    network_watch_.emplace(std::move(*network));
+    Result<wire::FdWatch> links = loop_->watch(network_watch_->fd(), EPOLLIN, [this](uint32_t) {
+      network_watch_->drain();
+      if (!network_timer_.is_pending())
+        network_timer_ = loop_->after(notice_delay_ns, [this] { node_->refresh_network(); });
+    });
+    if (!links) return pass_on(links);
+    link_fd_watch_ = std::move(*links);
+
+    const uint32_t ours = node_->plane().nft.port_id();
+    Result<nft::Watch> nft = nft::Watch::open(options_.node.plane.table, std::span(&ours, 1));
+    if (!nft) return pass_on(nft);
+    nft_watch_.emplace(std::move(*nft));
+    Result<wire::FdWatch> rules =
+        loop_->watch(nft_watch_->fd(), EPOLLIN, [this](uint32_t) { on_foreign_nft_change(); });
+    if (!rules) return pass_on(rules);
+    nft_fd_watch_ = std::move(*rules);
+    drift_timer_ = loop_->every(drift_check_period_ns, [this] { node_->refresh_network(); });
+    return {};
+  }
+
+  void on_foreign_nft_change() {
+    const Result<std::vector<nft::Event>> events = nft_watch_->drain();
+    if (!events) return log::error("nft_watch", {{"cause", events.error().text()}});
+    for (const nft::Event& event : *events) log::error("nft_changed_by_another", {{"what", event.text()}});
+    if (!events->empty() && !detached_ && !nft_timer_.is_pending())
+      nft_timer_ = loop_->after(notice_delay_ns, [this] { node_->restore_nft(); });
+  }
+
+  Status serve() {
+    verbs_ = std::make_unique<Verbs>(*loop_, *node_, [this] { return detach(); });
+    if (Status ok = Verbs::attach_drop_events(*verbs_); !ok) return ok;
+    wire::ServerConfig config;
+    config.path = options_.runtime_dir + "/control.sock";
+    config.operator_gid = group_id("holdfast-operator");
+    config.reader_gid = group_id("holdfast");
+    Result<std::unique_ptr<wire::ControlServer>> server = wire::ControlServer::open(
+        *loop_, std::move(config), [this](const wire::Peer& peer) { return verbs_->hello(peer); },
+        [this](const wire::Peer& peer, wire::Request request, wire::Responder responder) {
+          verbs_->handle(peer, std::move(request), std::move(responder));
+        });
+    if (!server) return pass_on(server);
+    server_ = std::move(*server);
+    verbs_->set_connections([this] { return server_->stats().connections; });
+    return {};
+  }
+
+  Result<std::vector<std::string>> detach() {
+    detached_ = true;
+    Result<std::vector<std::string>> removed = detach_node(*node_, options_.node);
+    // The answer goes out first.
+    loop_->defer([this] { stop_timer_ = loop_->after(notice_delay_ns, [this] { loop_->stop(); }); });
+    return removed;
+  }
+
+  Options options_;
+  std::unique_ptr<wire::EventLoop> loop_;
+  wire::SignalWatch signals_;
+  std::unique_ptr<Node> node_;
+  std::unique_ptr<Verbs> verbs_;
+  std::unique_ptr<wire::ControlServer> server_;
+  std::optional<NetworkWatch> network_watch_;
+  std::optional<nft::Watch> nft_watch_;
+  wire::FdWatch link_fd_watch_, nft_fd_watch_;
+  wire::Timer network_timer_, nft_timer_, drift_timer_, stop_timer_;
+  bool detached_ = false;
+};
+
+}  // namespace
+}  // namespace holdfast
+
+int main(int argc, char** argv) {
+  using namespace holdfast;
+  Options options;
+  if (const int code = parse_options(argc, argv, options); code >= 0) return code;
+  log::configure(options.log_format, options.log_level);
+  const Status ok = Daemon(std::move(options)).run();
+  return ok ? 0 : report(ok.error());
+}

@@ -1,0 +1,474 @@
+#include "userspace/daemon/node.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <openssl/sha.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <set>
+
+#include "policy/address.hpp"
+#include "policy/parse.hpp"
+#include "policy/render.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/daemon/state_file.hpp"
+
+namespace holdfast {
+namespace {
+
+Policy empty_policy() {
+  Policy policy;
+  policy.failsafe_ports = {failsafe_port_default};
+  policy.leases_max = node_leases_default;
+  return policy;
+}
+
+nft::HostRules host_rules(const Policy& policy) { return {policy.failsafe_ports, policy.listeners}; }
+
+// What nft should hold for a policy, beside the leases.
+struct NftState {
+  std::set<uint32_t> armed;
+  std::set<uint32_t> tenants;
+  std::set<std::pair<uint32_t, Address>> owned;
+};
+
+template <typename T>
+std::vector<T> difference(const std::set<T>& a, const std::set<T>& b) {
+  std::vector<T> out;
+  std::set_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(out));
+  return out;
+}
+
+std::vector<nft::OwnedAddress> owned_difference(const std::set<std::pair<uint32_t, Address>>& a,
+                                                const std::set<std::pair<uint32_t, Address>>& b) {
+  std::vector<nft::OwnedAddress> out;
+  for (const auto& [ifindex, address] : difference(a, b)) out.push_back({ifindex, address});
+  return out;
+}
+
+}  // namespace
+
+std::string_view name_of(LeaseState state) {
+  switch (state) {
+    case LeaseState::active: return "active";
+    case LeaseState::grace_running: return "grace_running";
+    case LeaseState::expired: return "expired";
+    case LeaseState::fenced: return "fenced";
+  }
+  return "?";
+}
+
+// Slots as the policy in force has them, and new ones out of a copy of the free ones: a compile that fails
+// takes nothing.
+class Node::Book final : public SlotBook {
+ public:
+  explicit Book(const Node& node) : node_(node), used_(node.slot_used_) {}
+
+  std::optional<uint32_t> endpoint(uint32_t tenant, const abi::endpoint_key& key) const override {
+    const std::optional<abi::endpoint_entry> found = node_.plane_->banks.endpoint(key);
+    if (!found || found->tenant != tenant) return std::nullopt;
+    return found->slot;
+  }
+  std::optional<uint32_t> egress(const PortName& port) const override {
+    const auto found = node_.egress_slots_.find(port);
+    if (found == node_.egress_slots_.end()) return std::nullopt;
+    return found->second;
+  }
+  std::optional<uint32_t> take() override {
+    for (; next_ < used_.size(); ++next_) {
+      if (used_[next_] || node_.plane_->slots.retired(next_)) continue;
+      used_[next_] = true;
+      return next_++;
+    }
+    return std::nullopt;
+  }
+
+ private:
+  const Node& node_;
+  std::vector<bool> used_;
+  uint32_t next_ = 0;
+};
+
+// ---- start ------------------------------------------------------------------------------------------------
+
+Result<std::unique_ptr<Node>> Node::open(wire::EventLoop& loop, const NodeOptions& options) {
+  Result<std::unique_ptr<DataPlane>> plane = DataPlane::open(options.plane);
+  if (!plane) return pass_on(plane);
+  std::unique_ptr<Node> node(new Node(loop, options, std::move(*plane)));
+  if (Status ok = node->start(); !ok) return pass_on(ok);
+  return node;
+}
+
+Status Node::start() {
+  const uint32_t slots = plane_->slots.size();
+  slot_used_.assign(slots, false);
+  draining_.assign(slots, false);
+  // Slots of bound leases are not free, whoever the policy says they belong to.
+  for (uint32_t slot = 0; slot < slots; ++slot)
+    slot_used_[slot] = plane_->slots.record(slot).phase != 0;
+  if (Status ok = load_policy(); !ok) return ok;
+  adopt_leases();
+  if (Status ok = plane_->nft.remove_boot_deny(); !ok)
+    log::warning("boot_deny_left", {{"cause", ok.error().text()}});
+  return {};
+}
+
+Status Node::load_policy() {
+  Policy policy = empty_policy();
+  const std::string path = options_.state_dir + "/policy.json";
+  const Result<std::string> text = read_state_file(path);
+  if (text) {
+    Result<Policy> parsed = parse_policy(*text, path, rendered_bytes_max);
+    if (!parsed) return pass_on(parsed, "the stored policy");
+    policy = std::move(*parsed);
+  } else if (text.error().sys != ENOENT) {
+    return std::unexpected(text.error());
+  }
+  auto next = std::make_shared<const Policy>(std::move(policy));
+  // What the former daemon compiled tells which egress slot belongs to which port.
+  Result<NodeFacts> facts = gather_facts(*next, true);
+  if (!facts) return pass_on(facts);
+  for (const Tenant& tenant : next->tenants)
+    for (const TenantPort& port : tenant.ports) {
+      const auto ifindex = facts->ifindex.find(port.interface);
+      if (ifindex == facts->ifindex.end()) continue;
+      const std::optional<abi::tenant_port> known = plane_->banks.port(ifindex->second);
+      if (known && known->tenant == facts->tenant_indexes.at(tenant.id))
+        egress_slots_.emplace(PortName{tenant.id, port.name}, known->egress_slot);
+    }
+  Result<PushOutcome> done = change_policy(std::move(next), false, true);
+  if (!done) return pass_on(done, "putting the stored policy in force");
+  log::notice("policy_in_force", {{"generation", policy_->generation},
+                                  {"tenants", policy_->tenants.size()},
+                                  {"adopted", plane_->object.adopted() ? "yes" : "no"}});
+  return {};
+}
+
+// Leases whose pinned state is whole and whose resource the policy still names go on; all others end.
+void Node::adopt_leases() {
+  std::set<uint32_t> egress;
+  for (const auto& [name, slot] : egress_slots_) egress.insert(slot);
+  const uint64_t now = boot_now_ns();
+  std::vector<uint32_t> ended;
+  std::vector<Term> live;
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot) {
+    const abi::lease_record& record = plane_->slots.record(slot);
+    if (record.phase == 0) continue;
+    if (record.phase == abi::HF_PHASE_FENCED) continue;
+    const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot));
+    bool keep = plane_->slots.bound(slot) && deadline > now && index_->tenant_by_id(record.tenant_id) != nullptr;
+    if (keep && record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
+      const auto found = plane_->banks.endpoint(record.endpoint);
+      keep = found && found->slot == slot;
+    } else if (keep) {
+      keep = egress.contains(slot);
+    }
+    if (!keep) {
+      ended.push_back(slot);
+      continue;
+    }
+    live.push_back({slot, deadline});
+    if (record.first_slot == slot)
+      leases_.add(LeaseId::of(record), slot, record.incarnation, deadline, plane_->slots.slot(slot).tenant);
+  }
+  if (Status ok = restore_elements(*plane_, live); !ok)
+    log::error("nft_elements_missing", {{"cause", ok.error().text()},
+                                        {"effect", "some leases stay denied by nftables until renewed"}});
+  if (!live.empty() || !ended.empty())
+    log::notice("leases_adopted", {{"live", leases_.size()}, {"ended", ended.size()}});
+  if (!ended.empty()) tear_down(std::move(ended), "failed_closed", {});
+  arm_expiry_timer();
+}
+
+// ---- policy -----------------------------------------------------------------------------------------------
+
+Result<PushOutcome> Node::push_policy(Policy policy, bool dry_run) {
+  return change_policy(std::make_shared<const Policy>(std::move(policy)), dry_run, false);
+}
+
+Result<uint32_t> Node::tenant_index(uint64_t id) {
+  std::optional<uint32_t> free;
+  for (uint32_t i = 0; i < plane_->tenants.size(); ++i) {
+    if (plane_->tenants[i].id == id) return i;
+    if (plane_->tenants[i].id == 0 && !free) free = i;
+  }
+  if (!free)
+    return fail(ErrorKind::exhausted, "tenants_exhausted",
+                fmt::format("this node has known {} tenants", plane_->tenants.size()),
+                "`holdfast node detach` forgets those that are gone");
+  abi::tenant_state& state = plane_->tenants[*free];
+  state.epoch = 1;
+  state.flags = 0;
+  std::atomic_ref<decltype(state.id)>(state.id).store(id, std::memory_order_release);
+  return *free;
+}
+
+bool Node::tenant_disabled(uint32_t index) const {
+  return (plane_->tenants[index].flags & abi::HF_TENANT_DISABLED) != 0;
+}
+
+Result<NodeFacts> Node::gather_facts(const Policy& policy, bool lenient) {
+  Result<NetworkFacts> network = read_network();
+  if (!network) return pass_on(network);
+  network_ = std::move(*network);
+  NodeFacts facts;
+  facts.addresses = network_.addresses;
+  const auto add = [&](const std::string& name, auto check) -> Status {
+    const LinkInfo* link = network_.find(name);
+    Status ok = link != nullptr ? check(*link)
+                                : fail(ErrorKind::unavailable, "interface_missing",
+                                       fmt::format("there is no interface {} here", name),
+                                       "create it first, or take it out of the policy");
+    if (ok) facts.ifindex.emplace(name, link->ifindex);
+    // Once in force, a policy outlives its interfaces: they stay dark and come back by themselves.
+    return lenient ? Status{} : ok;
+  };
+  for (const std::string& uplink : policy.uplinks)
+    if (Status ok = add(uplink, check_uplink_interface); !ok) return pass_on(ok);
+  for (const Tenant& tenant : policy.tenants)
+    for (const TenantPort& port : tenant.ports)
+      if (Status ok = add(port.interface, check_tenant_interface); !ok)
+        return pass_on(ok, fmt::format("tenant {} port {}", tenant.name, port.name));
+  for (const Tenant& tenant : policy.tenants) {
+    Result<uint32_t> index = tenant_index(tenant.id);
+    if (!index) return pass_on(index);
+    facts.tenant_indexes.emplace(tenant.id, *index);
+  }
+  // An address that a tenant owns is the tenant's, even if the node has it too (a proxied gateway).
+  std::set<Address> owned;
+  for (const Tenant& tenant : policy.tenants)
+    for (const TenantPort& port : tenant.ports) owned.insert(port.addresses.begin(), port.addresses.end());
+  std::erase_if(facts.addresses, [&](const Address& address) { return owned.contains(address); });
+  return facts;
+}
+
+namespace {
+
+NftState nft_state(const Policy& policy, const NodeFacts& facts, const std::function<bool(uint64_t)>& disabled) {
+  NftState state;
+  const auto find = [&](const std::string& name) -> uint32_t {
+    const auto found = facts.ifindex.find(name);
+    return found == facts.ifindex.end() ? 0 : found->second;
+  };
+  for (const std::string& uplink : policy.uplinks)
+    if (const uint32_t ifindex = find(uplink); ifindex != 0) state.armed.insert(ifindex);
+  for (const Tenant& tenant : policy.tenants)
+    for (const TenantPort& port : tenant.ports) {
+      const uint32_t ifindex = find(port.interface);
+      if (ifindex == 0) continue;
+      state.tenants.insert(ifindex);
+      if (!disabled(tenant.id)) state.armed.insert(ifindex);
+      for (const Address& address : port.addresses) state.owned.emplace(ifindex, address);
+    }
+  return state;
+}
+
+}  // namespace
+
+void Node::describe_nft_change(const Policy& next, const NodeFacts& facts, PolicyChange& change) const {
+  const auto disabled = [&](uint64_t id) {
+    const auto index = facts.tenant_indexes.find(id);
+    return index != facts.tenant_indexes.end() && tenant_disabled(index->second);
+  };
+  const NftState after = nft_state(next, facts, disabled);
+  NftState before;
+  if (policy_) {
+    before = nft_state(*policy_, facts_, disabled);
+  } else {
+    // A former daemon's: of what it armed, only what is there can matter, and it is asked for below.
+    for (const LinkInfo& link : network_.links) before.armed.insert(link.ifindex);
+    before.tenants = before.armed;
+  }
+  change.narrow.disarm = difference(before.armed, after.armed);
+  change.narrow.remove_tenants = difference(before.tenants, after.tenants);
+  change.narrow.disown = owned_difference(before.owned, after.owned);
+  // All of the new state is written, not only what differs: writing what is there already costs little and
+  // mends what others removed.
+  change.widen.arm = {after.armed.begin(), after.armed.end()};
+  change.widen.add_tenants = {after.tenants.begin(), after.tenants.end()};
+  change.widen.own = owned_difference(after.owned, {});
+}
+
+Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool dry_run, bool lenient) {
+  PushOutcome outcome;
+  if (policy_) {
+    outcome.changes = diff_policies(*policy_, *next);
+    for (const Tenant& tenant : policy_->tenants) {
+      const bool stays = std::any_of(next->tenants.begin(), next->tenants.end(),
+                                     [&](const Tenant& other) { return other.id == tenant.id; });
+      const uint32_t live = leases_.of_tenant(facts_.tenant_indexes.at(tenant.id));
+      if (!stays && live != 0)
+        return fail(ErrorKind::conflict, "tenant_has_leases",
+                    fmt::format("the policy drops tenant {}, which holds {} live leases", tenant.name, live),
+                    fmt::format("end them first: holdfast tenant disable {}", tenant.name));
+    }
+  }
+  if (next->leases_max > plane_->slots.size())
+    return fail(ErrorKind::exhausted, "leases_max",
+                fmt::format("limits.leases is {}, this node has {} lease slots", next->leases_max,
+                            plane_->slots.size()),
+                "lower it, or start holdfastd with a larger --leases-max after `holdfast node detach`");
+  Result<NodeFacts> facts = gather_facts(*next, lenient);
+  if (!facts) return pass_on(facts);
+  Book book(*this);
+  Result<CompiledPolicy> compiled = compile(*next, *facts, book);
+  if (!compiled) return pass_on(compiled);
+  if (dry_run) return outcome;
+
+  for (const Tenant& tenant : next->tenants)
+    if (Status ok = ensure_flow_table(*plane_, facts->tenant_indexes.at(tenant.id), tenant.flows_max); !ok)
+      return pass_on(ok);
+
+  PolicyChange change;
+  change.tables = &compiled->tables;
+  change.generation = next->generation;
+  const std::string canonical = render_policy_json(*next);
+  ::SHA256(reinterpret_cast<const unsigned char*>(canonical.data()), canonical.size(), change.digest);
+  for (const Tenant& tenant : next->tenants)
+    for (const TenantPort& port : tenant.ports)
+      if (const auto at = facts->ifindex.find(port.interface); at != facts->ifindex.end())
+        change.tenant_ports.push_back({at->second, port.interface});
+  for (const std::string& uplink : next->uplinks)
+    if (const auto at = facts->ifindex.find(uplink); at != facts->ifindex.end())
+      change.uplinks.push_back({at->second, uplink});
+  change.host = host_rules(*next);
+  change.insist = !lenient;
+  describe_nft_change(*next, *facts, change);
+
+  // Generation 0 is the policy of a node that was never given one: it is made anew at every start.
+  if (next->generation != 0)
+    if (Status ok = write_state_file(options_.state_dir, "policy.json", canonical); !ok) return pass_on(ok);
+  for (const auto& [name, ifindex] : facts->ifindex) attached_.insert(ifindex);
+  auto dark = swap_policy(*plane_, change);
+  if (!dark) {
+    if (policy_ && policy_->generation != 0) {
+      // The stored policy is the one in force again, and nft as wide as it was.
+      if (Status ok = write_state_file(options_.state_dir, "policy.json", render_policy_json(*policy_)); !ok)
+        log::error("policy_not_restored", {{"cause", ok.error().text()}});
+      PolicyChange back;
+      describe_nft_change(*policy_, facts_, back);
+      if (Status ok = plane_->nft.apply(back.widen); !ok)
+        log::error("nft_not_restored", {{"cause", ok.error().text()}});
+      detach_all_but(facts_);
+    }
+    return pass_on(dark);
+  }
+
+  // The policy is in force. What it no longer names ends now.
+  std::vector<bool> used(plane_->slots.size(), false);
+  std::vector<Term> moved;
+  const auto follow = [&](uint32_t slot, uint32_t ifindex) {
+    used[slot] = true;
+    if (plane_->slots.bound(slot) && plane_->slots.record(slot).ifindex != ifindex) {
+      if (Status ok = plane_->nft.apply([&] {
+            nft::Changes old;
+            if (plane_->slots.record(slot).ifindex != 0)
+              old.revoke(lease_element(plane_->slots.record(slot),
+                                       plane_->slots.slot(slot).flags & abi::HF_SLOT_PEER));
+            return old;
+          }());
+          !ok)
+        log::warning("nft_element_left", {{"cause", ok.error().text()}});
+      plane_->slots.set_interface(slot, ifindex);
+      if (ifindex != 0) moved.push_back({slot, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot))});
+    }
+  };
+  for (const abi::endpoint_entry& entry : compiled->tables.endpoints) follow(entry.slot, entry.ifindex);
+  for (const Tenant& tenant : next->tenants)
+    for (const TenantPort& port : tenant.ports) {
+      const auto at = facts->ifindex.find(port.interface);
+      follow(compiled->egress_slots.at({tenant.id, port.name}), at == facts->ifindex.end() ? 0 : at->second);
+    }
+  if (!moved.empty())
+    if (Status ok = restore_elements(*plane_, moved); !ok)
+      log::error("nft_elements_missing", {{"cause", ok.error().text()}});
+
+  std::vector<uint32_t> ended;
+  for (uint32_t slot = 0; slot < used.size(); ++slot) {
+    if (used[slot] || !slot_used_[slot] || draining_[slot]) continue;
+    if (policy_ && plane_->slots.bound(slot)) {
+      ended.push_back(slot);
+      used[slot] = true;  // until its teardown is proved
+    }
+  }
+  for (uint32_t slot = 0; slot < used.size(); ++slot)
+    if (draining_[slot] || plane_->slots.record(slot).phase == abi::HF_PHASE_FENCED ||
+        (!policy_ && plane_->slots.record(slot).phase != 0))
+      used[slot] = true;
+  const std::shared_ptr<const Policy> old = policy_;  // the index refers into it until it is replaced
+  policy_ = std::move(next);
+  index_ = std::make_unique<PolicyIndex>(*policy_);
+  facts_ = std::move(*facts);
+  egress_slots_ = std::move(compiled->egress_slots);
+  slot_used_ = std::move(used);
+  dark_ = *dark;
+  outcome.dark = std::move(*dark);
+  outcome.leases_ended = static_cast<uint32_t>(ended.size());
+  outcome.applied = true;
+  if (!ended.empty()) tear_down(std::move(ended), "torndown", {});
+
+  // Interfaces that are no longer ours get their hooks back. They were disarmed before the flip.
+  detach_all_but(facts_);
+  for (const auto& [name, error] : dark_)
+    log::error("interface_dark", {{"interface", name}, {"cause", error.text()}});
+  journal_.record("policy.apply", {{"generation", policy_->generation},
+                                   {"changes", outcome.changes.size()},
+                                   {"leases_ended", outcome.leases_ended},
+                                   {"dark", dark_.size()}});
+  return outcome;
+}
+
+void Node::detach_all_but(const NodeFacts& facts) {
+  std::set<uint32_t> ours;
+  for (const auto& [name, ifindex] : facts.ifindex) ours.insert(ifindex);
+  for (const uint32_t ifindex : plane_->attachments.pinned_interfaces()) attached_.insert(ifindex);
+  for (const uint32_t ifindex : attached_) {
+    if (ours.contains(ifindex)) continue;
+    if (Status ok = plane_->attachments.detach(ifindex); !ok)
+      log::warning("hook_left", {{"interface", ifindex}, {"cause", ok.error().text()}});
+  }
+  attached_ = std::move(ours);
+}
+
+void Node::refresh_network() {
+  const NodeFacts before = facts_;
+  Result<NodeFacts> now = gather_facts(*policy_, true);
+  if (!now) {
+    log::error("network_unknown", {{"cause", now.error().text()}});
+    return;
+  }
+  bool drifted = before.ifindex != now->ifindex || before.addresses != now->addresses || !dark_.empty();
+  for (const Tenant& tenant : policy_->tenants)
+    for (const TenantPort& port : tenant.ports)
+      if (const auto at = now->ifindex.find(port.interface); at != now->ifindex.end() && !drifted)
+        drifted = !plane_->attachments.verify_tenant_port({at->second, port.interface});
+  for (const std::string& uplink : policy_->uplinks)
+    if (const auto at = now->ifindex.find(uplink); at != now->ifindex.end() && !drifted)
+      drifted = !plane_->attachments.verify_uplink({at->second, uplink});
+  if (!drifted) return;
+  const Result<PushOutcome> done = change_policy(policy_, false, true);
+  if (!done) log::error("network_not_followed", {{"cause", done.error().text()}});
+}
+
+std::vector<Term> Node::live_terms() const {
+  std::vector<Term> terms;
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot)
+    if (plane_->slots.bound(slot))
+      terms.push_back({slot, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot))});
+  return terms;
+}
+
+void Node::restore_nft() {
+  const Result<PushOutcome> done = change_policy(policy_, false, true);
+  Status ok = done ? restore_elements(*plane_, live_terms()) : Status(std::unexpected(done.error()));
+  if (ok) {
+    log::notice("nft_restored", {{"leases", leases_.size()}});
+  } else {
+    log::error("nft_not_restored", {{"cause", ok.error().text()}});
+  }
+}
+
+}  // namespace holdfast

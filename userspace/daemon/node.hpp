@@ -1,0 +1,184 @@
+// Node: the daemon's state and its changes. Policy and leases are decided here (policy/), made so by apply,
+// recorded in the journal, and answered. One thread: the event loop's.
+//
+// What is remembered where: leases in the pinned maps (LeaseTable only indexes them); the policy in force in
+// STATE_DIR/policy.json and, compiled, in the active bank; everything else is derived at start.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "policy/compile.hpp"
+#include "policy/decide.hpp"
+#include "policy/types.hpp"
+#include "userspace/base/result.hpp"
+#include "userspace/daemon/apply.hpp"
+#include "userspace/daemon/grace_waiter.hpp"
+#include "userspace/daemon/journal.hpp"
+#include "userspace/daemon/lease_table.hpp"
+#include "userspace/daemon/netlink.hpp"
+#include "userspace/wire/event_loop.hpp"
+
+namespace holdfast {
+
+struct NodeOptions {
+  DataPlaneOptions plane;
+  std::string state_dir = "/var/lib/holdfast";
+};
+
+// Who asks. Operators may act on every lease, holders on their own.
+struct Actor {
+  uint32_t uid = 0;
+  bool operates = false;
+};
+
+enum class LeaseState { active, grace_running, expired, fenced };
+std::string_view name_of(LeaseState state);
+
+// A lease as it is shown.
+struct LeaseView {
+  LeaseId id;
+  LeaseState state = LeaseState::active;
+  std::string tenant;
+  std::vector<std::string> resources;  // "web@10.1.0.2:443", "egress:web0"
+  Holder holder;
+  std::optional<Prefix> peer;
+  uint64_t granted_boot_ns = 0;
+  uint64_t deadline_boot_ns = 0;
+  uint64_t generation = 0;
+};
+
+struct TenantView {
+  const Tenant* tenant = nullptr;
+  uint32_t index = 0;
+  bool disabled = false;
+  uint32_t epoch = 0;
+  uint32_t leases = 0;
+};
+
+struct PushOutcome {
+  std::vector<std::string> changes;  // what the new policy says that the old one did not
+  std::vector<std::pair<std::string, Error>> dark;  // interfaces left unguarded, and so shut
+  uint32_t leases_ended = 0;
+  bool applied = false;
+};
+
+// A batch that was granted, and where its time went.
+struct Grant {
+  std::vector<LeaseId> ids;
+  uint64_t ebpf_ns = 0;  // slots bound and gates opened
+  uint64_t nft_ns = 0;   // elements written and read back
+};
+
+class Node {
+ public:
+  using Done = std::function<void(Status)>;
+
+  // Loads or adopts the data plane, the policy and the leases. When this returns, everything that is in
+  // force is guarded and listed.
+  static Result<std::unique_ptr<Node>> open(wire::EventLoop& loop, const NodeOptions& options);
+
+  // ---- policy ----
+  // All or nothing up to the flip. `dry_run` stops before the first effect.
+  Result<PushOutcome> push_policy(Policy policy, bool dry_run);
+  const Policy& policy() const { return *policy_; }
+  const PolicyIndex& index() const { return *index_; }
+
+  // Interfaces or addresses of the node changed: brings the tables up to them.
+  void refresh_network();
+  // Somebody changed our nftables table: writes it whole again, leases included.
+  void restore_nft();
+
+  // ---- leases ----
+  // Feeds requests one by one, so that a million need not stand in memory; all or none are granted.
+  // `next` fills its argument and says true, or false after the last, or an error that ends it all.
+  Result<Grant> grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next);
+  Result<LeaseView> renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
+                          std::optional<uint64_t> generation);
+  // Closes now, with grace 0; `done` is called when the teardown is proved or has failed.
+  void revoke(const LeaseId& id, uint64_t grace_ns, Done done);
+  void release(const Actor& actor, const LeaseId& id, Done done);
+
+  Result<LeaseView> lease(const LeaseId& id) const;
+  // Up to `limit` leases from `slot` on; `slot` moves to where the next page begins, or to size().
+  std::vector<LeaseView> leases(uint32_t& slot, size_t limit, std::string_view tenant) const;
+  size_t lease_count() const { return leases_.size(); }
+
+  // ---- tenants ----
+  std::vector<TenantView> tenants() const;
+  Status disable_tenant(std::string_view name);  // one store; teardown follows
+  Status enable_tenant(std::string_view name);
+
+  // ---- for the reading verbs ----
+  DataPlane& plane() { return *plane_; }
+  const DataPlane& plane() const { return *plane_; }
+  const NetworkFacts& network() const { return network_; }
+  const std::vector<std::pair<std::string, Error>>& dark() const { return dark_; }
+  std::optional<LeaseId> lease_of_slot(uint32_t slot) const;
+  std::string tenant_name(uint32_t index) const;
+
+ private:
+  class Book;
+
+  Node(wire::EventLoop& loop, NodeOptions options, std::unique_ptr<DataPlane> plane)
+      : loop_(loop), options_(std::move(options)), plane_(std::move(plane)), grace_(loop) {}
+
+  Status start();
+  Status load_policy();
+  Status save_policy(const Policy& policy) const;
+  void adopt_leases();
+  std::vector<Term> live_terms() const;
+
+  Result<PushOutcome> change_policy(std::shared_ptr<const Policy> next, bool dry_run, bool lenient);
+  Result<NodeFacts> gather_facts(const Policy& policy, bool lenient);
+  Result<uint32_t> tenant_index(uint64_t id);
+  bool tenant_disabled(uint32_t index) const;
+  void describe_nft_change(const Policy& next, const NodeFacts& facts, PolicyChange& change) const;
+  void detach_all_but(const NodeFacts& facts);
+
+  // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything fails.
+  Status bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t now_boot_ns,
+                    std::vector<Term>& bound);
+  Result<uint32_t> slot_of(const Tenant& tenant, const Resource& resource, abi::lease_record& record) const;
+  std::vector<uint32_t> slots_of(uint32_t first_slot) const;
+  Result<uint32_t> find_live(const LeaseId& id) const;
+  Status check_holder(const Actor& actor, uint32_t first_slot) const;
+  LeaseView view(uint32_t first_slot) const;
+
+  // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown, failed_closed.
+  void tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done);
+  void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome, const Done& done);
+  void expire_due();
+  void arm_expiry_timer();
+  void tear_down_tenant(uint32_t index);
+
+  wire::EventLoop& loop_;
+  NodeOptions options_;
+  std::unique_ptr<DataPlane> plane_;
+  GraceWaiter grace_;
+  Journal journal_;
+
+  std::shared_ptr<const Policy> policy_;
+  std::unique_ptr<PolicyIndex> index_;
+  NodeFacts facts_;
+  NetworkFacts network_;
+  std::map<PortName, uint32_t> egress_slots_;
+  std::vector<bool> slot_used_;  // named by the policy in force, being torn down, or fenced
+  std::vector<bool> draining_;   // closed, its teardown not yet proved
+  std::vector<std::pair<std::string, Error>> dark_;
+  std::set<uint32_t> attached_;  // interfaces our programs may be on
+  std::map<uint32_t, uint32_t> binding_of_tenant_;  // leases bound in the batch under way, by tenant index
+  LeaseTable leases_;
+  wire::Timer expiry_timer_;
+  uint64_t expiry_timer_at_ = 0;
+};
+
+}  // namespace holdfast

@@ -1,0 +1,464 @@
+// The life of a lease: grant, renew, revoke, release, expire, tear down (DESIGN.md section 3).
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "policy/address.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/daemon/node.hpp"
+
+namespace holdfast {
+namespace {
+
+// Slots whose teardown is finished in one turn of the loop, so that a tenant with a hundred thousand leases
+// does not keep others waiting.
+constexpr size_t teardown_slots_per_turn = 4096;
+
+std::string lease_text(const abi::lease_record& record) { return format_lease_id(LeaseId::of(record)); }
+
+}  // namespace
+
+// ---- grant ------------------------------------------------------------------------------------------------
+
+Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
+                               abi::lease_record& record) const {
+  if (resource.kind == Resource::Kind::endpoint) {
+    record.resource_kind = abi::HF_RESOURCE_ENDPOINT;
+    record.endpoint = endpoint_key(resource.address, resource.endpoint->protocol, resource.listen);
+    const std::optional<abi::endpoint_entry> entry = plane_->banks.endpoint(record.endpoint);
+    CHECK(entry);  // the policy in force names it
+    record.ifindex = entry->ifindex;
+    return entry->slot;
+  }
+  record.resource_kind = abi::HF_RESOURCE_EGRESS;
+  const auto at = facts_.ifindex.find(resource.port->interface);
+  record.ifindex = at == facts_.ifindex.end() ? 0 : at->second;
+  return egress_slots_.at({tenant.id, resource.port->name});
+}
+
+Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t now_boot_ns,
+                        std::vector<Term>& bound) {
+  const Result<GrantPlan> plan = decide_grant(*index_, request);
+  if (!plan) return std::unexpected(plan.error());
+  const Tenant& tenant = *plan->tenant;
+  const uint32_t tenant_slot = facts_.tenant_indexes.at(tenant.id);
+  const abi::tenant_state& state = plane_->tenants[tenant_slot];
+  if (tenant_disabled(tenant_slot))
+    return fail(ErrorKind::conflict, "tenant_disabled", fmt::format("tenant {} is disabled", tenant.name),
+                fmt::format("holdfast tenant enable {}", tenant.name));
+  uint32_t& binding = binding_of_tenant_[tenant_slot];
+  if (leases_.of_tenant(tenant_slot) + binding >= tenant.leases_max)
+    return fail(ErrorKind::exhausted, "tenant_leases_max",
+                fmt::format("tenant {} has {} leases, its limit", tenant.name, tenant.leases_max),
+                "release some, or raise the tenant's limits.leases");
+
+  const size_t first = bound.size();
+  for (const Resource& resource : plan->resources) {
+    Binding b;
+    const Result<uint32_t> slot = slot_of(tenant, resource, b.record);
+    if (!slot) return std::unexpected(slot.error());
+    const abi::lease_record& there = plane_->slots.record(*slot);
+    const std::string name = resource_name(resource);
+    if (there.phase == abi::HF_PHASE_FENCED)
+      return fail(ErrorKind::conflict, "fenced", fmt::format("{} of tenant {} is fenced", name, tenant.name),
+                  "its last teardown could not be proved; an operator has to clear it");
+    if (draining_[*slot])
+      return fail(ErrorKind::unavailable, "draining",
+                  fmt::format("{} of tenant {} is being torn down", name, tenant.name), "try again in a second");
+    if (plane_->slots.bound(*slot))
+      return fail(ErrorKind::conflict, "already_leased",
+                  fmt::format("{} of tenant {} is held by lease {}", name, tenant.name, lease_text(there)),
+                  "revoke it first, or renew it");
+    if (plane_->slots.binding(*slot))
+      return fail(ErrorKind::invalid, "named_twice",
+                  fmt::format("{} of tenant {} is named twice in this request", name, tenant.name),
+                  "name each resource once");
+    if (plane_->slots.retired(*slot))
+      return fail(ErrorKind::exhausted, "slot_retired",
+                  fmt::format("{} of tenant {} has used up its incarnations", name, tenant.name),
+                  "push a policy without it, then one with it: it gets a new slot");
+
+    abi::lease_record& r = b.record;
+    r.lease_id[0] = id.words[0];
+    r.lease_id[1] = id.words[1];
+    r.granted_boot_ns = now_boot_ns;
+    r.generation = there.generation + 1;
+    r.tenant_id = tenant.id;
+    r.holder = request.holder.id;
+    r.holder_kind =
+        request.holder.kind == Holder::Kind::uid ? abi::HF_HOLDER_UID : abi::HF_HOLDER_CGROUP;
+    r.grace_ms = static_cast<uint32_t>(request.grace_ns / ns_per_ms);
+    r.phase = abi::HF_PHASE_ACTIVE;
+    r.first_slot = bound.size() == first ? *slot : bound[first].slot;
+    r.next_slot = abi::HF_NO_SLOT;
+    if (request.peer) {
+      b.has_peer = true;
+      store_address(r.peer, request.peer->address);
+      r.peer_prefix_bits = request.peer->bits;
+    }
+    b.tenant = tenant_slot;
+    b.tenant_epoch = state.epoch;
+    plane_->slots.bind(*slot, b);
+    if (bound.size() != first) plane_->slots.link(bound.back().slot, *slot);
+    bound.push_back({*slot, now_boot_ns + request.ttl_ns});
+  }
+  ++binding;
+  return {};
+}
+
+Result<Grant> Node::grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next) {
+  if (!actor.operates)
+    return fail(ErrorKind::denied, "not_operator", "granting a lease takes an operator",
+                "join group holdfast-operator, or ask an operator");
+  std::vector<Term> bound;
+  Grant granted;
+  std::vector<LeaseId>& ids = granted.ids;
+  const uint64_t now = boot_now_ns();
+  binding_of_tenant_.clear();
+
+  // Everything is bound, still denying, before anything opens: a batch is granted whole or not at all.
+  const auto refuse = [&](Error error) -> Result<Grant> {
+    for (const Term& term : bound) {
+      plane_->slots.close(term.slot);
+      plane_->slots.set_phase(term.slot, 0);
+    }
+    return std::unexpected(std::move(error));
+  };
+  GrantRequest request;
+  for (;;) {
+    Result<bool> more = next(request);
+    if (!more) return refuse(std::move(more.error()));
+    if (!*more) break;
+    const LeaseId id = LeaseId::random();
+    Status ok = leases_.size() + ids.size() < policy_->leases_max
+                    ? bind_lease(request, id, now, bound)
+                    : Status(fail(ErrorKind::exhausted, "leases_max",
+                                  fmt::format("this node has {} leases, its limit", policy_->leases_max),
+                                  "release some, or raise limits.leases in the policy"));
+    if (!ok) return refuse(ids.empty() ? std::move(ok.error())
+                                       : std::move(ok.error()).in(fmt::format("lease {} of the batch", ids.size() + 1)));
+    ids.push_back(id);
+  }
+  if (Status ok = open_leases(*plane_, bound, granted.nft_ns); !ok) return refuse(std::move(ok.error()));
+  granted.ebpf_ns = boot_now_ns() - now - granted.nft_ns;
+
+  leases_.reserve(ids.size());
+  for (const Term& term : bound) {
+    const abi::lease_record& record = plane_->slots.record(term.slot);
+    if (record.first_slot != term.slot) continue;
+    leases_.add(LeaseId::of(record), term.slot, record.incarnation, term.deadline_boot_ns,
+                plane_->slots.slot(term.slot).tenant);
+    if (ids.size() <= 16)
+      journal_.record("lease.grant", {{"lease", lease_text(record)},
+                                      {"tenant", tenant_name(plane_->slots.slot(term.slot).tenant)},
+                                      {"actor_uid", actor.uid},
+                                      {"term", human_duration(term.deadline_boot_ns - now)}});
+  }
+  if (ids.size() > 16)
+    journal_.record("lease.grant", {{"leases", ids.size()}, {"actor_uid", actor.uid}});
+  arm_expiry_timer();
+  return granted;
+}
+
+// ---- renew ------------------------------------------------------------------------------------------------
+
+Result<uint32_t> Node::find_live(const LeaseId& id) const {
+  const std::optional<uint32_t> slot = leases_.find(id);
+  if (slot) return *slot;
+  return fail(ErrorKind::not_found, "no_such_lease", fmt::format("there is no lease {}", format_lease_id(id)),
+              "it may have ended: `holdfast lease ls`");
+}
+
+Status Node::check_holder(const Actor& actor, uint32_t first_slot) const {
+  const abi::lease_record& record = plane_->slots.record(first_slot);
+  if (actor.operates || (record.holder_kind == abi::HF_HOLDER_UID && record.holder == actor.uid)) return {};
+  return fail(ErrorKind::denied, "not_holder", fmt::format("lease {} is not yours", lease_text(record)),
+              "only its holder or an operator may do this");
+}
+
+Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
+                              std::optional<uint64_t> generation) {
+  if (Status ok = check_term(ttl_ns); !ok) return pass_on(ok);
+  const Result<uint32_t> slot = find_live(id);
+  if (!slot) return std::unexpected(slot.error());
+  if (Status ok = check_holder(actor, *slot); !ok) return pass_on(ok);
+  const abi::lease_record& record = plane_->slots.record(*slot);
+  if (generation && *generation != record.generation)
+    return fail(ErrorKind::conflict, "generation_mismatch",
+                fmt::format("lease {} is at generation {}, not {}", lease_text(record), record.generation,
+                            *generation),
+                "somebody renewed it in between; look at it and decide again");
+  if (record.phase == abi::HF_PHASE_GRACE)
+    return fail(ErrorKind::conflict, "being_revoked",
+                fmt::format("lease {} is being revoked", lease_text(record)), "grant a new one after it ended");
+  const uint64_t deadline = boot_now_ns() + ttl_ns;
+  std::vector<Term> terms;
+  for (const uint32_t s : slots_of(*slot)) terms.push_back({s, deadline});
+  if (Status ok = move_deadline(*plane_, terms); !ok) return pass_on(ok);
+  leases_.moved(*slot, record.incarnation, deadline);
+  arm_expiry_timer();
+  journal_.record("lease.renew", {{"lease", lease_text(record)},
+                                  {"actor_uid", actor.uid},
+                                  {"generation", record.generation},
+                                  {"term", human_duration(ttl_ns)}});
+  return view(*slot);
+}
+
+// ---- end --------------------------------------------------------------------------------------------------
+
+void Node::revoke(const LeaseId& id, uint64_t grace_ns, Done done) {
+  const Result<uint32_t> slot = find_live(id);
+  if (!slot) return done(std::unexpected(slot.error()));
+  const uint64_t ends = boot_now_ns() + grace_ns;
+  const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(*slot));
+  if (grace_ns == 0) return tear_down(slots_of(*slot), "torndown", std::move(done));
+  journal_.record("lease.revoke_warning",
+                  {{"lease", format_lease_id(id)}, {"grace", human_duration(grace_ns)}});
+  // Grace is a shorter term: the kernel ends it, whatever becomes of us. It never passes the lease's end.
+  std::vector<Term> terms;
+  for (const uint32_t s : slots_of(*slot)) terms.push_back({s, std::min(ends, deadline)});
+  if (Status ok = move_deadline(*plane_, terms); !ok) return done(ok);
+  for (const Term& term : terms) plane_->slots.set_phase(term.slot, abi::HF_PHASE_GRACE);
+  leases_.moved(*slot, plane_->slots.record(*slot).incarnation, terms.front().deadline_boot_ns);
+  arm_expiry_timer();
+  journal_.record("lease.grace_running", {{"lease", format_lease_id(id)}});
+  done({});
+}
+
+void Node::release(const Actor& actor, const LeaseId& id, Done done) {
+  const Result<uint32_t> slot = find_live(id);
+  if (!slot) return done(std::unexpected(slot.error()));
+  if (Status ok = check_holder(actor, *slot); !ok) return done(ok);
+  tear_down(slots_of(*slot), "torndown", std::move(done));
+}
+
+void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done) {
+  for (const uint32_t slot : slots) plane_->slots.close(slot);  // first, and nothing before it
+  for (const uint32_t slot : slots) {
+    draining_[slot] = true;
+    const abi::lease_record& record = plane_->slots.record(slot);
+    if (record.first_slot == slot) leases_.remove(LeaseId::of(record), plane_->slots.slot(slot).tenant);
+  }
+  journal_.record("lease.forced_teardown",
+                  {{"lease", lease_text(plane_->slots.record(slots.front()))}, {"slots", slots.size()}});
+  auto shared = std::make_shared<std::vector<uint32_t>>(std::move(slots));
+  grace_.after_grace_period([this, shared, outcome, done = std::move(done)] {
+    teardown_finished(*shared, outcome, done);
+  });
+}
+
+void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome, const Done& done) {
+  const size_t now = std::min(slots.size(), teardown_slots_per_turn);
+  const auto part = std::span(slots).first(now);
+  Status ok = finish_teardown(*plane_, part);
+  for (const uint32_t slot : part) {
+    plane_->slots.set_phase(slot, ok ? 0U : static_cast<uint32_t>(abi::HF_PHASE_FENCED));
+    draining_[slot] = false;
+    const abi::lease_record& record = plane_->slots.record(slot);
+    if (ok && record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
+      const auto entry = plane_->banks.endpoint(record.endpoint);
+      slot_used_[slot] = entry && entry->slot == slot;
+    } else if (ok) {
+      slot_used_[slot] = std::any_of(egress_slots_.begin(), egress_slots_.end(),
+                                     [&](const auto& entry) { return entry.second == slot; });
+    }
+  }
+  const std::string lease = lease_text(plane_->slots.record(slots.front()));
+  if (ok) {
+    journal_.record(outcome == "torndown" ? "lease.torndown" : "lease.failed_closed",
+                    {{"lease", lease}, {"slots", part.size()}});
+  } else {
+    log::error("lease.fenced", {{"lease", lease}, {"slots", part.size()}, {"cause", ok.error().text()}});
+    ok = fail(ErrorKind::conflict, "fenced",
+              fmt::format("the teardown of lease {} could not be proved: {}", lease, ok.error().text()),
+              "the gate denies; the resource stays fenced until an operator clears it");
+  }
+  if (now < slots.size() && ok) {
+    auto rest = std::make_shared<std::vector<uint32_t>>(slots.begin() + static_cast<ptrdiff_t>(now), slots.end());
+    loop_.defer([this, rest, outcome, done] { teardown_finished(*rest, outcome, done); });
+    return;
+  }
+  for (const uint32_t slot : std::span(slots).subspan(now)) {
+    plane_->slots.set_phase(slot, abi::HF_PHASE_FENCED);
+    draining_[slot] = false;
+  }
+  if (done) done(ok);
+}
+
+void Node::expire_due() {
+  std::vector<uint32_t> due;
+  const uint64_t now = boot_now_ns();
+  for (auto next = leases_.earliest(); next && next->deadline_boot_ns <= now; next = leases_.earliest()) {
+    leases_.pop();
+    const uint64_t gate = plane_->slots.gate(next->slot);
+    const bool same = abi::hf_gate_incarnation(gate) == next->incarnation && plane_->slots.bound(next->slot);
+    // Renewed meanwhile: a later entry stands for it.
+    if (!same || abi::hf_gate_deadline_boot_ns(gate) > now) continue;
+    const std::vector<uint32_t> slots = slots_of(next->slot);
+    due.insert(due.end(), slots.begin(), slots.end());
+  }
+  if (!due.empty()) {
+    journal_.record("lease.expired", {{"slots", due.size()}});
+    tear_down(std::move(due), "failed_closed", {});
+  }
+  expiry_timer_at_ = 0;
+  arm_expiry_timer();
+}
+
+void Node::arm_expiry_timer() {
+  const auto next = leases_.earliest();
+  if (!next || (expiry_timer_at_ != 0 && expiry_timer_at_ <= next->deadline_boot_ns)) return;
+  // The gate's clock ticks in 2^20 ns and rounds down, so at the deadline the kernel has denied already.
+  expiry_timer_at_ = next->deadline_boot_ns;
+  expiry_timer_ = loop_.at(expiry_timer_at_, [this] { expire_due(); });
+}
+
+// ---- tenants ----------------------------------------------------------------------------------------------
+
+Status Node::disable_tenant(std::string_view name) {
+  const Tenant* tenant = index_->tenant(name);
+  if (tenant == nullptr)
+    return fail(ErrorKind::not_found, "no_such_tenant", fmt::format("there is no tenant {}", name),
+                "`holdfast tenant ls` lists them");
+  const uint32_t index = facts_.tenant_indexes.at(tenant->id);
+  abi::tenant_state& state = plane_->tenants[index];
+  // One store ends every lease of the tenant; it comes before anything else.
+  std::atomic_ref<decltype(state.epoch)>(state.epoch).fetch_add(1, std::memory_order_seq_cst);
+  std::atomic_ref<decltype(state.flags)>(state.flags).fetch_or(abi::HF_TENANT_DISABLED);
+  nft::Changes changes;
+  for (const TenantPort& port : tenant->ports)
+    if (const auto at = facts_.ifindex.find(port.interface); at != facts_.ifindex.end())
+      changes.disarm.push_back(at->second);
+  journal_.record("tenant.disable", {{"tenant", name}, {"leases", leases_.of_tenant(index)}});
+  if (!changes.empty()) {
+    if (Status ok = plane_->nft.apply(changes); !ok) return ok;
+    if (Status ok = plane_->nft.verify(changes); !ok) return ok;
+  }
+  tear_down_tenant(index);
+  return {};
+}
+
+Status Node::enable_tenant(std::string_view name) {
+  const Tenant* tenant = index_->tenant(name);
+  if (tenant == nullptr)
+    return fail(ErrorKind::not_found, "no_such_tenant", fmt::format("there is no tenant {}", name),
+                "`holdfast tenant ls` lists them");
+  const uint32_t index = facts_.tenant_indexes.at(tenant->id);
+  if (!tenant_disabled(index)) return {};
+  abi::tenant_state& state = plane_->tenants[index];
+  std::atomic_ref<decltype(state.flags)>(state.flags).fetch_and(~static_cast<uint32_t>(abi::HF_TENANT_DISABLED));
+  nft::Changes changes;
+  for (const TenantPort& port : tenant->ports) {
+    const auto at = facts_.ifindex.find(port.interface);
+    if (at == facts_.ifindex.end()) continue;
+    if (Status ok = plane_->attachments.verify_tenant_port({at->second, port.interface}); !ok) return ok;
+    changes.arm.push_back(at->second);
+  }
+  journal_.record("tenant.enable", {{"tenant", name}});
+  if (changes.empty()) return {};
+  if (Status ok = plane_->nft.apply(changes); !ok) return ok;
+  return plane_->nft.verify(changes);
+}
+
+void Node::tear_down_tenant(uint32_t index) {
+  std::vector<uint32_t> slots;
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot)
+    if (plane_->slots.slot(slot).tenant == index && plane_->slots.bound(slot) && !draining_[slot])
+      slots.push_back(slot);
+  if (!slots.empty()) tear_down(std::move(slots), "torndown", {});
+}
+
+// ---- views ------------------------------------------------------------------------------------------------
+
+std::vector<uint32_t> Node::slots_of(uint32_t first_slot) const {
+  std::vector<uint32_t> slots;
+  for (uint32_t slot = first_slot; slot != abi::HF_NO_SLOT && slots.size() < lease_resources_max;
+       slot = plane_->slots.record(slot).next_slot)
+    slots.push_back(slot);
+  return slots;
+}
+
+LeaseView Node::view(uint32_t first_slot) const {
+  const abi::lease_record& record = plane_->slots.record(first_slot);
+  LeaseView out;
+  out.id = LeaseId::of(record);
+  out.deadline_boot_ns = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(first_slot));
+  out.granted_boot_ns = record.granted_boot_ns;
+  out.generation = record.generation;
+  out.holder = {record.holder_kind == abi::HF_HOLDER_UID ? Holder::Kind::uid : Holder::Kind::cgroup,
+                record.holder};
+  if (record.phase == abi::HF_PHASE_FENCED) {
+    out.state = LeaseState::fenced;
+  } else if (out.deadline_boot_ns <= boot_now_ns()) {
+    out.state = LeaseState::expired;
+  } else if (record.phase == abi::HF_PHASE_GRACE) {
+    out.state = LeaseState::grace_running;
+  }
+  if (plane_->slots.slot(first_slot).flags & abi::HF_SLOT_PEER)
+    out.peer = Prefix{address_of(record.peer), static_cast<uint8_t>(record.peer_prefix_bits)};
+  const Tenant* tenant = index_->tenant_by_id(record.tenant_id);
+  out.tenant = tenant != nullptr ? tenant->name : fmt::format("id {}", record.tenant_id);
+  for (const uint32_t slot : slots_of(first_slot)) {
+    const abi::lease_record& r = plane_->slots.record(slot);
+    if (r.resource_kind == abi::HF_RESOURCE_EGRESS) {
+      std::string port = "?";
+      for (const auto& [name, egress] : egress_slots_)
+        if (egress == slot) port = name.second;
+      out.resources.push_back("egress:" + port);
+      continue;
+    }
+    const Address address = address_of(r.endpoint.address);
+    const Endpoint* endpoint =
+        tenant == nullptr ? nullptr
+                          : index_->endpoint_at(*tenant, address, protocol_of(r.endpoint), port_of(r.endpoint));
+    Resource resource;
+    resource.endpoint = endpoint;
+    resource.address = address;
+    resource.listen = port_of(r.endpoint);
+    out.resources.push_back(endpoint != nullptr ? resource_name(resource)
+                                                : "?@" + format_address(address));
+  }
+  return out;
+}
+
+Result<LeaseView> Node::lease(const LeaseId& id) const {
+  const Result<uint32_t> slot = find_live(id);
+  if (!slot) return std::unexpected(slot.error());
+  return view(*slot);
+}
+
+std::vector<LeaseView> Node::leases(uint32_t& slot, size_t limit, std::string_view tenant) const {
+  std::vector<LeaseView> out;
+  for (; slot < plane_->slots.size() && out.size() < limit; ++slot) {
+    const abi::lease_record& record = plane_->slots.record(slot);
+    const bool listed = plane_->slots.bound(slot) || record.phase == abi::HF_PHASE_FENCED;
+    if (!listed || record.first_slot != slot) continue;
+    LeaseView found = view(slot);
+    if (tenant.empty() || found.tenant == tenant) out.push_back(std::move(found));
+  }
+  return out;
+}
+
+std::vector<TenantView> Node::tenants() const {
+  std::vector<TenantView> out;
+  for (const Tenant& tenant : policy_->tenants) {
+    const uint32_t index = facts_.tenant_indexes.at(tenant.id);
+    out.push_back({&tenant, index, tenant_disabled(index), plane_->tenants[index].epoch,
+                   leases_.of_tenant(index)});
+  }
+  return out;
+}
+
+std::optional<LeaseId> Node::lease_of_slot(uint32_t slot) const {
+  if (slot >= plane_->slots.size() || plane_->slots.record(slot).lease_id[0] == 0) return std::nullopt;
+  return LeaseId::of(plane_->slots.record(slot));
+}
+
+std::string Node::tenant_name(uint32_t index) const {
+  if (index >= plane_->tenants.size()) return "";
+  const Tenant* tenant = index_->tenant_by_id(plane_->tenants[index].id);
+  return tenant != nullptr ? tenant->name : "";
+}
+
+}  // namespace holdfast

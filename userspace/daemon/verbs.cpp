@@ -1,0 +1,644 @@
+#include "userspace/daemon/verbs.hpp"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "policy/address.hpp"
+#include "policy/parse.hpp"
+#include "policy/render.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/daemon/explain.hpp"
+
+namespace holdfast {
+namespace {
+
+using cbor::Value;
+
+constexpr size_t leases_per_page = 1000;
+constexpr size_t flows_per_reply = 1000;
+constexpr size_t followers_max = 64;
+constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
+
+std::string address_port(const uint32_t (&address)[4], uint16_t port_be) {
+  const Address a = address_of(address);
+  return port_be == 0 ? format_address(a) : format_address_port({a, ntohs(port_be)});
+}
+
+std::string protocol_name(uint8_t protocol) {
+  switch (protocol) {
+    case 1:
+    case 58: return "icmp_echo";
+    case 6: return "tcp";
+    case 17: return "udp";
+    default: return fmt::format("{}", protocol);
+  }
+}
+
+std::string_view protocol_name(Protocol protocol) {
+  switch (protocol) {
+    case Protocol::icmp_echo: return "icmp_echo";
+    case Protocol::tcp: return "tcp";
+    case Protocol::udp: return "udp";
+  }
+  return "?";
+}
+
+Result<Protocol> parse_protocol(std::string_view text) {
+  for (const Protocol p : {Protocol::icmp_echo, Protocol::tcp, Protocol::udp})
+    if (protocol_name(p) == text) return p;
+  return fail(ErrorKind::invalid, "bad_protocol", fmt::format("\"{}\" is no protocol of ours", text),
+              "tcp, udp or icmp_echo");
+}
+
+// "uid:1000" or "cgroup:4711".
+Result<Holder> parse_holder(std::string_view text) {
+  Holder holder;
+  const size_t colon = text.find(':');
+  const std::string_view kind = text.substr(0, colon);
+  const std::string_view id = colon == std::string_view::npos ? "" : text.substr(colon + 1);
+  const auto end = std::from_chars(id.data(), id.data() + id.size(), holder.id);
+  const bool number = !id.empty() && end.ec == std::errc() && end.ptr == id.data() + id.size();
+  if (number && kind == "uid" && holder.id <= UINT32_MAX) return holder;
+  holder.kind = Holder::Kind::cgroup;
+  if (number && kind == "cgroup") return holder;
+  return fail(ErrorKind::invalid, "bad_holder", fmt::format("\"{}\" is not a holder", text),
+              "uid:NUMBER or cgroup:ID");
+}
+
+std::string holder_text(const Holder& holder) {
+  return fmt::format("{}:{}", holder.kind == Holder::Kind::uid ? "uid" : "cgroup", holder.id);
+}
+
+Value error_value(const std::string& interface, const Error& error) {
+  return Value::map({{"interface", interface}, {"code", error.code}, {"cause", error.text()}});
+}
+
+Value counter_value(const abi::counter& counter) {
+  return Value::map({{"packets", counter.packets}, {"bytes", counter.bytes}});
+}
+
+std::string hex(const uint8_t* bytes, size_t size) {
+  std::string out;
+  for (size_t i = 0; i < size; ++i) out += fmt::format("{:02x}", bytes[i]);
+  return out;
+}
+
+std::string wall_of(uint64_t boot_ns) {
+  return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
+}
+
+// One item of a bulk grant. Unknown keys are refused: a misspelt limit must not be ignored.
+Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
+  request.tenant.clear();
+  request.endpoints.clear();
+  request.egress.clear();
+  request.peer.reset();
+  request.grace_ns = 0;
+  request.ttl_ns = 0;
+  each = false;
+  const auto texts = [&](std::vector<std::string>& out) {
+    for (in.array(); in.more();) out.emplace_back(in.text());
+    in.end();
+  };
+  std::optional<Error> bad;
+  for (in.map(); in.more() && !bad;) {
+    const std::string_view key = in.text();
+    if (key == "tenant") {
+      request.tenant = in.text();
+    } else if (key == "endpoints") {
+      texts(request.endpoints);
+    } else if (key == "egress") {
+      texts(request.egress);
+    } else if (key == "ttl_ns") {
+      request.ttl_ns = in.u64();
+    } else if (key == "grace_ns") {
+      request.grace_ns = in.u64();
+    } else if (key == "each") {
+      each = in.boolean();
+    } else if (key == "peer") {
+      Result<Prefix> peer = parse_prefix(in.text());
+      if (peer) request.peer = *peer; else bad = std::move(peer.error());
+    } else if (key == "holder") {
+      Result<Holder> holder = parse_holder(in.text());
+      if (holder) request.holder = *holder; else bad = std::move(holder.error());
+    } else if (in.ok()) {
+      bad = Error{ErrorKind::invalid, "unknown_key", 0, fmt::format("a lease has no \"{}\"", key), {}};
+    }
+  }
+  if (bad) return std::unexpected(std::move(*bad));
+  in.end();
+  if (!in.ok()) return std::unexpected(in.error());
+  return true;
+}
+
+}  // namespace
+
+Verbs::Verbs(wire::EventLoop& loop, Node& node, std::function<Result<std::vector<std::string>>()> detach)
+    : loop_(loop),
+      node_(node),
+      detach_(std::move(detach)),
+      counters_(node.plane().object),
+      started_boot_ns_(boot_now_ns()),
+      started_wall_ns_(wall_now_ns()) {}
+
+Status Verbs::attach_drop_events(Verbs& verbs) {
+  Result<DropEvents> events = DropEvents::open(verbs.node_.plane().object,
+                                               [&verbs](const abi::drop_event& e) { verbs.on_drop(e); });
+  if (!events) return pass_on(events);
+  verbs.drop_events_ = std::move(*events);
+  Result<wire::FdWatch> watch = verbs.loop_.watch(verbs.drop_events_->fd(), EPOLLIN,
+                                                  [&verbs](uint32_t) { verbs.drop_events_->consume(); });
+  if (!watch) return pass_on(watch);
+  verbs.drop_watch_ = std::move(*watch);
+  return {};
+}
+
+Value Verbs::hello(const wire::Peer& peer) const {
+  return Value::map({{"version", HOLDFAST_VERSION},
+                     {"abi", static_cast<uint64_t>(abi::HF_ABI_VERSION)},
+                     {"generation", node_.policy().generation},
+                     {"role", wire::name_of(peer.role)},
+                     {"boot_ns", boot_now_ns()},
+                     {"wall_time", rfc3339_utc(wall_now_ns())}});
+}
+
+void Verbs::handle(const wire::Peer& peer, wire::Request request, wire::Responder responder) {
+  static constexpr std::string_view changing[] = {"lease.grant",   "lease.renew",    "lease.revoke",
+                                                  "lease.release", "tenant.disable", "tenant.enable",
+                                                  "bundle.push",   "node.detach"};
+  if (std::find(std::begin(changing), std::end(changing), request.verb) != std::end(changing))
+    return change(peer, request, std::move(responder));
+  if (peer.role == wire::Role::none)
+    return responder.fail(Error{ErrorKind::denied, "not_in_group", 0,
+                                fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
+                                "usermod -aG holdfast USER, then log in again"});
+  if (request.verb == "drops.follow") {
+    if (followers_.size() >= followers_max)
+      return responder.fail(Error{ErrorKind::exhausted, "followers_max", 0,
+                                  fmt::format("{} others follow drop events", followers_.size()), "try later"});
+    followers_.push_back(std::make_shared<wire::Responder>(std::move(responder)));
+    return;
+  }
+  Answer answer = read(peer, request);
+  if (answer) return responder.answer(*answer);
+  responder.fail(answer.error());
+}
+
+Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) {
+  if (request.verb == "status") return status(peer);
+  if (request.verb == "lease.list") return lease_list(request.args);
+  if (request.verb == "lease.show") return lease_show(request.args);
+  if (request.verb == "route.list") return route_list();
+  if (request.verb == "tenant.list") return tenant_list();
+  if (request.verb == "bundle.show") return bundle_show();
+  if (request.verb == "drops.read") return drops_read();
+  if (request.verb == "flows.list") return flows_list(request.args);
+  if (request.verb == "explain") return explain(request.args);
+  return fail(ErrorKind::invalid, "unknown_verb", fmt::format("there is no verb \"{}\"", request.verb),
+              "client and daemon may be of different versions: compare `holdfast --version` with `holdfast status`");
+}
+
+void Verbs::change(const wire::Peer& peer, const wire::Request& request, wire::Responder responder) {
+  const bool own_lease = request.verb == "lease.renew" || request.verb == "lease.release";
+  const bool allowed = peer.role == wire::Role::operates || own_lease;
+  if (!allowed || (request.verb == "node.detach" && peer.uid != 0)) {
+    log::notice("denied", {{"verb", request.verb}, {"uid", peer.uid}});
+    return responder.fail(
+        request.verb == "node.detach"
+            ? Error{ErrorKind::denied, "not_root", 0, "only root may end enforcement", "run it as root"}
+            : Error{ErrorKind::denied, "not_operator", 0,
+                    fmt::format("uid {} is not an operator of this node", peer.uid),
+                    "usermod -aG holdfast-operator USER, then log in again"});
+  }
+  Answer answer = Value();
+  if (request.verb == "lease.revoke" || request.verb == "lease.release")
+    return lease_end(peer, request, std::move(responder));
+  if (request.verb == "lease.grant") {
+    answer = lease_grant(peer, request);
+  } else if (request.verb == "lease.renew") {
+    answer = lease_renew(peer, request.args);
+  } else if (request.verb == "bundle.push") {
+    answer = bundle_push(request);
+  } else if (request.verb == "node.detach") {
+    Result<std::vector<std::string>> removed = detach_();
+    if (removed) {
+      Value list = Value::array();
+      for (std::string& item : *removed) list.push(std::move(item));
+      answer = Value::map({{"removed", std::move(list)}});
+    } else {
+      answer = pass_on(removed);
+    }
+  } else {
+    const bool disable = request.verb == "tenant.disable";
+    const Result<std::string_view> name = request.args.get_text("name");
+    const Status ok = !name     ? Status(std::unexpected(name.error()))
+                      : disable ? node_.disable_tenant(*name)
+                                : node_.enable_tenant(*name);
+    if (ok) {
+      answer = Value::map({{"name", *name}, {"state", disable ? "disabled" : "enabled"}});
+    } else {
+      answer = std::unexpected(ok.error());
+    }
+  }
+  if (answer) return responder.answer(*answer);
+  responder.fail(answer.error());
+}
+
+// ---- leases -----------------------------------------------------------------------------------------------
+
+Value Verbs::lease_value(const LeaseView& lease) const {
+  Value resources = Value::array();
+  for (const std::string& name : lease.resources) resources.push(name);
+  const uint64_t now = boot_now_ns();
+  return Value::map({{"id", format_lease_id(lease.id)},
+                     {"state", name_of(lease.state)},
+                     {"tenant", lease.tenant},
+                     {"resources", std::move(resources)},
+                     {"holder", holder_text(lease.holder)},
+                     {"peer", lease.peer ? Value(format_prefix(*lease.peer)) : Value()},
+                     {"granted_at", wall_of(lease.granted_boot_ns)},
+                     {"expires_at", wall_of(lease.deadline_boot_ns)},
+                     {"remaining_ns", lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0},
+                     {"generation", lease.generation}});
+}
+
+Verbs::Answer Verbs::lease_list(const Value& args) const {
+  if (Status ok = args.only_keys({"cursor", "limit", "tenant"}); !ok) return pass_on(ok);
+  const Result<uint64_t> cursor = args.get_u64_or("cursor", 0);
+  const Result<uint64_t> limit = args.get_u64_or("limit", leases_per_page);
+  const Result<std::string_view> tenant = args.get_text_or("tenant", "");
+  if (!cursor) return std::unexpected(cursor.error());
+  if (!limit) return std::unexpected(limit.error());
+  if (!tenant) return std::unexpected(tenant.error());
+  auto slot = static_cast<uint32_t>(std::min<uint64_t>(*cursor, UINT32_MAX));
+  Value list = Value::array();
+  for (const LeaseView& lease : node_.leases(slot, std::min<uint64_t>(*limit, leases_per_page), *tenant))
+    list.push(lease_value(lease));
+  const bool more = slot < node_.plane().slots.size();
+  return Value::map({{"leases", std::move(list)}, {"next", more ? Value(slot) : Value()}});
+}
+
+Verbs::Answer Verbs::lease_show(const Value& args) const {
+  const Result<std::string_view> text = args.get_text("id");
+  if (!text) return std::unexpected(text.error());
+  const Result<LeaseId> id = parse_lease_id(*text);
+  if (!id) return std::unexpected(id.error());
+  const Result<LeaseView> lease = node_.lease(*id);
+  if (!lease) return std::unexpected(lease.error());
+  return lease_value(*lease);
+}
+
+Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& request) {
+  if (!request.has_body)
+    return fail(ErrorKind::invalid, "no_body", "lease.grant takes an array of leases as its body");
+  const uint64_t begin = boot_now_ns();
+  cbor::Reader in(request.body, {.bytes_max = request.body.size()});
+  const uint64_t count = in.array();
+  if (!in.ok()) return std::unexpected(in.error());
+  if (count == 0 || count > grant_items_max)
+    return fail(ErrorKind::invalid, "lease_count", fmt::format("{} leases in one request", count),
+                fmt::format("between 1 and {}", grant_items_max));
+
+  // `each` stands for one lease on every member of what it selects.
+  GrantRequest one;
+  std::vector<Resource> members;
+  size_t member = 0;
+  const auto next = [&](GrantRequest& out) -> Result<bool> {
+    if (member < members.size()) {
+      out = one;
+      out.endpoints = {resource_name(members[member])};
+      ++member;
+      return true;
+    }
+    if (!in.more()) return false;
+    bool each = false;
+    out.holder = {Holder::Kind::uid, peer.uid};
+    Result<bool> ok = read_grant(in, out, each);
+    if (!ok || !each) return ok;
+    Result<std::vector<Resource>> all = select_members(node_.index(), out);
+    if (!all) return pass_on(all);
+    one = out;
+    members = std::move(*all);
+    member = 1;
+    out.endpoints = {resource_name(members.front())};
+    return true;
+  };
+  const Result<Grant> granted = node_.grant({peer.uid, peer.role == wire::Role::operates}, next);
+  if (!granted) return std::unexpected(granted.error());
+  Value reply = Value::map({{"granted", granted->ids.size()},
+                            {"took_ns", boot_now_ns() - begin},
+                            {"ebpf_ns", granted->ebpf_ns},
+                            {"nft_ns", granted->nft_ns}});
+  if (granted->ids.size() <= leases_per_page) {
+    Value list = Value::array();
+    for (const LeaseId& id : granted->ids)
+      if (const Result<LeaseView> lease = node_.lease(id); lease) list.push(lease_value(*lease));
+    reply.set("leases", std::move(list));
+  }
+  return reply;
+}
+
+Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
+  if (Status ok = args.only_keys({"id", "ttl_ns", "generation"}); !ok) return pass_on(ok);
+  const Result<std::string_view> text = args.get_text("id");
+  if (!text) return std::unexpected(text.error());
+  const Result<LeaseId> id = parse_lease_id(*text);
+  if (!id) return std::unexpected(id.error());
+  const Result<uint64_t> ttl = args.get_u64("ttl_ns");
+  if (!ttl) return std::unexpected(ttl.error());
+  std::optional<uint64_t> generation;
+  if (const Value* value = args.find("generation"); value != nullptr) generation = value->as_u64();
+  const Result<LeaseView> lease =
+      node_.renew({peer.uid, peer.role == wire::Role::operates}, *id, *ttl, generation);
+  if (!lease) return std::unexpected(lease.error());
+  return lease_value(*lease);
+}
+
+void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder) {
+  const Result<std::string_view> text = request.args.get_text("id");
+  if (!text) return responder.fail(text.error());
+  const Result<LeaseId> id = parse_lease_id(*text);
+  if (!id) return responder.fail(id.error());
+  const Result<uint64_t> grace = request.args.get_u64_or("grace_ns", 0);
+  if (!grace) return responder.fail(grace.error());
+  auto waiting = std::make_shared<wire::Responder>(std::move(responder));
+  const bool graceful = request.verb == "lease.revoke" && *grace != 0;
+  const auto done = [waiting, id = *id, graceful](const Status& ok) {
+    if (!ok) return waiting->fail(ok.error());
+    waiting->answer(Value::map({{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
+  };
+  if (request.verb == "lease.release")
+    return node_.release({peer.uid, peer.role == wire::Role::operates}, *id, done);
+  node_.revoke(*id, *grace, done);
+}
+
+// ---- policy -----------------------------------------------------------------------------------------------
+
+Verbs::Answer Verbs::bundle_push(const wire::Request& request) {
+  if (!request.has_body)
+    return fail(ErrorKind::invalid, "no_body", "bundle.push takes the policy file as its body");
+  const Result<std::string_view> file = request.args.get_text_or("file", "policy");
+  if (!file) return std::unexpected(file.error());
+  const Result<bool> dry_run = request.args.get_bool_or("dry_run", false);
+  if (!dry_run) return std::unexpected(dry_run.error());
+  const std::string_view text(reinterpret_cast<const char*>(request.body.data()), request.body.size());
+  Result<Policy> policy = parse_policy(text, *file);
+  if (!policy) return pass_on(policy);
+  const uint64_t generation = policy->generation;
+  const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), *dry_run);
+  if (!outcome) return std::unexpected(outcome.error());
+  Value changes = Value::array();
+  for (const std::string& line : outcome->changes) changes.push(line);
+  Value dark = Value::array();
+  for (const auto& [name, error] : outcome->dark) dark.push(error_value(name, error));
+  const abi::control& control = node_.plane().banks.control();
+  return Value::map({{"applied", outcome->applied},
+                     {"generation", generation},
+                     {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
+                     {"changes", std::move(changes)},
+                     {"leases_ended", outcome->leases_ended},
+                     {"dark", std::move(dark)}});
+}
+
+Verbs::Answer Verbs::bundle_show() const {
+  const abi::control& control = node_.plane().banks.control();
+  return Value::map({{"generation", node_.policy().generation},
+                     {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
+                     {"policy", render_policy_json(node_.policy(), JsonLayout::indented)}});
+}
+
+// ---- reading ----------------------------------------------------------------------------------------------
+
+Verbs::Answer Verbs::status(const wire::Peer& peer) const {
+  const DataPlane& plane = node_.plane();
+  const Policy& policy = node_.policy();
+  uint64_t endpoints = 0;
+  for (const Tenant& tenant : policy.tenants)
+    for (const Endpoint& e : tenant.endpoints)
+      endpoints += e.addresses.size() * (static_cast<uint64_t>(e.listen.last) - e.listen.first + 1);
+  Value uplinks = Value::array();
+  for (const std::string& name : policy.uplinks)
+    if (const LinkInfo* link = node_.network().find(name); link != nullptr)
+      uplinks.push(Value::map({{"interface", name}, {"hook", plane.attachments.uplink_hook_of(link->ifindex)}}));
+  Value dark = Value::array();
+  for (const auto& [name, error] : node_.dark()) dark.push(error_value(name, error));
+  const abi::control& control = plane.banks.control();
+  return Value::map(
+      {{"version", HOLDFAST_VERSION},
+       {"policy", Value::map({{"generation", policy.generation},
+                              {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
+                              {"tenants", policy.tenants.size()},
+                              {"endpoints", endpoints}})},
+       {"leases", Value::map({{"live", node_.lease_count()}, {"max", plane.slots.size()}})},
+       {"hooks", Value::map({{"tenant", plane.attachments.tenant_hook_in_use()}, {"uplinks", std::move(uplinks)}})},
+       {"dark", std::move(dark)},
+       {"mapped_bytes", plane.slots.mapped_bytes() + plane.banks.mapped_bytes()},
+       {"started_at", rfc3339_utc(started_wall_ns_)},
+       {"uptime_ns", boot_now_ns() - started_boot_ns_},
+       {"bpf_digest", kernel_object_digest()},
+       {"pin_dir", plane.object.root()},
+       {"table", plane.nft.name()},
+       {"connections", connections_ ? connections_() : 0},
+       {"peer", Value::map({{"uid", peer.uid}, {"role", wire::name_of(peer.role)}})}});
+}
+
+Verbs::Answer Verbs::route_list() const {
+  Value routes = Value::array();
+  const DataPlane& plane = node_.plane();
+  for (const Tenant& tenant : node_.policy().tenants)
+    for (const Endpoint& e : tenant.endpoints) {
+      Value addresses = Value::array();
+      uint64_t leased = 0;
+      for (const Address& address : e.addresses) {
+        addresses.push(format_address(address));
+        for (uint32_t port = e.listen.first; port <= e.listen.last; ++port)
+          if (const auto entry = plane.banks.endpoint(endpoint_key(address, e.protocol, static_cast<uint16_t>(port)));
+              entry && plane.slots.bound(entry->slot))
+            ++leased;
+      }
+      const TenantPort& port = tenant.ports[e.port];
+      std::string listen;
+      if (e.protocol != Protocol::icmp_echo)
+        listen = e.listen.first == e.listen.last ? fmt::format("{}", e.listen.first)
+                                                 : fmt::format("{}-{}", e.listen.first, e.listen.last);
+      routes.push(Value::map({{"tenant", tenant.name},
+                              {"endpoint", e.name},
+                              {"protocol", protocol_name(e.protocol)},
+                              {"addresses", std::move(addresses)},
+                              {"listen", listen},
+                              {"port", port.name},
+                              {"interface", port.interface},
+                              {"members", e.addresses.size() * (static_cast<uint64_t>(e.listen.last) - e.listen.first + 1)},
+                              {"leased", leased}}));
+    }
+  return Value::map({{"routes", std::move(routes)}});
+}
+
+Verbs::Answer Verbs::tenant_list() const {
+  Value list = Value::array();
+  for (const TenantView& view : node_.tenants()) {
+    Value ports = Value::array();
+    for (const TenantPort& port : view.tenant->ports) {
+      Value addresses = Value::array();
+      for (const Address& address : port.addresses) addresses.push(format_address(address));
+      ports.push(Value::map({{"name", port.name},
+                             {"interface", port.interface},
+                             {"mac", format_mac(port.mac)},
+                             {"addresses", std::move(addresses)},
+                             {"present", node_.network().find(port.interface) != nullptr}}));
+    }
+    const Result<abi::tenant_counter> counted = counters_.tenant(view.index);
+    if (!counted) return std::unexpected(counted.error());
+    list.push(Value::map({{"name", view.tenant->name},
+                          {"id", view.tenant->id},
+                          {"state", view.disabled ? "disabled" : "enabled"},
+                          {"epoch", view.epoch},
+                          {"leases", view.leases},
+                          {"leases_max", view.tenant->leases_max},
+                          {"ports", std::move(ports)},
+                          {"to_tenant", counter_value(counted->to_tenant)},
+                          {"from_tenant", counter_value(counted->from_tenant)},
+                          {"dropped", counter_value(counted->dropped)}}));
+  }
+  return Value::map({{"tenants", std::move(list)}});
+}
+
+Verbs::Answer Verbs::drops_read() const {
+  const Result<std::vector<ReasonCount>> rows = counters_.reasons();
+  if (!rows) return std::unexpected(rows.error());
+  Value list = Value::array();
+  uint64_t lost = 0, unsampled = 0;
+  for (const ReasonCount& row : *rows) {
+    lost += row.count.events_lost;
+    unsampled += row.count.events_unsampled;
+    list.push(Value::map({{"hook", hook_name(row.hook)},
+                          {"reason", reason_name(row.reason)},
+                          {"verdict", abi::hf_reason_passes(row.reason) ? "pass" : "drop"},
+                          {"packets", row.count.total.packets},
+                          {"bytes", row.count.total.bytes},
+                          {"text", reason_text(row.reason)}}));
+  }
+  return Value::map({{"reasons", std::move(list)}, {"events_lost", lost}, {"events_unsampled", unsampled}});
+}
+
+Value Verbs::event_value(const abi::drop_event& e) const {
+  const LinkInfo* link = node_.network().find(e.ifindex);
+  const std::optional<LeaseId> lease = node_.lease_of_slot(e.verdict.slot);
+  return Value::map({{"time", wall_of(e.time_boot_ns)},
+                     {"hook", hook_name(e.direction)},
+                     {"reason", reason_name(e.verdict.reason)},
+                     {"interface", link != nullptr ? link->name : fmt::format("{}", e.ifindex)},
+                     {"source", address_port(e.source, e.source_port)},
+                     {"destination", address_port(e.destination, e.destination_port)},
+                     {"protocol", protocol_name(e.protocol)},
+                     {"tenant", node_.tenant_name(e.verdict.tenant)},
+                     {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
+                     {"length", e.length}});
+}
+
+void Verbs::on_drop(const abi::drop_event& event) {
+  if (followers_.empty()) return;
+  const Value value = event_value(event);
+  // A follower that does not keep up misses events; the counters miss nothing.
+  std::erase_if(followers_, [&](const std::shared_ptr<wire::Responder>& follower) {
+    const Status sent = follower->event(value);
+    return !sent && sent.error().code == "peer_gone";
+  });
+}
+
+Verbs::Answer Verbs::flows_list(const Value& args) const {
+  if (Status ok = args.only_keys({"tenant", "limit"}); !ok) return pass_on(ok);
+  const Result<std::string_view> tenant = args.get_text_or("tenant", "");
+  const Result<uint64_t> limit = args.get_u64_or("limit", flows_per_reply);
+  if (!tenant) return std::unexpected(tenant.error());
+  if (!limit) return std::unexpected(limit.error());
+  const size_t wanted = std::min<uint64_t>(*limit, flows_per_reply);
+  const DataPlane& plane = node_.plane();
+  Value list = Value::array();
+  size_t listed = 0;
+  for (const TenantView& view : node_.tenants()) {
+    if (!tenant->empty() && view.tenant->name != *tenant) continue;
+    const Result<std::vector<abi::flow>> flows = counters_.flows(view.index, wanted - listed);
+    if (!flows) return std::unexpected(flows.error());
+    for (const abi::flow& flow : *flows) {
+      const bool live = flow.slot < plane.slots.size() && plane.slots.bound(flow.slot) &&
+                        abi::hf_gate_incarnation(plane.slots.gate(flow.slot)) == flow.incarnation &&
+                        abi::hf_gate_deadline_boot_ns(plane.slots.gate(flow.slot)) > boot_now_ns();
+      const LinkInfo* link = node_.network().find(flow.key.ifindex);
+      const std::optional<LeaseId> lease = live ? node_.lease_of_slot(flow.slot) : std::nullopt;
+      list.push(Value::map({{"tenant", view.tenant->name},
+                            {"protocol", protocol_name(flow.key.protocol)},
+                            {"local", address_port(flow.key.local, flow.key.local_port)},
+                            {"remote", address_port(flow.key.remote, flow.key.remote_port)},
+                            {"interface", link != nullptr ? link->name : fmt::format("{}", flow.key.ifindex)},
+                            {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
+                            {"state", live ? "live" : "dead"}}));
+      ++listed;
+    }
+  }
+  return Value::map({{"flows", std::move(list)}, {"truncated", listed >= wanted}});
+}
+
+Verbs::Answer Verbs::explain(const Value& args) const {
+  if (Status ok = args.only_keys({"from", "source", "destination", "protocol", "source_port", "destination_port",
+                                  "flags", "source_mac"});
+      !ok)
+    return pass_on(ok);
+  ProbePacket packet;
+  const Result<std::string_view> from = args.get_text_or("from", "uplink");
+  const Result<std::string_view> source = args.get_text("source");
+  const Result<std::string_view> destination = args.get_text("destination");
+  const Result<std::string_view> protocol = args.get_text("protocol");
+  const Result<std::string_view> flags = args.get_text_or("flags", "S");
+  const Result<uint64_t> source_port = args.get_u64_or("source_port", 0);
+  const Result<uint64_t> destination_port = args.get_u64_or("destination_port", 0);
+  for (const auto* text : {&from, &source, &destination, &protocol, &flags})
+    if (!*text) return std::unexpected(text->error());
+  for (const auto* number : {&source_port, &destination_port})
+    if (!*number) return std::unexpected(number->error());
+  const Result<Address> source_address = parse_address(*source);
+  if (!source_address) return std::unexpected(source_address.error());
+  const Result<Address> destination_address = parse_address(*destination);
+  if (!destination_address) return std::unexpected(destination_address.error());
+  const Result<Protocol> proto = parse_protocol(*protocol);
+  if (!proto) return std::unexpected(proto.error());
+  packet.source = *source_address;
+  packet.destination = *destination_address;
+  packet.protocol = *proto;
+  packet.source_port = static_cast<uint16_t>(*source_port);
+  packet.destination_port = static_cast<uint16_t>(*destination_port);
+  packet.tcp_syn = *flags == "S";
+  packet.echo_reply = *flags == "A" && *proto == Protocol::icmp_echo;
+  const Result<std::vector<ExplainStep>> steps = explain_packet(node_, *from, packet,
+                                                                args.find("source_mac") != nullptr
+                                                                    ? args.find("source_mac")->as_text()
+                                                                    : nullptr);
+  if (!steps) return std::unexpected(steps.error());
+  Value list = Value::array();
+  bool passes = true;
+  for (const ExplainStep& step : *steps) {
+    const abi::verdict& v = step.verdict;
+    const bool pass = abi::hf_reason_passes(v.reason) != 0;
+    passes = passes && pass;
+    const std::optional<LeaseId> lease = node_.lease_of_slot(v.slot);
+    const uint64_t deadline = abi::hf_gate_deadline_boot_ns(v.gate);
+    const uint64_t now = v.now_boot_ns != 0 ? v.now_boot_ns : boot_now_ns();
+    const std::string tenant = node_.tenant_name(v.tenant);
+    list.push(Value::map({{"hook", hook_name(step.hook)},
+                          {"interface", step.interface},
+                          {"verdict", pass ? "pass" : "drop"},
+                          {"reason", reason_name(v.reason)},
+                          {"text", reason_text(v.reason)},
+                          {"tenant", tenant.empty() ? Value() : Value(tenant)},
+                          {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
+                          {"remaining_ns", deadline > now ? Value(deadline - now) : Value()},
+                          {"ended_ns_ago", deadline != 0 && deadline <= now ? Value(now - deadline) : Value()},
+                          {"bank", v.bank}}));
+  }
+  return Value::map({{"verdict", passes ? "pass" : "drop"}, {"steps", std::move(list)}});
+}
+
+}  // namespace holdfast

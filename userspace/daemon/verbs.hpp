@@ -1,0 +1,64 @@
+// Verbs: requests on control.sock turned into calls of Node, and their outcome into replies. Who may do
+// what is decided here, once, from the peer's role: reading takes group holdfast, changing takes group
+// holdfast-operator, detaching takes root. A holder may renew and release its own lease.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "userspace/daemon/node.hpp"
+#include "userspace/dataplane/counters.hpp"
+#include "userspace/wire/server.hpp"
+
+namespace holdfast {
+
+class Verbs {
+ public:
+  // `detach` removes everything of ours and ends the daemon.
+  Verbs(wire::EventLoop& loop, Node& node, std::function<Result<std::vector<std::string>>()> detach);
+  static Status attach_drop_events(Verbs& verbs);
+
+  cbor::Value hello(const wire::Peer& peer) const;
+  void handle(const wire::Peer& peer, wire::Request request, wire::Responder responder);
+
+  void set_connections(std::function<uint64_t()> connections) { connections_ = std::move(connections); }
+
+ private:
+  using Answer = Result<cbor::Value>;
+
+  Answer read(const wire::Peer& peer, const wire::Request& request);
+  void change(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
+
+  Answer status(const wire::Peer& peer) const;
+  Answer lease_list(const cbor::Value& args) const;
+  Answer lease_show(const cbor::Value& args) const;
+  Answer route_list() const;
+  Answer tenant_list() const;
+  Answer bundle_show() const;
+  Answer drops_read() const;
+  Answer flows_list(const cbor::Value& args) const;
+  Answer explain(const cbor::Value& args) const;
+
+  Answer lease_grant(const wire::Peer& peer, const wire::Request& request);
+  Answer lease_renew(const wire::Peer& peer, const cbor::Value& args);
+  void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
+  Answer bundle_push(const wire::Request& request);
+
+  cbor::Value lease_value(const LeaseView& lease) const;
+  cbor::Value event_value(const abi::drop_event& event) const;
+  void on_drop(const abi::drop_event& event);
+
+  wire::EventLoop& loop_;
+  Node& node_;
+  std::function<Result<std::vector<std::string>>()> detach_;
+  std::function<uint64_t()> connections_;
+  Counters counters_;
+  std::optional<DropEvents> drop_events_;
+  wire::FdWatch drop_watch_;
+  std::vector<std::shared_ptr<wire::Responder>> followers_;
+  uint64_t started_boot_ns_;
+  uint64_t started_wall_ns_;
+};
+
+}  // namespace holdfast
