@@ -156,10 +156,10 @@ enum hf_address_kind {
 };
 
 struct address_owner {
-  __u32 kind;    /* hf_address_kind */
-  __u32 ifindex; /* HF_ADDRESS_TENANT: the port */
-  __u32 tenant;  /* HF_ADDRESS_TENANT: the tenant */
-  __u32 reserved; /* zero */
+  __u32 kind;        /* hf_address_kind */
+  __u32 ifindex;     /* HF_ADDRESS_TENANT: the port */
+  __u32 tenant;      /* HF_ADDRESS_TENANT: the tenant */
+  __u32 egress_slot; /* HF_ADDRESS_TENANT: of the port; without a lease there no flow can match */
 };
 HF_ABI_ASSERT(sizeof(struct address_owner) == 16, "address_owner is ABI");
 

@@ -63,12 +63,12 @@ HF_GLOBAL int hf_commit_event(struct packet *p, struct verdict *v, struct hook *
     counter->events_unsampled++;
     return 0;
   }
+  counter->last_event_jiffy = jiffy; /* a full ring is not asked again before the next jiffy either */
   struct drop_event *event = bpf_ringbuf_reserve(&drop_events, sizeof(*event), 0);
   if (!event) {
     counter->events_lost++;
     return 0;
   }
-  counter->last_event_jiffy = jiffy;
   __builtin_memset(event, 0, sizeof(*event));
   event->time_boot_ns = bpf_ktime_get_boot_ns();
   event->verdict = *v;

@@ -151,8 +151,9 @@ static __always_inline struct flow *hf_find_flow(__u32 tenant, const struct flow
   return flow;
 }
 
+/* An ICMP error that passes, passes as that. */
 static __always_inline __u32 hf_passed_as(const struct packet *p, __u32 reason) {
-  return p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_error : reason;
+  return p->kind == HF_KIND_ICMP_ERROR && hf_reason_passes(reason) ? HF_REASON_icmp_error : reason;
 }
 
 /* An endpoint serves what comes to it, and answers: for TCP anything but opening a connection itself, for
@@ -188,8 +189,8 @@ HF_GLOBAL int hf_decide_fragment(struct packet *p, struct verdict *v, __u32 ifin
   return hf_check_slot(v, first->slot, first->incarnation, peer, HF_REASON_fragment, HF_REASON_no_lease);
 }
 
-/* What is not to a live endpoint: `reason` is what the endpoint had against it. */
-HF_GLOBAL int hf_decide_to_tenant_flow(struct packet *p, struct verdict *v, __u32 ifindex, __u32 reason) {
+/* What is not to an endpoint: a reply to what the tenant began, or nothing. */
+HF_GLOBAL int hf_decide_to_tenant_flow(struct packet *p, struct verdict *v, __u32 ifindex) {
   if (!p || !v) return HF_REASON_unclassified;
   __u32 bank = v->bank;
   const struct tenant_port *port = hf_find_port(bank, ifindex);
@@ -199,20 +200,18 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet *p, struct verdict *v, __u3
   hf_flow_key_to(&key, p, ifindex);
   const struct flow *flow = hf_find_flow(port->tenant, &key);
   if (flow) {
-    reason = hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
-    if (reason == HF_REASON_flow) return hf_passed_as(p, reason);
-    return reason;
+    __u32 reason =
+        hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
+    return hf_passed_as(p, reason);
   }
-  if (p->kind == HF_KIND_ICMP_ERROR && reason == HF_REASON_no_endpoint) return HF_REASON_icmp_unrelated;
-  if (reason == HF_REASON_no_endpoint) {
-    const struct address_owner *owner = hf_find_owner(bank, p->outer_destination);
-    if (!owner || owner->ifindex != ifindex) return HF_REASON_wrong_port;
-  }
-  return reason;
+  if (p->kind == HF_KIND_ICMP_ERROR) return HF_REASON_icmp_unrelated;
+  const struct address_owner *owner = hf_find_owner(bank, p->outer_destination);
+  return owner && owner->ifindex == ifindex ? HF_REASON_no_endpoint : HF_REASON_wrong_port;
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
- * endpoint: one hash lookup, the gate, the tenant, the clock. */
+ * endpoint: one hash lookup, the gate, the tenant, the clock. An endpoint's address and port belong to its
+ * lease alone: while that is not live, no flow opens them either. */
 static __always_inline __u32 hf_decide_to_tenant(struct packet *p, __u32 ifindex, struct verdict *v) {
   if (p->vlan_tags) return HF_REASON_vlan;
   if (p->kind == HF_KIND_NEIGHBOUR && p->icmp_type == 137) return HF_REASON_icmp_unrelated; /* a redirect */
@@ -220,14 +219,11 @@ static __always_inline __u32 hf_decide_to_tenant(struct packet *p, __u32 ifindex
     return hf_find_port(v->bank, ifindex) ? HF_REASON_neighbour : HF_REASON_unknown_port;
   if (p->fragment == HF_FRAGMENT_LATER) return hf_decide_fragment(p, v, ifindex, HF_TO_TENANT);
 
-  __u32 reason = HF_REASON_no_endpoint;
   const struct endpoint_entry *e = hf_find_endpoint(v->bank, p->destination, p->destination_port, p->protocol);
-  if (e && hf_endpoint_serves(p, 1)) {
-    if (e->ifindex != ifindex) return HF_REASON_wrong_port;
-    reason = hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
-    if (reason == HF_REASON_endpoint) return hf_passed_as(p, reason);
-  }
-  return hf_decide_to_tenant_flow(p, v, ifindex, reason);
+  if (!e || !hf_endpoint_serves(p, 1)) return hf_decide_to_tenant_flow(p, v, ifindex);
+  if (e->ifindex != ifindex) return HF_REASON_wrong_port;
+  return hf_passed_as(
+      p, hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease));
 }
 
 /* Link-local, unicast or multicast. Hop limit 255 alone does not keep neighbour discovery on the link: the node
@@ -325,19 +321,11 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet *p, struct verdict *v, __u32 i
   }
   if (p->fragment == HF_FRAGMENT_LATER) return hf_decide_fragment(p, v, ifindex, HF_FROM_TENANT);
 
-  __u32 endpoint_reason = HF_REASON_unclassified;
   if (e && e->ifindex == ifindex && hf_endpoint_serves(p, 0)) {
     __u32 reason =
         hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->destination, HF_REASON_endpoint, HF_REASON_no_lease);
-    if (reason == HF_REASON_endpoint) {
-      if (lateral && !hf_slot_names_peer(e->slot)) return HF_REASON_lateral;
-      return hf_passed_as(p, reason);
-    }
-    /* Not leased as an endpoint: what the tenant may do by its egress lease it may still do. Without one,
-     * the endpoint's own reason says more. */
-    const struct lease_slot *egress = bpf_map_lookup_elem(&slots, &port->egress_slot);
-    if (!egress || egress->gate >> HF_GATE_INCARNATION_BITS == 0) return reason;
-    endpoint_reason = reason;
+    if (reason == HF_REASON_endpoint && lateral && !hf_slot_names_peer(e->slot)) return HF_REASON_lateral;
+    return hf_passed_as(p, reason);
   }
 
   struct flow_key key = {};
@@ -351,12 +339,23 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet *p, struct verdict *v, __u32 i
   if (flow && flow->slot == port->egress_slot && flow->incarnation == hf_gate_incarnation(v->gate))
     return hf_passed_as(p, HF_REASON_flow);
   if (p->kind == HF_KIND_ICMP_ERROR) return HF_REASON_icmp_unrelated;
-  /* Only what the tenant begins makes a flow. The answers of an endpoint whose lease has ended are not that, nor
-   * is a connection that is older than this egress lease: a flow made of either would let the other side's
-   * packets in again (G5). */
-  if (endpoint_reason) return endpoint_reason;
+  /* Only what the tenant begins makes a flow. A connection that is older than this egress lease is not that: a
+   * flow made of it would let the other side's packets in again (G5). */
   if (!p->initiates && p->protocol != HF_PROTO_UDP) return HF_REASON_lease_revoked;
   return HF_REASON_egress;
+}
+
+HF_GLOBAL int hf_decide_from_uplink_flow(struct packet *p, struct verdict *v, __u32 ifindex, __u32 egress_slot) {
+  if (!p || !v) return HF_REASON_unclassified;
+  __u32 none = p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
+  /* Without an egress lease the port has no live flows: no need to look for one. */
+  const struct lease_slot *egress = bpf_map_lookup_elem(&slots, &egress_slot);
+  if (!egress || *(const volatile __u64 *)&egress->gate >> HF_GATE_INCARNATION_BITS == 0) return none;
+  struct flow_key key = {};
+  hf_flow_key_to(&key, p, ifindex);
+  const struct flow *flow = hf_find_flow(v->tenant, &key);
+  if (!flow) return none;
+  return hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
 }
 
 /* From outside, on an uplink: early drop only of what is addressed to tenant property without a lease or a
@@ -366,39 +365,32 @@ HF_GLOBAL int hf_decide_from_uplink(struct packet *p, struct verdict *v, __u32 p
   if (!p || !v) return HF_REASON_unclassified;
   __u32 bank = v->bank;
   if (p->kind != HF_KIND_IP && p->kind != HF_KIND_ICMP_ERROR) return HF_REASON_not_ours;
-  __u32 reason = HF_REASON_no_endpoint;
-  __u32 ifindex = 0;
-  const struct address_owner *source = hf_find_owner(bank, p->outer_source);
-  if (source && source->kind == HF_ADDRESS_TENANT) return HF_REASON_spoofed_address;
-
   const struct endpoint_entry *e = 0;
   if (!parse_reason && p->fragment != HF_FRAGMENT_LATER)
     e = hf_find_endpoint(bank, p->destination, p->destination_port, p->protocol);
+  __u32 reason;
   if (e && hf_endpoint_serves(p, 1)) {
     reason = hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
-    if (reason == HF_REASON_endpoint) return hf_passed_as(p, reason);
-  }
-  if (e) {
-    v->tenant = e->tenant;
-    ifindex = e->ifindex;
   } else {
     const struct address_owner *owner = hf_find_owner(bank, p->outer_destination);
-    if (!owner || owner->kind != HF_ADDRESS_TENANT) return HF_REASON_not_ours;
-    if (parse_reason) return parse_reason;
-    v->tenant = owner->tenant;
-    ifindex = owner->ifindex;
+    if (!owner || owner->kind != HF_ADDRESS_TENANT) {
+      reason = HF_REASON_not_ours;
+    } else if (parse_reason) {
+      v->tenant = owner->tenant;
+      return parse_reason;
+    } else if (p->fragment == HF_FRAGMENT_LATER) {
+      v->tenant = owner->tenant;
+      reason = hf_decide_fragment(p, v, 0, HF_FROM_UPLINK);
+    } else {
+      v->tenant = owner->tenant;
+      reason = hf_decide_from_uplink_flow(p, v, owner->ifindex, owner->egress_slot);
+    }
   }
-  if (p->fragment == HF_FRAGMENT_LATER) return hf_decide_fragment(p, v, 0, HF_FROM_UPLINK);
-
-  struct flow_key key = {};
-  hf_flow_key_to(&key, p, ifindex);
-  const struct flow *flow = hf_find_flow(v->tenant, &key);
-  if (flow) {
-    reason = hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
-    return reason == HF_REASON_flow ? hf_passed_as(p, reason) : reason;
-  }
-  if (p->kind == HF_KIND_ICMP_ERROR && reason == HF_REASON_no_endpoint) return HF_REASON_icmp_unrelated;
-  return reason;
+  /* Whoever is dropped anyway need not be asked who he claims to be. */
+  if (!hf_reason_passes(reason)) return reason;
+  const struct address_owner *source = hf_find_owner(bank, p->outer_source);
+  if (source && source->kind == HF_ADDRESS_TENANT) return HF_REASON_spoofed_address;
+  return hf_passed_as(p, reason);
 }
 
 #endif

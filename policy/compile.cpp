@@ -66,6 +66,7 @@ class Compiler {
     owner.kind = abi::HF_ADDRESS_TENANT;
     owner.ifindex = ifindex.value_or(0);
     owner.tenant = index;
+    owner.egress_slot = *slot;
     for (const Address& address : port.addresses) add_address(out_.tables, address, owner);
     if (!ifindex) return {};
     abi::tenant_port value{};
@@ -83,9 +84,8 @@ class Compiler {
     value.tenant = index;
     for (const Address& address : endpoint.addresses) {
       for (uint32_t port = endpoint.listen.first; port <= endpoint.listen.last; ++port) {
-        const abi::endpoint_key key =
-            endpoint_key(address, endpoint.protocol, static_cast<uint16_t>(port));
-        std::optional<uint32_t> slot = slots_.endpoint(index, key);
+        value.key = endpoint_key(address, endpoint.protocol, static_cast<uint16_t>(port));
+        std::optional<uint32_t> slot = slots_.endpoint(index, value.key);
         if (!slot) slot = slots_.take();
         if (!slot) return no_slot();
         value.slot = *slot;
@@ -95,7 +95,8 @@ class Compiler {
     return {};
   }
 
-  // The facts hold no address that a tenant owns; the well-known metadata addresses belong to nobody.
+  // The facts hold no address that a tenant owns; the well-known metadata addresses belong to
+  // nobody.
   void add_node_addresses() {
     abi::address_owner host{};
     host.kind = abi::HF_ADDRESS_HOST;

@@ -62,7 +62,7 @@ Status add_endpoint(const PolicyIndex& index, const Tenant& tenant, std::string_
                                 resources_max),
                     "name single ones (NAME@ADDRESS:PORT), or grant several leases with --from");
       resources.push_back(Resource{Resource::Kind::endpoint, &tenant.ports[endpoint->port],
-                                        endpoint, address, static_cast<uint16_t>(port)});
+                                   endpoint, address, static_cast<uint16_t>(port)});
     }
   }
   if (!matched)
@@ -128,20 +128,24 @@ namespace {
 Result<const Tenant*> find_tenant(const PolicyIndex& index, const std::string& name) {
   if (const Tenant* tenant = index.tenant(name); tenant != nullptr) return tenant;
   return fail(ErrorKind::not_found, "no_such_tenant",
-              fmt::format("the policy in force has no tenant \"{}\"", name), "`holdfast tenant ls` lists them");
+              fmt::format("the policy in force has no tenant \"{}\"", name),
+              "`holdfast tenant ls` lists them");
 }
 
 }  // namespace
 
-Result<std::vector<Resource>> select_members(const PolicyIndex& index, const GrantRequest& request) {
+Result<std::vector<Resource>> select_members(const PolicyIndex& index,
+                                             const GrantRequest& request) {
   const Result<const Tenant*> tenant = find_tenant(index, request.tenant);
   if (!tenant) return std::unexpected(tenant.error());
   if (request.endpoints.empty() || !request.egress.empty())
-    return fail(ErrorKind::invalid, "each_of_what", "\"each\" makes one lease for each member of endpoints",
+    return fail(ErrorKind::invalid, "each_of_what",
+                "\"each\" makes one lease for each member of endpoints",
                 "name endpoints, and egress in a lease of its own");
   std::vector<Resource> members;
   for (const std::string& text : request.endpoints)
-    if (Status ok = add_endpoint(index, **tenant, text, abi::HF_SLOTS_MAX, members); !ok) return pass_on(ok);
+    if (Status ok = add_endpoint(index, **tenant, text, abi::HF_SLOTS_MAX, members); !ok)
+      return pass_on(ok);
   return members;
 }
 
@@ -158,7 +162,8 @@ Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& req
     return fail(ErrorKind::invalid, "no_resources", "the lease names no endpoint and no egress",
                 "add --endpoint NAME or --egress PORT");
   for (const std::string& text : request.endpoints)
-    if (Status ok = add_endpoint(index, *plan.tenant, text, lease_resources_max, plan.resources); !ok)
+    if (Status ok = add_endpoint(index, *plan.tenant, text, lease_resources_max, plan.resources);
+        !ok)
       return pass_on(ok);
   for (const std::string& name : request.egress) {
     const TenantPort* port = index.port(*plan.tenant, name);

@@ -74,8 +74,8 @@ class PolicyIndex {
 // invalid: term, selector; not_found: tenant, endpoint, port; exhausted: too many resources.
 Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& request);
 
-// All members of the endpoints that a request selects, however many: for one lease on each of them. The
-// request must name endpoints and no egress.
+// All members of the endpoints that a request selects, however many: for one lease on each of them.
+// The request must name endpoints and no egress.
 Result<std::vector<Resource>> select_members(const PolicyIndex& index, const GrantRequest& request);
 
 // Checks a lease term by itself (grant and renew).

@@ -36,6 +36,26 @@ class CannotRun(Exception):
     """The measurement could not be made; the text says why."""
 
 
+def bench(measure, table):
+    """What every benchmark's script ends with: measures, prints the table for people and the JSON."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    name = pathlib.Path(sys.argv[0]).stem
+    try:
+        result = {"version": 1, "bench": name, "kernel": os.uname().release} | measure()
+    except CannotRun as why:
+        say(f"{name}: {why}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted")
+        sys.exit(130)
+    say(table(result))
+    print(json.dumps(result))
+
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -47,6 +67,13 @@ def run(*command, stdin=None):
     if done.returncode != 0:
         raise CannotRun(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
     return done.stdout
+
+
+def binary(name):
+    for path in BUILD.rglob(name):
+        if path.is_file() and os.access(path, os.X_OK):
+            return path
+    raise CannotRun(f"{BUILD} holds no {name}; scripts/build makes it")
 
 
 def address_of(key):
@@ -111,7 +138,7 @@ class Lab:
         # The pins are links too: removing them detaches the programs.
         self.undo.callback(shutil.rmtree, self.pins, ignore_errors=True)
         self.daemon = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{self.name}-node", "--", BUILD / "userspace" / "holdfastd",
+            ["nsenter", f"--net=/run/netns/{self.name}-node", "--", binary("holdfastd"),
              "--config-dir", self.work / "etc", "--runtime-dir", self.work / "run",
              "--state-dir", self.work / "state", "--pin-dir", self.pins, "--table", "holdfast",
              "--leases-max", str(self.leases_max)],
@@ -137,7 +164,7 @@ class Lab:
 
     def cli(self, *words, stdin=None):
         try:
-            return self.inside("node", BUILD / "userspace" / "holdfast", "--socket",
+            return self.inside("node", binary("holdfast"), "--socket",
                                self.work / "run" / "control.sock", *words, stdin=stdin)
         except CannotRun as why:
             raise CannotRun(f"{why}\nholdfastd's last words:\n{self.log_tail()}") from None
@@ -165,13 +192,10 @@ class Lab:
         file = self.work / "policy.json"
         file.write_text(json.dumps(policy))
         self.cli("bundle", "push", file)
-        grants = self.work / "grants.json"
+        grants = self.work / "grants.jsonl"
         with open(grants, "w") as out:
-            out.write("[")
             for key in range(leases):
-                out.write(("," if key else "") +
-                          '{"tenant":"%s","endpoint":["load@%s:%d"],"ttl":"300s"}\n'
+                out.write('{"tenant":"%s","endpoints":["load@%s:%d"],"ttl":"300s"}\n'
                           % (TENANT, address_of(key), port_of(key)))
-            out.write("]")
         self.cli("lease", "grant", "--from", grants)
         grants.unlink()

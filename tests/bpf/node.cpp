@@ -193,14 +193,10 @@ void copy_address(__u32* out, std::string_view text) {
 const bpf_program* program_of(Hook hook) {
   auto& programs = machine().skeleton->progs;
   switch (hook) {
-    case Hook::from_tenant:
-      return programs.from_tenant;
-    case Hook::to_tenant:
-      return programs.to_tenant;
-    case Hook::uplink_xdp:
-      return programs.uplink_xdp;
-    case Hook::uplink_tc:
-      return programs.uplink_tc;
+    case Hook::from_tenant: return programs.from_tenant;
+    case Hook::to_tenant: return programs.to_tenant;
+    case Hook::uplink_xdp: return programs.uplink_xdp;
+    case Hook::uplink_tc: return programs.uplink_tc;
   }
   std::abort();
 }
@@ -208,12 +204,9 @@ const bpf_program* program_of(Hook hook) {
 const bpf_program* explainer_of(Hook hook) {
   auto& programs = machine().skeleton->progs;
   switch (hook) {
-    case Hook::from_tenant:
-      return programs.explain_from_tenant;
-    case Hook::to_tenant:
-      return programs.explain_to_tenant;
-    default:
-      return programs.explain_from_uplink;
+    case Hook::from_tenant: return programs.explain_from_tenant;
+    case Hook::to_tenant: return programs.explain_to_tenant;
+    default: return programs.explain_from_uplink;
   }
 }
 
@@ -250,12 +243,9 @@ std::uint64_t boot_ns() {
 
 hf_direction direction_of(Hook hook) {
   switch (hook) {
-    case Hook::from_tenant:
-      return HF_FROM_TENANT;
-    case Hook::to_tenant:
-      return HF_TO_TENANT;
-    default:
-      return HF_FROM_UPLINK;
+    case Hook::from_tenant: return HF_FROM_TENANT;
+    case Hook::to_tenant: return HF_TO_TENANT;
+    default: return HF_FROM_UPLINK;
   }
 }
 
@@ -453,7 +443,13 @@ void Node::address(std::string_view text, hf_address_kind kind, std::uint32_t if
                    std::uint32_t tenant) {
   address_key key = {};
   copy_address(key.address, text);
-  const address_owner owner = {.kind = kind, .ifindex = ifindex, .tenant = tenant, .reserved = 0};
+  // The port's own egress slot, as port() names it in the standard policy.
+  const std::uint32_t egress = ifindex == red0()    ? kRed0Egress
+                               : ifindex == red1()  ? kRed1Egress
+                               : ifindex == blue0() ? kBlue0Egress
+                                                    : 0;
+  const address_owner owner = {
+      .kind = kind, .ifindex = ifindex, .tenant = tenant, .egress_slot = egress};
   CHECK(bpf_map_update_elem(machine().banks[staging_].addresses.get(), &key, &owner, BPF_ANY) == 0);
 }
 

@@ -33,7 +33,7 @@ def udp(port: int = ECHO, source_port: int = 40000) -> Layer:
 
 def syn(port: int = WEB, source_port: int = 40000) -> Layer:
     # The marker is the sequence number, which no other packet carries.
-    return lambda version, marker: TCP(sport=source_port, dport=port, flags="S", seq=int.from_bytes(marker[:4], "big"))
+    return lambda version, marker: TCP(sport=source_port, dport=port, flags="S", seq=int.from_bytes(marker, "big"))
 
 
 def echo_request(identifier: int = 77) -> Layer:
@@ -78,16 +78,7 @@ class Probe:
     interface: str = "eth0"
 
     def __post_init__(self) -> None:
-        self.marker = secrets.token_bytes(8)
-
-    @property
-    def needle(self) -> bytes:
-        """The bytes by which a frame of this probe is known."""
-        return self.marker[:4] if b"" == bytes(self.frame_payload()) else self.marker
-
-    def frame_payload(self) -> bytes:
-        built = self.layer(self.version, self.marker)
-        return bytes(built[Raw]) if Raw in built else b""
+        self.marker = secrets.token_bytes(4)  # in every frame of this probe, and in no other
 
     def packet(self) -> Packet:
         source = self.source or HOSTS[self.sender].address(self.version)
@@ -101,16 +92,16 @@ class Probe:
 
 def passes(lab: Lab, probe: Probe, packets: int = PACKETS) -> None:
     """All packets of the probe arrive at its receiver."""
-    arrives(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.needle, probe.interface)
+    arrives(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.marker, probe.interface)
 
 
 def denied(lab: Lab, probe: Probe, reason: str, hook: str, packets: int = PACKETS) -> None:
     """None arrives, and the counter of `reason` at `hook` rises by exactly the packets sent."""
-    dropped(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.needle, reason, hook)
+    dropped(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.marker, reason, hook)
 
 
-def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], needle: bytes, interface: str = "eth0") -> None:
-    with lab.capture(receiver, needle, interface) as capture:
+def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], marker: bytes, interface: str = "eth0") -> None:
+    with lab.capture(receiver, marker, interface) as capture:
         lab.send(sender, frames)
         try:
             wait_until(lambda: capture.count() >= len(frames), 3)
@@ -123,9 +114,9 @@ def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], needl
 
 
 def dropped(
-    lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], needle: bytes, reason: str, hook: str
+    lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], marker: bytes, reason: str, hook: str
 ) -> None:
-    with lab.capture(receiver, needle) as capture:
+    with lab.capture(receiver, marker) as capture:
         before = lab.counters()
         lab.send(sender, frames)
         # veth hands over within the sender's call or its softirq; the counter tells when all were judged.
@@ -144,7 +135,7 @@ def dropped(
 
 def dropped_by_nft(lab: Lab, probe: Probe, reason: str, packets: int = PACKETS) -> None:
     """None arrives, and it is nftables that counts them."""
-    with lab.capture(probe.receiver, probe.needle) as capture:
+    with lab.capture(probe.receiver, probe.marker) as capture:
         before = lab.nft_counter(reason)
         lab.send(probe.sender, [probe.frame()] * packets)
         wait_until(lambda: lab.nft_counter(reason) - before >= packets, 3, f"nft counts {packets} as {reason}")

@@ -1,12 +1,12 @@
 // The clocks Holdfast reads. Deadlines are CLOCK_BOOTTIME, which counts suspend, read the way the
-// kernel reads it (TRAPS: a time namespace would shift it; the daemon refuses to run in one). Wall time
-// is only for people. Code that decides takes `now` as an argument; only edges call these.
+// kernel reads it (TRAPS: a time namespace would shift it; the daemon refuses to run in one). Wall
+// time is only for people. Code that decides takes `now` as an argument; only edges call these.
 #pragma once
-
-#include <time.h>
 
 #include <cstdint>
 #include <string>
+
+#include <time.h>
 
 namespace holdfast {
 
@@ -19,8 +19,12 @@ inline uint64_t read_clock_ns(clockid_t clock) {
   return static_cast<uint64_t>(ts.tv_sec) * ns_per_s + static_cast<uint64_t>(ts.tv_nsec);
 }
 
-inline uint64_t boot_now_ns() { return read_clock_ns(CLOCK_BOOTTIME); }
-inline uint64_t wall_now_ns() { return read_clock_ns(CLOCK_REALTIME); }
+inline uint64_t boot_now_ns() {
+  return read_clock_ns(CLOCK_BOOTTIME);
+}
+inline uint64_t wall_now_ns() {
+  return read_clock_ns(CLOCK_REALTIME);
+}
 
 // RFC 3339, UTC, milliseconds: "2026-11-22T02:04:51.123Z".
 std::string rfc3339_utc(uint64_t wall_ns);

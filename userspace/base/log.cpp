@@ -1,9 +1,9 @@
 #include "userspace/base/log.hpp"
 
-#include <unistd.h>
-
 #include <cstdlib>
 #include <unordered_map>
+
+#include <unistd.h>
 
 #include "userspace/base/clock.hpp"
 
@@ -83,8 +83,9 @@ std::string text_line(Level level, std::string_view event, std::initializer_list
 
 std::string json_line(Level level, std::string_view event, std::initializer_list<Field> fields,
                       uint64_t suppressed) {
-  std::string line = fmt::format(R"({{"version":1,"time":"{}","level":"{}","priority":{},"event":)",
-                                 rfc3339_utc(wall_now_ns()), name_of(level), static_cast<int>(level));
+  std::string line =
+      fmt::format(R"({{"version":1,"time":"{}","level":"{}","priority":{},"event":)",
+                  rfc3339_utc(wall_now_ns()), name_of(level), static_cast<int>(level));
   append_json_string(line, event);
   for (const Field& field : fields) {
     line += fmt::format(R"(,"{}":)", field.key);

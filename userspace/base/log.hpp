@@ -1,16 +1,16 @@
-// Structured logs on stderr: one line an event, for people ("info  lease granted id=... ttl=60s") or as
-// JSON, one object a line. Under journald (JOURNAL_STREAM) each text line starts with its "<N>" priority.
-// Each event name is rate-limited; what was left out is counted and said when the event is next logged.
-// Secrets never reach a log line (G16): nothing here prints a structure by itself, callers name fields.
-// Thread: the daemon's event loop only.
+// Structured logs on stderr: one line an event, for people ("info  lease granted id=... ttl=60s")
+// or as JSON, one object a line. Under journald (JOURNAL_STREAM) each text line starts with its
+// "<N>" priority. Each event name is rate-limited; what was left out is counted and said when the
+// event is next logged. Secrets never reach a log line (G16): nothing here prints a structure by
+// itself, callers name fields. Thread: the daemon's event loop only.
 #pragma once
-
-#include <fmt/format.h>
 
 #include <initializer_list>
 #include <string>
 #include <string_view>
 #include <utility>
+
+#include <fmt/format.h>
 
 namespace holdfast::log {
 

@@ -1,6 +1,6 @@
 // Result<T>: how every fallible function in Holdfast answers. An Error carries what a caller may
-// branch on (kind), what a machine may match on (code), what the kernel said (sys) and what a person
-// needs to read (message: the object and the cause; next_step: what to do about it).
+// branch on (kind), what a machine may match on (code), what the kernel said (sys) and what a
+// person needs to read (message: the object and the cause; next_step: what to do about it).
 //
 // Add context on the way up with `in()`, log once, at the edge that decides.
 #pragma once
@@ -13,7 +13,8 @@
 
 namespace holdfast {
 
-// The error classes of the control protocol (PROTOCOL.md 1). Exit codes and replies follow from them.
+// The error classes of the control protocol (PROTOCOL.md 1). Exit codes and replies follow from
+// them.
 enum class ErrorKind {
   invalid,      // the request itself is wrong; repeating it cannot help
   denied,       // the peer may not do this
@@ -60,8 +61,8 @@ inline std::unexpected<Error> fail(ErrorKind kind, std::string_view code, std::s
 // A system call failed; `sys` is a positive errno. libbpf and libmnl answers come through here too.
 inline std::unexpected<Error> fail_sys(int sys, std::string_view code, std::string message,
                                        std::string next_step = {}) {
-  return std::unexpected(
-      Error{ErrorKind::internal, code, sys < 0 ? -sys : sys, std::move(message), std::move(next_step)});
+  return std::unexpected(Error{ErrorKind::internal, code, sys < 0 ? -sys : sys, std::move(message),
+                               std::move(next_step)});
 }
 
 // Passes an error of another Result on.

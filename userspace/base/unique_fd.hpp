@@ -1,9 +1,9 @@
 // UniqueFd: the one owner of a file descriptor. Move-only; closes on destruction.
 #pragma once
 
-#include <unistd.h>
-
 #include <utility>
+
+#include <unistd.h>
 
 namespace holdfast {
 

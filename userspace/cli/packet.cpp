@@ -91,9 +91,10 @@ Result<Packet> parse_packet(const PacketWords& words) {
   packet.from = words.from;
   if (words.syn && words.ack)
     return usage("--syn and --ack are two different packets", "give one of them");
-  if ((words.syn || words.ack) && packet.protocol != Protocol::tcp) {
-    return usage(fmt::format("--{} is for tcp alone", words.syn ? "syn" : "ack"), "leave it out");
-  }
+  if (words.syn && packet.protocol != Protocol::tcp)
+    return usage("--syn is for tcp alone", "leave it out");
+  if (words.ack && packet.protocol == Protocol::udp)
+    return usage("--ack: udp has neither", "leave it out");
   packet.established = words.ack;
   if (!words.source_mac.empty()) {
     const Result<MacAddress> mac = parse_mac(words.source_mac);
@@ -112,16 +113,19 @@ cbor::Value explain_arguments(const Packet& packet) {
     args.set("source_port", packet.source_port);
     args.set("destination_port", packet.destination_port);
   }
-  if (packet.protocol == Protocol::tcp) args.set("flags", packet.established ? "A" : "S");
+  if (packet.protocol != Protocol::udp) args.set("flags", packet.established ? "A" : "S");
   if (packet.source_mac) args.set("source_mac", format_mac(*packet.source_mac));
   return args;
 }
 
 std::string describe(const Packet& packet) {
+  std::string_view kind;
+  if (packet.established)
+    kind = packet.protocol == Protocol::tcp ? ", of an established connection" : ", the reply";
   return fmt::format("{} {} -> {}, from {}{}", name_of(packet.protocol),
                      format_side(packet, packet.source, packet.source_port),
                      format_side(packet, packet.destination, packet.destination_port), packet.from,
-                     packet.established ? ", of an established connection" : "");
+                     kind);
 }
 
 }  // namespace holdfast::cli

@@ -18,7 +18,7 @@ struct PacketWords {
   std::string destination;  // likewise
   std::string from = "uplink";  // or the interface it enters by
   bool syn = false;  // tcp: opens a connection (the default)
-  bool ack = false;  // tcp: of an established one
+  bool ack = false;  // tcp: of an established one; icmp_echo: the reply
   std::string source_mac;  // matters from a tenant port; the port's own when empty
 };
 

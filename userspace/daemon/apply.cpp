@@ -1,11 +1,11 @@
 #include "userspace/daemon/apply.hpp"
 
-#include <bpf/bpf.h>
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <map>
+
+#include <bpf/bpf.h>
+#include <fmt/format.h>
 
 #include "holdfast.skel.h"
 #include "policy/address.hpp"
@@ -18,9 +18,11 @@ namespace {
 // nft elements of one transaction. A larger bulk goes in several; the gates open after the last.
 constexpr size_t elements_per_transaction = 65536;
 
-// The side of nft's timed sets that a generation writes to: bind and renew each raise it by one, so they
-// alternate, and the element that is live is never the one that is written.
-nft::Side side_of(uint64_t generation) { return generation & 1 ? nft::Side::b : nft::Side::a; }
+// The side of nft's timed sets that a generation writes to: bind and renew each raise it by one, so
+// they alternate, and the element that is live is never the one that is written.
+nft::Side side_of(uint64_t generation) {
+  return generation & 1 ? nft::Side::b : nft::Side::a;
+}
 
 uint32_t remaining_ms(uint64_t deadline_boot_ns) {
   const uint64_t now = boot_now_ns();
@@ -37,7 +39,9 @@ nft::LeaseElement element_of(const DataPlane& plane, uint32_t slot) {
 }
 
 // A slot whose interface is not there has nothing in nft until the interface is back.
-bool in_nft(const DataPlane& plane, uint32_t slot) { return plane.slots.record(slot).ifindex != 0; }
+bool in_nft(const DataPlane& plane, uint32_t slot) {
+  return plane.slots.record(slot).ifindex != 0;
+}
 
 nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots) {
   nft::Changes changes;
@@ -50,7 +54,8 @@ nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots)
 Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
   for (size_t begin = 0; begin < terms.size(); begin += elements_per_transaction) {
     nft::Changes changes;
-    for (const Term& term : terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin))) {
+    for (const Term& term :
+         terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin))) {
       if (!in_nft(plane, term.slot)) continue;
       changes.writes.push_back({.element = element_of(plane, term.slot),
                                 .side = side_of(plane.slots.record(term.slot).generation + step),
@@ -93,7 +98,8 @@ ProbePacket probe_packet(const DataPlane& plane, uint32_t slot) {
   if (has_peer(plane, slot)) {
     packet.source = address_of(record.peer);
   } else {
-    const Result<Address> outside = parse_address(packet.destination.is_v4() ? "192.0.2.1" : "2001:db8::1");
+    const Result<Address> outside =
+        parse_address(packet.destination.is_v4() ? "192.0.2.1" : "2001:db8::1");
     CHECK(outside);
     packet.source = *outside;
   }
@@ -113,7 +119,8 @@ Status probe_denied(DataPlane& plane, uint32_t slot) {
     return std::unexpected(verdict.error());
   }
   if (abi::hf_reason_passes(verdict->reason) && verdict->slot == slot)
-    return fail(ErrorKind::internal, "probe_passed", fmt::format("a probe still passes by slot {}", slot));
+    return fail(ErrorKind::internal, "probe_passed",
+                fmt::format("a probe still passes by slot {}", slot));
   return {};
 }
 
@@ -136,9 +143,11 @@ Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& optio
   if (!object) return pass_on(object);
   auto slots = MappedArray<abi::lease_slot>::map(::bpf_map__fd((*object)->maps.slots), "slots");
   if (!slots) return pass_on(slots);
-  auto records = MappedArray<abi::lease_record>::map(::bpf_map__fd((*object)->maps.records), "records");
+  auto records =
+      MappedArray<abi::lease_record>::map(::bpf_map__fd((*object)->maps.records), "records");
   if (!records) return pass_on(records);
-  auto tenants = MappedArray<abi::tenant_state>::map(::bpf_map__fd((*object)->maps.tenants), "tenants");
+  auto tenants =
+      MappedArray<abi::tenant_state>::map(::bpf_map__fd((*object)->maps.tenants), "tenants");
   if (!tenants) return pass_on(tenants);
   Result<Banks> banks = Banks::open(*object);
   if (!banks) return pass_on(banks);
@@ -147,9 +156,9 @@ Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& optio
   Attachments attachments(*object, options.tenant_hook, options.uplink_hook);
   if (Status ok = attachments.attach_clock(); !ok) return pass_on(ok);
   Probe probe(*object);
-  return std::unique_ptr<DataPlane>(new DataPlane{std::move(*object), Slots(std::move(*slots), std::move(*records)),
-                                                  std::move(*tenants), std::move(*banks),
-                                                  std::move(attachments), probe, std::move(*nft)});
+  return std::unique_ptr<DataPlane>(new DataPlane{
+      std::move(*object), Slots(std::move(*slots), std::move(*records)), std::move(*tenants),
+      std::move(*banks), std::move(attachments), probe, std::move(*nft)});
 }
 
 nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) {
@@ -193,10 +202,11 @@ Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
     const uint32_t slot = terms[i].slot;
     const uint64_t before = abi::hf_gate_deadline_boot_ns(seen[i]);
     if (before <= boot_now_ns() || !plane.slots.renew(slot, seen[i], terms[i].deadline_boot_ns))
-      return fail(ErrorKind::conflict, "lease_closed", "the lease ended while its term was being changed",
-                  "grant a new one");
+      return fail(ErrorKind::conflict, "lease_closed",
+                  "the lease ended while its term was being changed", "grant a new one");
     if (terms[i].deadline_boot_ns < before && in_nft(plane, slot))
-      later.removals.push_back({element_of(plane, slot), side_of(plane.slots.record(slot).generation)});
+      later.removals.push_back(
+          {element_of(plane, slot), side_of(plane.slots.record(slot).generation)});
     plane.slots.set_generation(slot, plane.slots.record(slot).generation + 1);
   }
   return later.empty() ? Status{} : plane.nft.apply(later);
@@ -213,12 +223,14 @@ Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) 
     const UniqueFd there(::bpf_map_get_fd_by_id(id));
     bpf_map_info info{};
     uint32_t length = sizeof(info);
-    if (there && ::bpf_obj_get_info_by_fd(there.get(), &info, &length) == 0 && info.max_entries == flows_max)
+    if (there && ::bpf_obj_get_info_by_fd(there.get(), &info, &length) == 0 &&
+        info.max_entries == flows_max)
       return {};
   }
   const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, "hf_flows", sizeof(abi::flow_key),
                                        sizeof(abi::flow), flows_max, nullptr));
-  if (!made) return fail_sys(errno, "flow_table", fmt::format("creating a table of {} flows", flows_max));
+  if (!made)
+    return fail_sys(errno, "flow_table", fmt::format("creating a table of {} flows", flows_max));
   const int fd = made.get();
   if (const int err = ::bpf_map_update_elem(outer, &tenant, &fd, BPF_ANY); err != 0)
     return fail_sys(-err, "flow_table", "publishing a tenant's flow table");
@@ -227,7 +239,8 @@ Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) 
 
 Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {
   for (size_t begin = 0; begin < slots.size(); begin += elements_per_transaction) {
-    const auto chunk = slots.subspan(begin, std::min(elements_per_transaction, slots.size() - begin));
+    const auto chunk =
+        slots.subspan(begin, std::min(elements_per_transaction, slots.size() - begin));
     const nft::Changes changes = removal_of(plane, chunk);
     if (changes.empty()) continue;
     if (Status ok = plane.nft.apply(changes); !ok) return ok;
@@ -238,7 +251,8 @@ Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {
   return {};
 }
 
-Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane, PolicyChange& change) {
+Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane,
+                                                               PolicyChange& change) {
   std::vector<std::pair<std::string, Error>> dark;
   guard(change.tenant_ports, change.widen, dark,
         [&](const Interface& at) { return plane.attachments.attach_tenant_port(at); });
@@ -252,8 +266,10 @@ Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane,
   if (Status ok = plane.nft.apply(change.narrow); !ok) return pass_on(ok);
   if (Status ok = plane.nft.verify(change.narrow); !ok) return pass_on(ok);
   plane.banks.flip(change.generation, change.digest);
-  if (Status ok = plane.nft.apply(change.widen); !ok) return pass_on(ok, "policy in force, nft not yet widened");
-  if (Status ok = plane.nft.verify(change.widen); !ok) return pass_on(ok, "policy in force, nft not yet widened");
+  if (Status ok = plane.nft.apply(change.widen); !ok)
+    return pass_on(ok, "policy in force, nft not yet widened");
+  if (Status ok = plane.nft.verify(change.widen); !ok)
+    return pass_on(ok, "policy in force, nft not yet widened");
   return dark;
 }
 

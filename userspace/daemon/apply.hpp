@@ -1,6 +1,6 @@
-// apply: the order of effects, and nothing else (DESIGN.md sections 3 and 4). Every change of the kernel's
-// state that a lease or a policy causes is one of these functions; each undoes in reverse what it did when
-// a later step fails. Deciding is done before, journaling and replying around it.
+// apply: the order of effects, and nothing else (DESIGN.md sections 3 and 4). Every change of the
+// kernel's state that a lease or a policy causes is one of these functions; each undoes in reverse
+// what it did when a later step fails. Deciding is done before, journaling and replying around it.
 //
 //   open      element in nft -> read back -> gate opens           (allow last)
 //   move      element on nft's other side -> read back -> gate moves -> a later element goes
@@ -59,22 +59,23 @@ struct Term {
   uint64_t deadline_boot_ns;
 };
 
-// Opens slots that were bound (Slots::bind). All or none: on failure every one of them is closed again and
-// gone from nft. Adds the time that nftables took to `nft_ns`.
+// Opens slots that were bound (Slots::bind). All or none: on failure every one of them is closed
+// again and gone from nft. Adds the time that nftables took to `nft_ns`.
 Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_ns);
 
-// Moves the deadline of the slots of one lease, later or earlier. Fails with conflict / lease_closed if one
-// of them was closed or has ended.
+// Moves the deadline of the slots of one lease, later or earlier. Fails with conflict /
+// lease_closed if one of them was closed or has ended.
 Status move_deadline(DataPlane& plane, std::span<const Term> terms);
 
-// Writes again what nft should hold for slots that are open: after a restart, or when an interface came back.
+// Writes again what nft should hold for slots that are open: after a restart, or when an interface
+// came back.
 Status restore_elements(DataPlane& plane, std::span<const Term> terms);
 
 // A tenant's flow table, made if it is not there in this size.
 Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
 
-// The rest of a teardown; the caller closed the slots and let a grace period pass. On failure the error
-// names what is still up, and the slots have to be fenced (G7).
+// The rest of a teardown; the caller closed the slots and let a grace period pass. On failure the
+// error names what is still up, and the slots have to be fenced (G7).
 Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots);
 
 // A policy change as nft sees it: what has to go before the flip, what may come after it.
@@ -91,8 +92,10 @@ struct PolicyChange {
 };
 
 // The swap. A failure before the flip leaves the old policy in force, and nft no wider than it.
-// Interfaces whose hooks cannot be attached or verified are left out of `widen.arm`; each is an entry of
-// the result: (interface, why it stays dark). With `insist`, the first of them fails the swap instead.
-Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane, PolicyChange& change);
+// Interfaces whose hooks cannot be attached or verified are left out of `widen.arm`; each is an
+// entry of the result: (interface, why it stays dark). With `insist`, the first of them fails the
+// swap instead.
+Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane,
+                                                               PolicyChange& change);
 
 }  // namespace holdfast

@@ -1,8 +1,8 @@
 #include "userspace/daemon/detach.hpp"
 
-#include <fmt/format.h>
-
 #include <filesystem>
+
+#include <fmt/format.h>
 
 namespace holdfast {
 

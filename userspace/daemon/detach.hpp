@@ -8,8 +8,9 @@
 
 namespace holdfast {
 
-// Removes our hooks, our pins, our nftables table and the stored policy, in this order, and says what was
-// removed. Goes on after a failure, so that as much as possible is gone; the error names what is left.
+// Removes our hooks, our pins, our nftables table and the stored policy, in this order, and says
+// what was removed. Goes on after a failure, so that as much as possible is gone; the error names
+// what is left.
 Result<std::vector<std::string>> detach_node(Node& node, const NodeOptions& options);
 
 }  // namespace holdfast

@@ -1,5 +1,5 @@
-// explain: which hooks a packet meets on its way through this node, and what each loaded program says to it
-// on the live maps. Leaves no trace.
+// explain: which hooks a packet meets on its way through this node, and what each loaded program
+// says to it on the live maps. Leaves no trace.
 #pragma once
 
 #include <string>
@@ -16,9 +16,9 @@ struct ExplainStep {
   abi::verdict verdict{};
 };
 
-// `from`: "uplink", or the name of a tenant port's interface. `source_mac`: by default the port's own.
-// The way ends at the first drop.
-Result<std::vector<ExplainStep>> explain_packet(const Node& node, std::string_view from, ProbePacket packet,
-                                                const std::string* source_mac);
+// `from`: "uplink", or the name of a tenant port's interface. `source_mac`: by default the port's
+// own. The way ends at the first drop.
+Result<std::vector<ExplainStep>> explain_packet(const Node& node, std::string_view from,
+                                                ProbePacket packet, const std::string* source_mac);
 
 }  // namespace holdfast

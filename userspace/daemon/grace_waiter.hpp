@@ -1,5 +1,6 @@
-// GraceWaiter: waits for RCU grace periods off the event loop, so that revoking one lease never delays the
-// next one's store. Requests that arrive while a grace period runs share the following one.
+// GraceWaiter: waits for RCU grace periods off the event loop, so that revoking one lease never
+// delays the next one's store. Requests that arrive while a grace period runs share the following
+// one.
 #pragma once
 
 #include <condition_variable>

@@ -1,24 +1,26 @@
 #include "userspace/daemon/lease_table.hpp"
 
+#include <charconv>
+
 #include <fmt/format.h>
 #include <sys/random.h>
-
-#include <charconv>
 
 #include "userspace/base/check.hpp"
 
 namespace holdfast {
 
 LeaseId LeaseId::random() {
-  // Drawn from the kernel a page at a time: a system call for every lease is the cost of a bulk grant.
+  // Drawn from the kernel a page at a time: a system call for every lease is the cost of a bulk
+  // grant.
   static std::array<uint64_t, 512> pool;
   static size_t used = pool.size();
   if (used + 2 > pool.size()) {
     const ssize_t got = ::getrandom(pool.data(), sizeof(pool), 0);
     CHECK(got == static_cast<ssize_t>(sizeof(pool)) || got >= 256);
     used = pool.size() - static_cast<size_t>(got) / sizeof(uint64_t);
-    if (used != 0) std::move(pool.begin(), pool.begin() + static_cast<ptrdiff_t>(pool.size() - used),
-                             pool.begin() + static_cast<ptrdiff_t>(used));
+    if (used != 0)
+      std::move(pool.begin(), pool.begin() + static_cast<ptrdiff_t>(pool.size() - used),
+                pool.begin() + static_cast<ptrdiff_t>(used));
   }
   const LeaseId id{{pool[used], pool[used + 1]}};
   used += 2;
@@ -41,8 +43,8 @@ Result<LeaseId> parse_lease_id(std::string_view text) {
               "a lease id is 32 hex digits: see `holdfast lease ls`");
 }
 
-void LeaseTable::add(const LeaseId& id, uint32_t first_slot, uint32_t incarnation, uint64_t deadline_boot_ns,
-                     uint32_t tenant) {
+void LeaseTable::add(const LeaseId& id, uint32_t first_slot, uint32_t incarnation,
+                     uint64_t deadline_boot_ns, uint32_t tenant) {
   by_id_.emplace(id, first_slot);
   if (tenant >= by_tenant_.size()) by_tenant_.resize(tenant + 1);
   ++by_tenant_[tenant];

@@ -1,5 +1,6 @@
-// LeaseTable: which slots lead a live lease, found by lease id, and when the next one ends. The leases
-// themselves are the records in the kernel's maps; this is only an index over them, rebuilt at start.
+// LeaseTable: which slots lead a live lease, found by lease id, and when the next one ends. The
+// leases themselves are the records in the kernel's maps; this is only an index over them, rebuilt
+// at start.
 #pragma once
 
 #include <array>
@@ -20,7 +21,9 @@ struct LeaseId {
   std::array<uint64_t, 2> words{};
 
   static LeaseId random();
-  static LeaseId of(const abi::lease_record& record) { return {{record.lease_id[0], record.lease_id[1]}}; }
+  static LeaseId of(const abi::lease_record& record) {
+    return {{record.lease_id[0], record.lease_id[1]}};
+  }
   bool operator==(const LeaseId&) const = default;
   auto operator<=>(const LeaseId&) const = default;
 };
@@ -49,8 +52,8 @@ class LeaseTable {
     return tenant < by_tenant_.size() ? by_tenant_[tenant] : 0;
   }
 
-  // The earliest deadline on the heap. It may be of a lease that was renewed or is gone: whoever takes it
-  // looks at the slot's gate.
+  // The earliest deadline on the heap. It may be of a lease that was renewed or is gone: whoever
+  // takes it looks at the slot's gate.
   std::optional<Expiry> earliest() const;
   void pop() { expiries_.pop(); }
 

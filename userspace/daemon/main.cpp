@@ -1,4 +1,9 @@
 // holdfastd: flags, signals, and the wiring of node, socket and watches to one event loop.
+#include <csignal>
+#include <filesystem>
+#include <map>
+
+#include <CLI/CLI.hpp>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <grp.h>
@@ -8,11 +13,6 @@
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
-
-#include <CLI/CLI.hpp>
-#include <csignal>
-#include <filesystem>
-#include <map>
 
 #include "nft/watch.hpp"
 #include "policy/parse.hpp"
@@ -48,31 +48,40 @@ struct Options {
 int parse_options(int argc, char** argv, Options& options) {
   CLI::App app{"holdfastd: leases on a node's network, enforced in the kernel"};
   app.set_version_flag("--version", HOLDFAST_VERSION);
-  app.add_option("--config-dir", options.config_dir, "where policy.yaml is, read at SIGHUP")->capture_default_str();
-  app.add_option("--runtime-dir", options.runtime_dir, "where control.sock is made")->capture_default_str();
-  app.add_option("--state-dir", options.node.state_dir, "where the policy in force is kept")->capture_default_str();
-  app.add_option("--pin-dir", options.node.plane.kernel.pin_dir, "directory on a bpffs for our pins")
+  app.add_option("--config-dir", options.config_dir, "where policy.yaml is, read at SIGHUP")
       ->capture_default_str();
-  app.add_option("--table", options.node.plane.table, "name of our nftables table")->capture_default_str();
+  app.add_option("--runtime-dir", options.runtime_dir, "where control.sock is made")
+      ->capture_default_str();
+  app.add_option("--state-dir", options.node.state_dir, "where the policy in force is kept")
+      ->capture_default_str();
+  app.add_option("--pin-dir", options.node.plane.kernel.pin_dir,
+                 "directory on a bpffs for our pins")
+      ->capture_default_str();
+  app.add_option("--table", options.node.plane.table, "name of our nftables table")
+      ->capture_default_str();
   app.add_option("--leases-max", options.node.plane.kernel.leases_max,
                  "lease slots to make; 160 bytes of kernel memory each")
       ->check(CLI::Range(16U, static_cast<unsigned>(abi::HF_SLOTS_MAX)))
       ->capture_default_str();
-  app.add_option("--tenant-hook", options.node.plane.tenant_hook, "hook of tenant ports: auto, tcx, clsact")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, TenantHook>{
-          {"auto", TenantHook::automatic}, {"tcx", TenantHook::tcx}, {"clsact", TenantHook::clsact}}));
+  app.add_option("--tenant-hook", options.node.plane.tenant_hook,
+                 "hook of tenant ports: auto, tcx, clsact")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, TenantHook>{{"auto", TenantHook::automatic},
+                                            {"tcx", TenantHook::tcx},
+                                            {"clsact", TenantHook::clsact}}));
   app.add_option("--uplink-hook", options.node.plane.uplink_hook, "hook of uplinks: auto, xdp, tc")
       ->transform(CLI::CheckedTransformer(std::map<std::string, UplinkHook>{
           {"auto", UplinkHook::automatic}, {"xdp", UplinkHook::xdp}, {"tc", UplinkHook::tc}}));
   app.add_option("--log-format", options.log_format, "text or json")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, log::Format>{{"text", log::Format::text}, {"json", log::Format::json}}));
+      ->transform(CLI::CheckedTransformer(std::map<std::string, log::Format>{
+          {"text", log::Format::text}, {"json", log::Format::json}}));
   app.add_option("--log-level", options.log_level, "error, warning, notice, info or debug")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, log::Level>{{"error", log::Level::error},
-                                                                            {"warning", log::Level::warning},
-                                                                            {"notice", log::Level::notice},
-                                                                            {"info", log::Level::info},
-                                                                            {"debug", log::Level::debug}}));
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, log::Level>{{"error", log::Level::error},
+                                            {"warning", log::Level::warning},
+                                            {"notice", log::Level::notice},
+                                            {"info", log::Level::info},
+                                            {"debug", log::Level::debug}}));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -88,7 +97,7 @@ int report(const Error& error) {
 
 // BPF reads the clock of the machine; in a time namespace ours would be another (TRAPS).
 Status check_time_namespace() {
-  struct stat ours {}, init {};
+  struct stat ours{}, init{};
   if (::stat("/proc/self/ns/time", &ours) != 0 || ::stat("/proc/1/ns/time", &init) != 0) return {};
   if (ours.st_ino == init.st_ino) return {};
   Result<std::string> offsets = read_state_file("/proc/self/timens_offsets");
@@ -119,7 +128,8 @@ Result<UniqueFd> lock_state(const std::string& state_dir) {
   if (!fd) return fail_sys(errno, "lock", "opening " + path);
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
   return fail(ErrorKind::conflict, "already_running",
-              fmt::format("another holdfastd holds {}", path), "stop it first, or give each its own --state-dir");
+              fmt::format("another holdfastd holds {}", path),
+              "stop it first, or give each its own --state-dir");
 }
 
 class Daemon {
@@ -148,8 +158,8 @@ class Daemon {
     if (Status ok = watch_kernel(); !ok) return ok;
     if (Status ok = serve(); !ok) return ok;
     ::malloc_trim(0);  // what compiling the policy took is not needed any more
-    ::sd_notify(0, fmt::format("READY=1\nSTATUS={} leases, policy generation {}", node_->lease_count(),
-                               node_->policy().generation)
+    ::sd_notify(0, fmt::format("READY=1\nSTATUS={} leases, policy generation {}",
+                               node_->lease_count(), node_->policy().generation)
                        .c_str());
     log::notice("ready", {{"version", HOLDFAST_VERSION},
                           {"leases", node_->lease_count()},
@@ -184,10 +194,13 @@ class Daemon {
 
   void on_signal(int signal) {
     if (signal != SIGHUP) return loop_->stop();  // a second one finds us stopping already
-    ::sd_notify(0, fmt::format("RELOADING=1\nMONOTONIC_USEC={}", read_clock_ns(CLOCK_MONOTONIC) / 1000).c_str());
+    ::sd_notify(0,
+                fmt::format("RELOADING=1\nMONOTONIC_USEC={}", read_clock_ns(CLOCK_MONOTONIC) / 1000)
+                    .c_str());
     const Status ok = reload();
     if (ok) {
-      log::notice("reloaded", {{"file", policy_path()}, {"generation", node_->policy().generation}});
+      log::notice("reloaded",
+                  {{"file", policy_path()}, {"generation", node_->policy().generation}});
     } else {
       log::error("reload_refused", {{"file", policy_path()},
                                     {"cause", ok.error().text()},
@@ -223,7 +236,8 @@ class Daemon {
   void on_foreign_nft_change() {
     const Result<std::vector<nft::Event>> events = nft_watch_->drain();
     if (!events) return log::error("nft_watch", {{"cause", events.error().text()}});
-    for (const nft::Event& event : *events) log::error("nft_changed_by_another", {{"what", event.text()}});
+    for (const nft::Event& event : *events)
+      log::error("nft_changed_by_another", {{"what", event.text()}});
     if (!events->empty() && !detached_ && !nft_timer_.is_pending())
       nft_timer_ = loop_->after(notice_delay_ns, [this] { node_->restore_nft(); });
   }
@@ -250,7 +264,8 @@ class Daemon {
     detached_ = true;
     Result<std::vector<std::string>> removed = detach_node(*node_, options_.node);
     // The answer goes out first.
-    loop_->defer([this] { stop_timer_ = loop_->after(notice_delay_ns, [this] { loop_->stop(); }); });
+    loop_->defer(
+        [this] { stop_timer_ = loop_->after(notice_delay_ns, [this] { loop_->stop(); }); });
     return removed;
   }
 

@@ -1,5 +1,10 @@
 #include "userspace/daemon/netlink.hpp"
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+
 #include <fmt/format.h>
 #include <libmnl/libmnl.h>
 #include <linux/if_addr.h>
@@ -7,11 +12,6 @@
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <sys/socket.h>
-
-#include <algorithm>
-#include <array>
-#include <cstring>
-#include <memory>
 
 namespace holdfast {
 namespace {
@@ -43,7 +43,8 @@ Status dump(mnl_socket* socket, uint16_t type, mnl_cb_t callback, void* data) {
   for (;;) {
     const ssize_t length = ::mnl_socket_recvfrom(socket, buffer.data(), buffer.size());
     if (length < 0) return fail_sys(errno, "rtnetlink", "reading rtnetlink");
-    const int more = ::mnl_cb_run(buffer.data(), static_cast<size_t>(length), type, port, callback, data);
+    const int more =
+        ::mnl_cb_run(buffer.data(), static_cast<size_t>(length), type, port, callback, data);
     if (more < 0) return fail_sys(errno, "rtnetlink", "reading rtnetlink");
     if (more == MNL_CB_STOP) return {};
   }
@@ -54,15 +55,16 @@ template <typename Visit>
 void for_each_attribute(const void* first, const void* tail, Visit visit) {
   const auto* attribute = static_cast<const nlattr*>(first);
   const auto left = [&] {
-    return static_cast<int>(static_cast<const char*>(tail) - reinterpret_cast<const char*>(attribute));
+    return static_cast<int>(static_cast<const char*>(tail) -
+                            reinterpret_cast<const char*>(attribute));
   };
   for (; ::mnl_attr_ok(attribute, left()); attribute = ::mnl_attr_next(attribute)) visit(attribute);
 }
 
 template <typename Visit>
 void for_each_attribute(const nlmsghdr* header, size_t offset, Visit visit) {
-  for_each_attribute(::mnl_nlmsg_get_payload_offset(header, offset), ::mnl_nlmsg_get_payload_tail(header),
-                     visit);
+  for_each_attribute(::mnl_nlmsg_get_payload_offset(header, offset),
+                     ::mnl_nlmsg_get_payload_tail(header), visit);
 }
 
 int on_link(const nlmsghdr* header, void* data) {
@@ -76,9 +78,11 @@ int on_link(const nlmsghdr* header, void* data) {
       case IFLA_MASTER: link.master = ::mnl_attr_get_u32(attribute); break;
       case IFLA_LINKINFO: {
         const auto* nested = static_cast<const char*>(::mnl_attr_get_payload(attribute));
-        for_each_attribute(nested, nested + ::mnl_attr_get_payload_len(attribute), [&](const nlattr* inner) {
-          if (::mnl_attr_get_type(inner) == IFLA_INFO_KIND) link.kind = ::mnl_attr_get_str(inner);
-        });
+        for_each_attribute(nested, nested + ::mnl_attr_get_payload_len(attribute),
+                           [&](const nlattr* inner) {
+                             if (::mnl_attr_get_type(inner) == IFLA_INFO_KIND)
+                               link.kind = ::mnl_attr_get_str(inner);
+                           });
         break;
       }
       default: break;
@@ -136,20 +140,22 @@ Result<NetworkFacts> read_network() {
     if (const LinkInfo* master = facts.find(link.master); link.master != 0 && master != nullptr)
       link.master_name = master->name;
   std::sort(facts.addresses.begin(), facts.addresses.end());
-  facts.addresses.erase(std::unique(facts.addresses.begin(), facts.addresses.end()), facts.addresses.end());
+  facts.addresses.erase(std::unique(facts.addresses.begin(), facts.addresses.end()),
+                        facts.addresses.end());
   return facts;
 }
 
 Status check_tenant_interface(const LinkInfo& link) {
   if (link.master != 0)
-    return fail(ErrorKind::unsupported, "port_has_master",
-                fmt::format("interface {} belongs to {}: frames between its ports would not pass our hooks",
-                            link.name, link.master_name.empty() ? "another interface" : link.master_name),
-                "take it out (ip link set " + link.name + " nomaster) and route to it instead");
+    return fail(
+        ErrorKind::unsupported, "port_has_master",
+        fmt::format("interface {} belongs to {}: frames between its ports would not pass our hooks",
+                    link.name, link.master_name.empty() ? "another interface" : link.master_name),
+        "take it out (ip link set " + link.name + " nomaster) and route to it instead");
   if (link.kind == "veth" || link.kind == "tun") return {};
   return fail(ErrorKind::unsupported, "port_kind",
-              fmt::format("interface {} is {}: a tenant port is the host end of a veth, or a tap", link.name,
-                          link.kind.empty() ? "plain hardware" : "a " + link.kind),
+              fmt::format("interface {} is {}: a tenant port is the host end of a veth, or a tap",
+                          link.name, link.kind.empty() ? "plain hardware" : "a " + link.kind),
               "the host has no hook per tenant there; give the tenant a veth pair or a tap");
 }
 

@@ -1,4 +1,5 @@
-// What the node's network namespace looks like, through rtnetlink: interfaces and the node's own addresses.
+// What the node's network namespace looks like, through rtnetlink: interfaces and the node's own
+// addresses.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ struct NetworkFacts {
 
 Result<NetworkFacts> read_network();
 
-// May this interface be a tenant port? The host must have a hook that only this tenant's packets pass.
+// May this interface be a tenant port? The host must have a hook that only this tenant's packets
+// pass.
 Status check_tenant_interface(const LinkInfo& link);
 // May it be an uplink?
 Status check_uplink_interface(const LinkInfo& link);

@@ -1,14 +1,14 @@
 #include "userspace/daemon/node.hpp"
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <openssl/sha.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <set>
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <openssl/sha.h>
+#include <sys/stat.h>
 
 #include "policy/address.hpp"
 #include "policy/parse.hpp"
@@ -26,7 +26,9 @@ Policy empty_policy() {
   return policy;
 }
 
-nft::HostRules host_rules(const Policy& policy) { return {policy.failsafe_ports, policy.listeners}; }
+nft::HostRules host_rules(const Policy& policy) {
+  return {policy.failsafe_ports, policy.listeners};
+}
 
 // What nft should hold for a policy, beside the leases.
 struct NftState {
@@ -61,8 +63,8 @@ std::string_view name_of(LeaseState state) {
   return "?";
 }
 
-// Slots as the policy in force has them, and new ones out of a copy of the free ones: a compile that fails
-// takes nothing.
+// Slots as the policy in force has them, and new ones out of a copy of the free ones: a compile
+// that fails takes nothing.
 class Node::Book final : public SlotBook {
  public:
   explicit Book(const Node& node) : node_(node), used_(node.slot_used_) {}
@@ -92,7 +94,8 @@ class Node::Book final : public SlotBook {
   uint32_t next_ = 0;
 };
 
-// ---- start ------------------------------------------------------------------------------------------------
+// ---- start
+// ------------------------------------------------------------------------------------------------
 
 Result<std::unique_ptr<Node>> Node::open(wire::EventLoop& loop, const NodeOptions& options) {
   Result<std::unique_ptr<DataPlane>> plane = DataPlane::open(options.plane);
@@ -147,7 +150,8 @@ Status Node::load_policy() {
   return {};
 }
 
-// Leases whose pinned state is whole and whose resource the policy still names go on; all others end.
+// Leases whose pinned state is whole and whose resource the policy still names go on; all others
+// end.
 void Node::adopt_leases() {
   std::set<uint32_t> egress;
   for (const auto& [name, slot] : egress_slots_) egress.insert(slot);
@@ -159,7 +163,8 @@ void Node::adopt_leases() {
     if (record.phase == 0) continue;
     if (record.phase == abi::HF_PHASE_FENCED) continue;
     const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot));
-    bool keep = plane_->slots.bound(slot) && deadline > now && index_->tenant_by_id(record.tenant_id) != nullptr;
+    bool keep = plane_->slots.bound(slot) && deadline > now &&
+                index_->tenant_by_id(record.tenant_id) != nullptr;
     if (keep && record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
       const auto found = plane_->banks.endpoint(record.endpoint);
       keep = found && found->slot == slot;
@@ -172,18 +177,21 @@ void Node::adopt_leases() {
     }
     live.push_back({slot, deadline});
     if (record.first_slot == slot)
-      leases_.add(LeaseId::of(record), slot, record.incarnation, deadline, plane_->slots.slot(slot).tenant);
+      leases_.add(LeaseId::of(record), slot, record.incarnation, deadline,
+                  plane_->slots.slot(slot).tenant);
   }
   if (Status ok = restore_elements(*plane_, live); !ok)
-    log::error("nft_elements_missing", {{"cause", ok.error().text()},
-                                        {"effect", "some leases stay denied by nftables until renewed"}});
+    log::error("nft_elements_missing",
+               {{"cause", ok.error().text()},
+                {"effect", "some leases stay denied by nftables until renewed"}});
   if (!live.empty() || !ended.empty())
     log::notice("leases_adopted", {{"live", leases_.size()}, {"ended", ended.size()}});
   if (!ended.empty()) tear_down(std::move(ended), "failed_closed", {});
   arm_expiry_timer();
 }
 
-// ---- policy -----------------------------------------------------------------------------------------------
+// ---- policy
+// -----------------------------------------------------------------------------------------------
 
 Result<PushOutcome> Node::push_policy(Policy policy, bool dry_run) {
   return change_policy(std::make_shared<const Policy>(std::move(policy)), dry_run, false);
@@ -240,14 +248,16 @@ Result<NodeFacts> Node::gather_facts(const Policy& policy, bool lenient) {
   // An address that a tenant owns is the tenant's, even if the node has it too (a proxied gateway).
   std::set<Address> owned;
   for (const Tenant& tenant : policy.tenants)
-    for (const TenantPort& port : tenant.ports) owned.insert(port.addresses.begin(), port.addresses.end());
+    for (const TenantPort& port : tenant.ports)
+      owned.insert(port.addresses.begin(), port.addresses.end());
   std::erase_if(facts.addresses, [&](const Address& address) { return owned.contains(address); });
   return facts;
 }
 
 namespace {
 
-NftState nft_state(const Policy& policy, const NodeFacts& facts, const std::function<bool(uint64_t)>& disabled) {
+NftState nft_state(const Policy& policy, const NodeFacts& facts,
+                   const std::function<bool(uint64_t)>& disabled) {
   NftState state;
   const auto find = [&](const std::string& name) -> uint32_t {
     const auto found = facts.ifindex.find(name);
@@ -268,7 +278,8 @@ NftState nft_state(const Policy& policy, const NodeFacts& facts, const std::func
 
 }  // namespace
 
-void Node::describe_nft_change(const Policy& next, const NodeFacts& facts, PolicyChange& change) const {
+void Node::describe_nft_change(const Policy& next, const NodeFacts& facts,
+                               PolicyChange& change) const {
   const auto disabled = [&](uint64_t id) {
     const auto index = facts.tenant_indexes.find(id);
     return index != facts.tenant_indexes.end() && tenant_disabled(index->second);
@@ -278,21 +289,23 @@ void Node::describe_nft_change(const Policy& next, const NodeFacts& facts, Polic
   if (policy_) {
     before = nft_state(*policy_, facts_, disabled);
   } else {
-    // A former daemon's: of what it armed, only what is there can matter, and it is asked for below.
+    // A former daemon's: of what it armed, only what is there can matter, and it is asked for
+    // below.
     for (const LinkInfo& link : network_.links) before.armed.insert(link.ifindex);
     before.tenants = before.armed;
   }
   change.narrow.disarm = difference(before.armed, after.armed);
   change.narrow.remove_tenants = difference(before.tenants, after.tenants);
   change.narrow.disown = owned_difference(before.owned, after.owned);
-  // All of the new state is written, not only what differs: writing what is there already costs little and
-  // mends what others removed.
+  // All of the new state is written, not only what differs: writing what is there already costs
+  // little and mends what others removed.
   change.widen.arm = {after.armed.begin(), after.armed.end()};
   change.widen.add_tenants = {after.tenants.begin(), after.tenants.end()};
   change.widen.own = owned_difference(after.owned, {});
 }
 
-Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool dry_run, bool lenient) {
+Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool dry_run,
+                                        bool lenient) {
   PushOutcome outcome;
   if (policy_) {
     outcome.changes = diff_policies(*policy_, *next);
@@ -302,15 +315,17 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
       const uint32_t live = leases_.of_tenant(facts_.tenant_indexes.at(tenant.id));
       if (!stays && live != 0)
         return fail(ErrorKind::conflict, "tenant_has_leases",
-                    fmt::format("the policy drops tenant {}, which holds {} live leases", tenant.name, live),
+                    fmt::format("the policy drops tenant {}, which holds {} live leases",
+                                tenant.name, live),
                     fmt::format("end them first: holdfast tenant disable {}", tenant.name));
     }
   }
   if (next->leases_max > plane_->slots.size())
-    return fail(ErrorKind::exhausted, "leases_max",
-                fmt::format("limits.leases is {}, this node has {} lease slots", next->leases_max,
-                            plane_->slots.size()),
-                "lower it, or start holdfastd with a larger --leases-max after `holdfast node detach`");
+    return fail(
+        ErrorKind::exhausted, "leases_max",
+        fmt::format("limits.leases is {}, this node has {} lease slots", next->leases_max,
+                    plane_->slots.size()),
+        "lower it, or start holdfastd with a larger --leases-max after `holdfast node detach`");
   Result<NodeFacts> facts = gather_facts(*next, lenient);
   if (!facts) return pass_on(facts);
   Book book(*this);
@@ -319,14 +334,17 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   if (dry_run) return outcome;
 
   for (const Tenant& tenant : next->tenants)
-    if (Status ok = ensure_flow_table(*plane_, facts->tenant_indexes.at(tenant.id), tenant.flows_max); !ok)
+    if (Status ok =
+            ensure_flow_table(*plane_, facts->tenant_indexes.at(tenant.id), tenant.flows_max);
+        !ok)
       return pass_on(ok);
 
   PolicyChange change;
   change.tables = &compiled->tables;
   change.generation = next->generation;
   const std::string canonical = render_policy_json(*next);
-  ::SHA256(reinterpret_cast<const unsigned char*>(canonical.data()), canonical.size(), change.digest);
+  ::SHA256(reinterpret_cast<const unsigned char*>(canonical.data()), canonical.size(),
+           change.digest);
   for (const Tenant& tenant : next->tenants)
     for (const TenantPort& port : tenant.ports)
       if (const auto at = facts->ifindex.find(port.interface); at != facts->ifindex.end())
@@ -340,13 +358,16 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
 
   // Generation 0 is the policy of a node that was never given one: it is made anew at every start.
   if (next->generation != 0)
-    if (Status ok = write_state_file(options_.state_dir, "policy.json", canonical); !ok) return pass_on(ok);
+    if (Status ok = write_state_file(options_.state_dir, "policy.json", canonical); !ok)
+      return pass_on(ok);
   for (const auto& [name, ifindex] : facts->ifindex) attached_.insert(ifindex);
   auto dark = swap_policy(*plane_, change);
   if (!dark) {
     if (policy_ && policy_->generation != 0) {
       // The stored policy is the one in force again, and nft as wide as it was.
-      if (Status ok = write_state_file(options_.state_dir, "policy.json", render_policy_json(*policy_)); !ok)
+      if (Status ok =
+              write_state_file(options_.state_dir, "policy.json", render_policy_json(*policy_));
+          !ok)
         log::error("policy_not_restored", {{"cause", ok.error().text()}});
       PolicyChange back;
       describe_nft_change(*policy_, facts_, back);
@@ -373,14 +394,17 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
           !ok)
         log::warning("nft_element_left", {{"cause", ok.error().text()}});
       plane_->slots.set_interface(slot, ifindex);
-      if (ifindex != 0) moved.push_back({slot, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot))});
+      if (ifindex != 0)
+        moved.push_back({slot, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot))});
     }
   };
-  for (const abi::endpoint_entry& entry : compiled->tables.endpoints) follow(entry.slot, entry.ifindex);
+  for (const abi::endpoint_entry& entry : compiled->tables.endpoints)
+    follow(entry.slot, entry.ifindex);
   for (const Tenant& tenant : next->tenants)
     for (const TenantPort& port : tenant.ports) {
       const auto at = facts->ifindex.find(port.interface);
-      follow(compiled->egress_slots.at({tenant.id, port.name}), at == facts->ifindex.end() ? 0 : at->second);
+      follow(compiled->egress_slots.at({tenant.id, port.name}),
+             at == facts->ifindex.end() ? 0 : at->second);
     }
   if (!moved.empty())
     if (Status ok = restore_elements(*plane_, moved); !ok)
@@ -398,7 +422,8 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
     if (draining_[slot] || plane_->slots.record(slot).phase == abi::HF_PHASE_FENCED ||
         (!policy_ && plane_->slots.record(slot).phase != 0))
       used[slot] = true;
-  const std::shared_ptr<const Policy> old = policy_;  // the index refers into it until it is replaced
+  const std::shared_ptr<const Policy> old =
+      policy_;  // the index refers into it until it is replaced
   policy_ = std::move(next);
   index_ = std::make_unique<PolicyIndex>(*policy_);
   facts_ = std::move(*facts);
@@ -440,7 +465,8 @@ void Node::refresh_network() {
     log::error("network_unknown", {{"cause", now.error().text()}});
     return;
   }
-  bool drifted = before.ifindex != now->ifindex || before.addresses != now->addresses || !dark_.empty();
+  bool drifted =
+      before.ifindex != now->ifindex || before.addresses != now->addresses || !dark_.empty();
   for (const Tenant& tenant : policy_->tenants)
     for (const TenantPort& port : tenant.ports)
       if (const auto at = now->ifindex.find(port.interface); at != now->ifindex.end() && !drifted)
@@ -463,7 +489,8 @@ std::vector<Term> Node::live_terms() const {
 
 void Node::restore_nft() {
   const Result<PushOutcome> done = change_policy(policy_, false, true);
-  Status ok = done ? restore_elements(*plane_, live_terms()) : Status(std::unexpected(done.error()));
+  Status ok =
+      done ? restore_elements(*plane_, live_terms()) : Status(std::unexpected(done.error()));
   if (ok) {
     log::notice("nft_restored", {{"leases", leases_.size()}});
   } else {

@@ -1,8 +1,9 @@
-// Node: the daemon's state and its changes. Policy and leases are decided here (policy/), made so by apply,
-// recorded in the journal, and answered. One thread: the event loop's.
+// Node: the daemon's state and its changes. Policy and leases are decided here (policy/), made so
+// by apply, recorded in the journal, and answered. One thread: the event loop's.
 //
-// What is remembered where: leases in the pinned maps (LeaseTable only indexes them); the policy in force in
-// STATE_DIR/policy.json and, compiled, in the active bank; everything else is derived at start.
+// What is remembered where: leases in the pinned maps (LeaseTable only indexes them); the policy in
+// force in STATE_DIR/policy.json and, compiled, in the active bank; everything else is derived at
+// start.
 #pragma once
 
 #include <cstdint>
@@ -82,8 +83,8 @@ class Node {
  public:
   using Done = std::function<void(Status)>;
 
-  // Loads or adopts the data plane, the policy and the leases. When this returns, everything that is in
-  // force is guarded and listed.
+  // Loads or adopts the data plane, the policy and the leases. When this returns, everything that
+  // is in force is guarded and listed.
   static Result<std::unique_ptr<Node>> open(wire::EventLoop& loop, const NodeOptions& options);
 
   // ---- policy ----
@@ -144,18 +145,22 @@ class Node {
   void describe_nft_change(const Policy& next, const NodeFacts& facts, PolicyChange& change) const;
   void detach_all_but(const NodeFacts& facts);
 
-  // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything fails.
+  // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything
+  // fails.
   Status bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t now_boot_ns,
                     std::vector<Term>& bound);
-  Result<uint32_t> slot_of(const Tenant& tenant, const Resource& resource, abi::lease_record& record) const;
+  Result<uint32_t> slot_of(const Tenant& tenant, const Resource& resource,
+                           abi::lease_record& record) const;
   std::vector<uint32_t> slots_of(uint32_t first_slot) const;
   Result<uint32_t> find_live(const LeaseId& id) const;
   Status check_holder(const Actor& actor, uint32_t first_slot) const;
   LeaseView view(uint32_t first_slot) const;
 
-  // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown, failed_closed.
+  // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown,
+  // failed_closed.
   void tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done);
-  void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome, const Done& done);
+  void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
+                         const Done& done);
   void expire_due();
   void arm_expiry_timer();
   void tear_down_tenant(uint32_t index);
@@ -175,7 +180,8 @@ class Node {
   std::vector<bool> draining_;   // closed, its teardown not yet proved
   std::vector<std::pair<std::string, Error>> dark_;
   std::set<uint32_t> attached_;  // interfaces our programs may be on
-  std::map<uint32_t, uint32_t> binding_of_tenant_;  // leases bound in the batch under way, by tenant index
+  std::map<uint32_t, uint32_t>
+      binding_of_tenant_;  // leases bound in the batch under way, by tenant index
   LeaseTable leases_;
   wire::Timer expiry_timer_;
   uint64_t expiry_timer_at_ = 0;

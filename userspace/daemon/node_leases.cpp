@@ -1,8 +1,8 @@
 // The life of a lease: grant, renew, revoke, release, expire, tear down (DESIGN.md section 3).
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
+
+#include <fmt/format.h>
 
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
@@ -11,15 +11,18 @@
 namespace holdfast {
 namespace {
 
-// Slots whose teardown is finished in one turn of the loop, so that a tenant with a hundred thousand leases
-// does not keep others waiting.
+// Slots whose teardown is finished in one turn of the loop, so that a tenant with a hundred
+// thousand leases does not keep others waiting.
 constexpr size_t teardown_slots_per_turn = 4096;
 
-std::string lease_text(const abi::lease_record& record) { return format_lease_id(LeaseId::of(record)); }
+std::string lease_text(const abi::lease_record& record) {
+  return format_lease_id(LeaseId::of(record));
+}
 
 }  // namespace
 
-// ---- grant ------------------------------------------------------------------------------------------------
+// ---- grant
+// ------------------------------------------------------------------------------------------------
 
 Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
                                abi::lease_record& record) const {
@@ -45,7 +48,8 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
   const uint32_t tenant_slot = facts_.tenant_indexes.at(tenant.id);
   const abi::tenant_state& state = plane_->tenants[tenant_slot];
   if (tenant_disabled(tenant_slot))
-    return fail(ErrorKind::conflict, "tenant_disabled", fmt::format("tenant {} is disabled", tenant.name),
+    return fail(ErrorKind::conflict, "tenant_disabled",
+                fmt::format("tenant {} is disabled", tenant.name),
                 fmt::format("holdfast tenant enable {}", tenant.name));
   uint32_t& binding = binding_of_tenant_[tenant_slot];
   if (leases_.of_tenant(tenant_slot) + binding >= tenant.leases_max)
@@ -61,15 +65,18 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
     const abi::lease_record& there = plane_->slots.record(*slot);
     const std::string name = resource_name(resource);
     if (there.phase == abi::HF_PHASE_FENCED)
-      return fail(ErrorKind::conflict, "fenced", fmt::format("{} of tenant {} is fenced", name, tenant.name),
+      return fail(ErrorKind::conflict, "fenced",
+                  fmt::format("{} of tenant {} is fenced", name, tenant.name),
                   "its last teardown could not be proved; an operator has to clear it");
     if (draining_[*slot])
       return fail(ErrorKind::unavailable, "draining",
-                  fmt::format("{} of tenant {} is being torn down", name, tenant.name), "try again in a second");
+                  fmt::format("{} of tenant {} is being torn down", name, tenant.name),
+                  "try again in a second");
     if (plane_->slots.bound(*slot))
-      return fail(ErrorKind::conflict, "already_leased",
-                  fmt::format("{} of tenant {} is held by lease {}", name, tenant.name, lease_text(there)),
-                  "revoke it first, or renew it");
+      return fail(
+          ErrorKind::conflict, "already_leased",
+          fmt::format("{} of tenant {} is held by lease {}", name, tenant.name, lease_text(there)),
+          "revoke it first, or renew it");
     if (plane_->slots.binding(*slot))
       return fail(ErrorKind::invalid, "named_twice",
                   fmt::format("{} of tenant {} is named twice in this request", name, tenant.name),
@@ -107,7 +114,8 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
   return {};
 }
 
-Result<Grant> Node::grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next) {
+Result<Grant> Node::grant(const Actor& actor,
+                          const std::function<Result<bool>(GrantRequest&)>& next) {
   if (!actor.operates)
     return fail(ErrorKind::denied, "not_operator", "granting a lease takes an operator",
                 "join group holdfast-operator, or ask an operator");
@@ -117,7 +125,8 @@ Result<Grant> Node::grant(const Actor& actor, const std::function<Result<bool>(G
   const uint64_t now = boot_now_ns();
   binding_of_tenant_.clear();
 
-  // Everything is bound, still denying, before anything opens: a batch is granted whole or not at all.
+  // Everything is bound, still denying, before anything opens: a batch is granted whole or not at
+  // all.
   const auto refuse = [&](Error error) -> Result<Grant> {
     for (const Term& term : bound) {
       plane_->slots.close(term.slot);
@@ -131,16 +140,21 @@ Result<Grant> Node::grant(const Actor& actor, const std::function<Result<bool>(G
     if (!more) return refuse(std::move(more.error()));
     if (!*more) break;
     const LeaseId id = LeaseId::random();
-    Status ok = leases_.size() + ids.size() < policy_->leases_max
-                    ? bind_lease(request, id, now, bound)
-                    : Status(fail(ErrorKind::exhausted, "leases_max",
-                                  fmt::format("this node has {} leases, its limit", policy_->leases_max),
-                                  "release some, or raise limits.leases in the policy"));
-    if (!ok) return refuse(ids.empty() ? std::move(ok.error())
-                                       : std::move(ok.error()).in(fmt::format("lease {} of the batch", ids.size() + 1)));
+    Status ok =
+        leases_.size() + ids.size() < policy_->leases_max
+            ? bind_lease(request, id, now, bound)
+            : Status(fail(ErrorKind::exhausted, "leases_max",
+                          fmt::format("this node has {} leases, its limit", policy_->leases_max),
+                          "release some, or raise limits.leases in the policy"));
+    if (!ok)
+      return refuse(
+          ids.empty()
+              ? std::move(ok.error())
+              : std::move(ok.error()).in(fmt::format("lease {} of the batch", ids.size() + 1)));
     ids.push_back(id);
   }
-  if (Status ok = open_leases(*plane_, bound, granted.nft_ns); !ok) return refuse(std::move(ok.error()));
+  if (Status ok = open_leases(*plane_, bound, granted.nft_ns); !ok)
+    return refuse(std::move(ok.error()));
   granted.ebpf_ns = boot_now_ns() - now - granted.nft_ns;
 
   leases_.reserve(ids.size());
@@ -161,19 +175,23 @@ Result<Grant> Node::grant(const Actor& actor, const std::function<Result<bool>(G
   return granted;
 }
 
-// ---- renew ------------------------------------------------------------------------------------------------
+// ---- renew
+// ------------------------------------------------------------------------------------------------
 
 Result<uint32_t> Node::find_live(const LeaseId& id) const {
   const std::optional<uint32_t> slot = leases_.find(id);
   if (slot) return *slot;
-  return fail(ErrorKind::not_found, "no_such_lease", fmt::format("there is no lease {}", format_lease_id(id)),
+  return fail(ErrorKind::not_found, "no_such_lease",
+              fmt::format("there is no lease {}", format_lease_id(id)),
               "it may have ended: `holdfast lease ls`");
 }
 
 Status Node::check_holder(const Actor& actor, uint32_t first_slot) const {
   const abi::lease_record& record = plane_->slots.record(first_slot);
-  if (actor.operates || (record.holder_kind == abi::HF_HOLDER_UID && record.holder == actor.uid)) return {};
-  return fail(ErrorKind::denied, "not_holder", fmt::format("lease {} is not yours", lease_text(record)),
+  if (actor.operates || (record.holder_kind == abi::HF_HOLDER_UID && record.holder == actor.uid))
+    return {};
+  return fail(ErrorKind::denied, "not_holder",
+              fmt::format("lease {} is not yours", lease_text(record)),
               "only its holder or an operator may do this");
 }
 
@@ -186,12 +204,13 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   const abi::lease_record& record = plane_->slots.record(*slot);
   if (generation && *generation != record.generation)
     return fail(ErrorKind::conflict, "generation_mismatch",
-                fmt::format("lease {} is at generation {}, not {}", lease_text(record), record.generation,
-                            *generation),
+                fmt::format("lease {} is at generation {}, not {}", lease_text(record),
+                            record.generation, *generation),
                 "somebody renewed it in between; look at it and decide again");
   if (record.phase == abi::HF_PHASE_GRACE)
     return fail(ErrorKind::conflict, "being_revoked",
-                fmt::format("lease {} is being revoked", lease_text(record)), "grant a new one after it ended");
+                fmt::format("lease {} is being revoked", lease_text(record)),
+                "grant a new one after it ended");
   const uint64_t deadline = boot_now_ns() + ttl_ns;
   std::vector<Term> terms;
   for (const uint32_t s : slots_of(*slot)) terms.push_back({s, deadline});
@@ -205,7 +224,8 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   return view(*slot);
 }
 
-// ---- end --------------------------------------------------------------------------------------------------
+// ---- end
+// --------------------------------------------------------------------------------------------------
 
 void Node::revoke(const LeaseId& id, uint64_t grace_ns, Done done) {
   const Result<uint32_t> slot = find_live(id);
@@ -215,7 +235,8 @@ void Node::revoke(const LeaseId& id, uint64_t grace_ns, Done done) {
   if (grace_ns == 0) return tear_down(slots_of(*slot), "torndown", std::move(done));
   journal_.record("lease.revoke_warning",
                   {{"lease", format_lease_id(id)}, {"grace", human_duration(grace_ns)}});
-  // Grace is a shorter term: the kernel ends it, whatever becomes of us. It never passes the lease's end.
+  // Grace is a shorter term: the kernel ends it, whatever becomes of us. It never passes the
+  // lease's end.
   std::vector<Term> terms;
   for (const uint32_t s : slots_of(*slot)) terms.push_back({s, std::min(ends, deadline)});
   if (Status ok = move_deadline(*plane_, terms); !ok) return done(ok);
@@ -238,17 +259,20 @@ void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done
   for (const uint32_t slot : slots) {
     draining_[slot] = true;
     const abi::lease_record& record = plane_->slots.record(slot);
-    if (record.first_slot == slot) leases_.remove(LeaseId::of(record), plane_->slots.slot(slot).tenant);
+    if (record.first_slot == slot)
+      leases_.remove(LeaseId::of(record), plane_->slots.slot(slot).tenant);
   }
-  journal_.record("lease.forced_teardown",
-                  {{"lease", lease_text(plane_->slots.record(slots.front()))}, {"slots", slots.size()}});
+  journal_.record(
+      "lease.forced_teardown",
+      {{"lease", lease_text(plane_->slots.record(slots.front()))}, {"slots", slots.size()}});
   auto shared = std::make_shared<std::vector<uint32_t>>(std::move(slots));
   grace_.after_grace_period([this, shared, outcome, done = std::move(done)] {
     teardown_finished(*shared, outcome, done);
   });
 }
 
-void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome, const Done& done) {
+void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
+                             const Done& done) {
   const size_t now = std::min(slots.size(), teardown_slots_per_turn);
   const auto part = std::span(slots).first(now);
   Status ok = finish_teardown(*plane_, part);
@@ -269,13 +293,16 @@ void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_vie
     journal_.record(outcome == "torndown" ? "lease.torndown" : "lease.failed_closed",
                     {{"lease", lease}, {"slots", part.size()}});
   } else {
-    log::error("lease.fenced", {{"lease", lease}, {"slots", part.size()}, {"cause", ok.error().text()}});
-    ok = fail(ErrorKind::conflict, "fenced",
-              fmt::format("the teardown of lease {} could not be proved: {}", lease, ok.error().text()),
-              "the gate denies; the resource stays fenced until an operator clears it");
+    log::error("lease.fenced",
+               {{"lease", lease}, {"slots", part.size()}, {"cause", ok.error().text()}});
+    ok = fail(
+        ErrorKind::conflict, "fenced",
+        fmt::format("the teardown of lease {} could not be proved: {}", lease, ok.error().text()),
+        "the gate denies; the resource stays fenced until an operator clears it");
   }
   if (now < slots.size() && ok) {
-    auto rest = std::make_shared<std::vector<uint32_t>>(slots.begin() + static_cast<ptrdiff_t>(now), slots.end());
+    auto rest = std::make_shared<std::vector<uint32_t>>(slots.begin() + static_cast<ptrdiff_t>(now),
+                                                        slots.end());
     loop_.defer([this, rest, outcome, done] { teardown_finished(*rest, outcome, done); });
     return;
   }
@@ -289,10 +316,12 @@ void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_vie
 void Node::expire_due() {
   std::vector<uint32_t> due;
   const uint64_t now = boot_now_ns();
-  for (auto next = leases_.earliest(); next && next->deadline_boot_ns <= now; next = leases_.earliest()) {
+  for (auto next = leases_.earliest(); next && next->deadline_boot_ns <= now;
+       next = leases_.earliest()) {
     leases_.pop();
     const uint64_t gate = plane_->slots.gate(next->slot);
-    const bool same = abi::hf_gate_incarnation(gate) == next->incarnation && plane_->slots.bound(next->slot);
+    const bool same =
+        abi::hf_gate_incarnation(gate) == next->incarnation && plane_->slots.bound(next->slot);
     // Renewed meanwhile: a later entry stands for it.
     if (!same || abi::hf_gate_deadline_boot_ns(gate) > now) continue;
     const std::vector<uint32_t> slots = slots_of(next->slot);
@@ -309,12 +338,14 @@ void Node::expire_due() {
 void Node::arm_expiry_timer() {
   const auto next = leases_.earliest();
   if (!next || (expiry_timer_at_ != 0 && expiry_timer_at_ <= next->deadline_boot_ns)) return;
-  // The gate's clock ticks in 2^20 ns and rounds down, so at the deadline the kernel has denied already.
+  // The gate's clock ticks in 2^20 ns and rounds down, so at the deadline the kernel has denied
+  // already.
   expiry_timer_at_ = next->deadline_boot_ns;
   expiry_timer_ = loop_.at(expiry_timer_at_, [this] { expire_due(); });
 }
 
-// ---- tenants ----------------------------------------------------------------------------------------------
+// ---- tenants
+// ----------------------------------------------------------------------------------------------
 
 Status Node::disable_tenant(std::string_view name) {
   const Tenant* tenant = index_->tenant(name);
@@ -347,12 +378,14 @@ Status Node::enable_tenant(std::string_view name) {
   const uint32_t index = facts_.tenant_indexes.at(tenant->id);
   if (!tenant_disabled(index)) return {};
   abi::tenant_state& state = plane_->tenants[index];
-  std::atomic_ref<decltype(state.flags)>(state.flags).fetch_and(~static_cast<uint32_t>(abi::HF_TENANT_DISABLED));
+  std::atomic_ref<decltype(state.flags)>(state.flags)
+      .fetch_and(~static_cast<uint32_t>(abi::HF_TENANT_DISABLED));
   nft::Changes changes;
   for (const TenantPort& port : tenant->ports) {
     const auto at = facts_.ifindex.find(port.interface);
     if (at == facts_.ifindex.end()) continue;
-    if (Status ok = plane_->attachments.verify_tenant_port({at->second, port.interface}); !ok) return ok;
+    if (Status ok = plane_->attachments.verify_tenant_port({at->second, port.interface}); !ok)
+      return ok;
     changes.arm.push_back(at->second);
   }
   journal_.record("tenant.enable", {{"tenant", name}});
@@ -369,7 +402,8 @@ void Node::tear_down_tenant(uint32_t index) {
   if (!slots.empty()) tear_down(std::move(slots), "torndown", {});
 }
 
-// ---- views ------------------------------------------------------------------------------------------------
+// ---- views
+// ------------------------------------------------------------------------------------------------
 
 std::vector<uint32_t> Node::slots_of(uint32_t first_slot) const {
   std::vector<uint32_t> slots;
@@ -410,8 +444,9 @@ LeaseView Node::view(uint32_t first_slot) const {
     }
     const Address address = address_of(r.endpoint.address);
     const Endpoint* endpoint =
-        tenant == nullptr ? nullptr
-                          : index_->endpoint_at(*tenant, address, protocol_of(r.endpoint), port_of(r.endpoint));
+        tenant == nullptr
+            ? nullptr
+            : index_->endpoint_at(*tenant, address, protocol_of(r.endpoint), port_of(r.endpoint));
     Resource resource;
     resource.endpoint = endpoint;
     resource.address = address;
@@ -451,7 +486,8 @@ std::vector<TenantView> Node::tenants() const {
 }
 
 std::optional<LeaseId> Node::lease_of_slot(uint32_t slot) const {
-  if (slot >= plane_->slots.size() || plane_->slots.record(slot).lease_id[0] == 0) return std::nullopt;
+  if (slot >= plane_->slots.size() || plane_->slots.record(slot).lease_id[0] == 0)
+    return std::nullopt;
   return LeaseId::of(plane_->slots.record(slot));
 }
 

@@ -1,12 +1,12 @@
 #include "userspace/daemon/state_file.hpp"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <cstdio>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "userspace/base/unique_fd.hpp"
 
@@ -25,20 +25,26 @@ Result<std::string> read_state_file(const std::string& path) {
   }
 }
 
-Status write_state_file(const std::string& directory, std::string_view name, std::string_view content) {
+Status write_state_file(const std::string& directory, std::string_view name,
+                        std::string_view content) {
   const std::string path = directory + "/" + std::string(name);
   const std::string beside = path + ".new";
-  const UniqueFd fd(::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
-  if (!fd) return fail_sys(errno, "state_write", "creating " + beside, "the state directory must exist and be writable");
+  const UniqueFd fd(
+      ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!fd)
+    return fail_sys(errno, "state_write", "creating " + beside,
+                    "the state directory must exist and be writable");
   while (!content.empty()) {
     const ssize_t put = ::write(fd.get(), content.data(), content.size());
     if (put < 0) return fail_sys(errno, "state_write", "writing " + beside);
     content.remove_prefix(static_cast<size_t>(put));
   }
   if (::fsync(fd.get()) != 0) return fail_sys(errno, "state_write", "syncing " + beside);
-  if (::rename(beside.c_str(), path.c_str()) != 0) return fail_sys(errno, "state_write", "renaming " + beside);
+  if (::rename(beside.c_str(), path.c_str()) != 0)
+    return fail_sys(errno, "state_write", "renaming " + beside);
   const UniqueFd dir(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!dir || ::fsync(dir.get()) != 0) return fail_sys(errno, "state_write", "syncing " + directory);
+  if (!dir || ::fsync(dir.get()) != 0)
+    return fail_sys(errno, "state_write", "syncing " + directory);
   return {};
 }
 

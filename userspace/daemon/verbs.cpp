@@ -1,10 +1,10 @@
 #include "userspace/daemon/verbs.hpp"
 
-#include <arpa/inet.h>
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <charconv>
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
 
 #include "policy/address.hpp"
 #include "policy/parse.hpp"
@@ -49,8 +49,8 @@ std::string_view protocol_name(Protocol protocol) {
 Result<Protocol> parse_protocol(std::string_view text) {
   for (const Protocol p : {Protocol::icmp_echo, Protocol::tcp, Protocol::udp})
     if (protocol_name(p) == text) return p;
-  return fail(ErrorKind::invalid, "bad_protocol", fmt::format("\"{}\" is no protocol of ours", text),
-              "tcp, udp or icmp_echo");
+  return fail(ErrorKind::invalid, "bad_protocol",
+              fmt::format("\"{}\" is no protocol of ours", text), "tcp, udp or icmp_echo");
 }
 
 // "uid:1000" or "cgroup:4711".
@@ -120,12 +120,19 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
       each = in.boolean();
     } else if (key == "peer") {
       Result<Prefix> peer = parse_prefix(in.text());
-      if (peer) request.peer = *peer; else bad = std::move(peer.error());
+      if (peer)
+        request.peer = *peer;
+      else
+        bad = std::move(peer.error());
     } else if (key == "holder") {
       Result<Holder> holder = parse_holder(in.text());
-      if (holder) request.holder = *holder; else bad = std::move(holder.error());
+      if (holder)
+        request.holder = *holder;
+      else
+        bad = std::move(holder.error());
     } else if (in.ok()) {
-      bad = Error{ErrorKind::invalid, "unknown_key", 0, fmt::format("a lease has no \"{}\"", key), {}};
+      bad = Error{
+          ErrorKind::invalid, "unknown_key", 0, fmt::format("a lease has no \"{}\"", key), {}};
     }
   }
   if (bad) return std::unexpected(std::move(*bad));
@@ -136,7 +143,8 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
 
 }  // namespace
 
-Verbs::Verbs(wire::EventLoop& loop, Node& node, std::function<Result<std::vector<std::string>>()> detach)
+Verbs::Verbs(wire::EventLoop& loop, Node& node,
+             std::function<Result<std::vector<std::string>>()> detach)
     : loop_(loop),
       node_(node),
       detach_(std::move(detach)),
@@ -145,12 +153,12 @@ Verbs::Verbs(wire::EventLoop& loop, Node& node, std::function<Result<std::vector
       started_wall_ns_(wall_now_ns()) {}
 
 Status Verbs::attach_drop_events(Verbs& verbs) {
-  Result<DropEvents> events = DropEvents::open(verbs.node_.plane().object,
-                                               [&verbs](const abi::drop_event& e) { verbs.on_drop(e); });
+  Result<DropEvents> events = DropEvents::open(
+      verbs.node_.plane().object, [&verbs](const abi::drop_event& e) { verbs.on_drop(e); });
   if (!events) return pass_on(events);
   verbs.drop_events_ = std::move(*events);
-  Result<wire::FdWatch> watch = verbs.loop_.watch(verbs.drop_events_->fd(), EPOLLIN,
-                                                  [&verbs](uint32_t) { verbs.drop_events_->consume(); });
+  Result<wire::FdWatch> watch = verbs.loop_.watch(
+      verbs.drop_events_->fd(), EPOLLIN, [&verbs](uint32_t) { verbs.drop_events_->consume(); });
   if (!watch) return pass_on(watch);
   verbs.drop_watch_ = std::move(*watch);
   return {};
@@ -166,19 +174,21 @@ Value Verbs::hello(const wire::Peer& peer) const {
 }
 
 void Verbs::handle(const wire::Peer& peer, wire::Request request, wire::Responder responder) {
-  static constexpr std::string_view changing[] = {"lease.grant",   "lease.renew",    "lease.revoke",
-                                                  "lease.release", "tenant.disable", "tenant.enable",
-                                                  "bundle.push",   "node.detach"};
+  static constexpr std::string_view changing[] = {
+      "lease.grant",    "lease.renew",   "lease.revoke", "lease.release",
+      "tenant.disable", "tenant.enable", "bundle.push",  "node.detach"};
   if (std::find(std::begin(changing), std::end(changing), request.verb) != std::end(changing))
     return change(peer, request, std::move(responder));
   if (peer.role == wire::Role::none)
-    return responder.fail(Error{ErrorKind::denied, "not_in_group", 0,
-                                fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
-                                "usermod -aG holdfast USER, then log in again"});
+    return responder.fail(
+        Error{ErrorKind::denied, "not_in_group", 0,
+              fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
+              "usermod -aG holdfast USER, then log in again"});
   if (request.verb == "drops.follow") {
     if (followers_.size() >= followers_max)
       return responder.fail(Error{ErrorKind::exhausted, "followers_max", 0,
-                                  fmt::format("{} others follow drop events", followers_.size()), "try later"});
+                                  fmt::format("{} others follow drop events", followers_.size()),
+                                  "try later"});
     followers_.push_back(std::make_shared<wire::Responder>(std::move(responder)));
     return;
   }
@@ -197,18 +207,22 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
-  return fail(ErrorKind::invalid, "unknown_verb", fmt::format("there is no verb \"{}\"", request.verb),
-              "client and daemon may be of different versions: compare `holdfast --version` with `holdfast status`");
+  return fail(ErrorKind::invalid, "unknown_verb",
+              fmt::format("there is no verb \"{}\"", request.verb),
+              "client and daemon may be of different versions: compare `holdfast --version` with "
+              "`holdfast status`");
 }
 
-void Verbs::change(const wire::Peer& peer, const wire::Request& request, wire::Responder responder) {
+void Verbs::change(const wire::Peer& peer, const wire::Request& request,
+                   wire::Responder responder) {
   const bool own_lease = request.verb == "lease.renew" || request.verb == "lease.release";
   const bool allowed = peer.role == wire::Role::operates || own_lease;
   if (!allowed || (request.verb == "node.detach" && peer.uid != 0)) {
     log::notice("denied", {{"verb", request.verb}, {"uid", peer.uid}});
     return responder.fail(
         request.verb == "node.detach"
-            ? Error{ErrorKind::denied, "not_root", 0, "only root may end enforcement", "run it as root"}
+            ? Error{ErrorKind::denied, "not_root", 0, "only root may end enforcement",
+                    "run it as root"}
             : Error{ErrorKind::denied, "not_operator", 0,
                     fmt::format("uid {} is not an operator of this node", peer.uid),
                     "usermod -aG holdfast-operator USER, then log in again"});
@@ -247,22 +261,24 @@ void Verbs::change(const wire::Peer& peer, const wire::Request& request, wire::R
   responder.fail(answer.error());
 }
 
-// ---- leases -----------------------------------------------------------------------------------------------
+// ---- leases
+// -----------------------------------------------------------------------------------------------
 
 Value Verbs::lease_value(const LeaseView& lease) const {
   Value resources = Value::array();
   for (const std::string& name : lease.resources) resources.push(name);
   const uint64_t now = boot_now_ns();
-  return Value::map({{"id", format_lease_id(lease.id)},
-                     {"state", name_of(lease.state)},
-                     {"tenant", lease.tenant},
-                     {"resources", std::move(resources)},
-                     {"holder", holder_text(lease.holder)},
-                     {"peer", lease.peer ? Value(format_prefix(*lease.peer)) : Value()},
-                     {"granted_at", wall_of(lease.granted_boot_ns)},
-                     {"expires_at", wall_of(lease.deadline_boot_ns)},
-                     {"remaining_ns", lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0},
-                     {"generation", lease.generation}});
+  return Value::map(
+      {{"id", format_lease_id(lease.id)},
+       {"state", name_of(lease.state)},
+       {"tenant", lease.tenant},
+       {"resources", std::move(resources)},
+       {"holder", holder_text(lease.holder)},
+       {"peer", lease.peer ? Value(format_prefix(*lease.peer)) : Value()},
+       {"granted_at", wall_of(lease.granted_boot_ns)},
+       {"expires_at", wall_of(lease.deadline_boot_ns)},
+       {"remaining_ns", lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0},
+       {"generation", lease.generation}});
 }
 
 Verbs::Answer Verbs::lease_list(const Value& args) const {
@@ -275,7 +291,8 @@ Verbs::Answer Verbs::lease_list(const Value& args) const {
   if (!tenant) return std::unexpected(tenant.error());
   auto slot = static_cast<uint32_t>(std::min<uint64_t>(*cursor, UINT32_MAX));
   Value list = Value::array();
-  for (const LeaseView& lease : node_.leases(slot, std::min<uint64_t>(*limit, leases_per_page), *tenant))
+  for (const LeaseView& lease :
+       node_.leases(slot, std::min<uint64_t>(*limit, leases_per_page), *tenant))
     list.push(lease_value(lease));
   const bool more = slot < node_.plane().slots.size();
   return Value::map({{"leases", std::move(list)}, {"next", more ? Value(slot) : Value()}});
@@ -357,7 +374,8 @@ Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
   return lease_value(*lease);
 }
 
-void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder) {
+void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request,
+                      wire::Responder responder) {
   const Result<std::string_view> text = request.args.get_text("id");
   if (!text) return responder.fail(text.error());
   const Result<LeaseId> id = parse_lease_id(*text);
@@ -368,14 +386,16 @@ void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request, wire
   const bool graceful = request.verb == "lease.revoke" && *grace != 0;
   const auto done = [waiting, id = *id, graceful](const Status& ok) {
     if (!ok) return waiting->fail(ok.error());
-    waiting->answer(Value::map({{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
+    waiting->answer(Value::map(
+        {{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
   };
   if (request.verb == "lease.release")
     return node_.release({peer.uid, peer.role == wire::Role::operates}, *id, done);
   node_.revoke(*id, *grace, done);
 }
 
-// ---- policy -----------------------------------------------------------------------------------------------
+// ---- policy
+// -----------------------------------------------------------------------------------------------
 
 Verbs::Answer Verbs::bundle_push(const wire::Request& request) {
   if (!request.has_body)
@@ -384,7 +404,8 @@ Verbs::Answer Verbs::bundle_push(const wire::Request& request) {
   if (!file) return std::unexpected(file.error());
   const Result<bool> dry_run = request.args.get_bool_or("dry_run", false);
   if (!dry_run) return std::unexpected(dry_run.error());
-  const std::string_view text(reinterpret_cast<const char*>(request.body.data()), request.body.size());
+  const std::string_view text(reinterpret_cast<const char*>(request.body.data()),
+                              request.body.size());
   Result<Policy> policy = parse_policy(text, *file);
   if (!policy) return pass_on(policy);
   const uint64_t generation = policy->generation;
@@ -410,7 +431,8 @@ Verbs::Answer Verbs::bundle_show() const {
                      {"policy", render_policy_json(node_.policy(), JsonLayout::indented)}});
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------
+// ---- reading
+// ----------------------------------------------------------------------------------------------
 
 Verbs::Answer Verbs::status(const wire::Peer& peer) const {
   const DataPlane& plane = node_.plane();
@@ -422,7 +444,8 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
   Value uplinks = Value::array();
   for (const std::string& name : policy.uplinks)
     if (const LinkInfo* link = node_.network().find(name); link != nullptr)
-      uplinks.push(Value::map({{"interface", name}, {"hook", plane.attachments.uplink_hook_of(link->ifindex)}}));
+      uplinks.push(Value::map(
+          {{"interface", name}, {"hook", plane.attachments.uplink_hook_of(link->ifindex)}}));
   Value dark = Value::array();
   for (const auto& [name, error] : node_.dark()) dark.push(error_value(name, error));
   const abi::control& control = plane.banks.control();
@@ -433,7 +456,8 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
                               {"tenants", policy.tenants.size()},
                               {"endpoints", endpoints}})},
        {"leases", Value::map({{"live", node_.lease_count()}, {"max", plane.slots.size()}})},
-       {"hooks", Value::map({{"tenant", plane.attachments.tenant_hook_in_use()}, {"uplinks", std::move(uplinks)}})},
+       {"hooks", Value::map({{"tenant", plane.attachments.tenant_hook_in_use()},
+                             {"uplinks", std::move(uplinks)}})},
        {"dark", std::move(dark)},
        {"mapped_bytes", plane.slots.mapped_bytes() + plane.banks.mapped_bytes()},
        {"started_at", rfc3339_utc(started_wall_ns_)},
@@ -455,24 +479,28 @@ Verbs::Answer Verbs::route_list() const {
       for (const Address& address : e.addresses) {
         addresses.push(format_address(address));
         for (uint32_t port = e.listen.first; port <= e.listen.last; ++port)
-          if (const auto entry = plane.banks.endpoint(endpoint_key(address, e.protocol, static_cast<uint16_t>(port)));
+          if (const auto entry = plane.banks.endpoint(
+                  endpoint_key(address, e.protocol, static_cast<uint16_t>(port)));
               entry && plane.slots.bound(entry->slot))
             ++leased;
       }
       const TenantPort& port = tenant.ports[e.port];
       std::string listen;
       if (e.protocol != Protocol::icmp_echo)
-        listen = e.listen.first == e.listen.last ? fmt::format("{}", e.listen.first)
-                                                 : fmt::format("{}-{}", e.listen.first, e.listen.last);
-      routes.push(Value::map({{"tenant", tenant.name},
-                              {"endpoint", e.name},
-                              {"protocol", protocol_name(e.protocol)},
-                              {"addresses", std::move(addresses)},
-                              {"listen", listen},
-                              {"port", port.name},
-                              {"interface", port.interface},
-                              {"members", e.addresses.size() * (static_cast<uint64_t>(e.listen.last) - e.listen.first + 1)},
-                              {"leased", leased}}));
+        listen = e.listen.first == e.listen.last
+                     ? fmt::format("{}", e.listen.first)
+                     : fmt::format("{}-{}", e.listen.first, e.listen.last);
+      routes.push(
+          Value::map({{"tenant", tenant.name},
+                      {"endpoint", e.name},
+                      {"protocol", protocol_name(e.protocol)},
+                      {"addresses", std::move(addresses)},
+                      {"listen", listen},
+                      {"port", port.name},
+                      {"interface", port.interface},
+                      {"members", e.addresses.size() *
+                                      (static_cast<uint64_t>(e.listen.last) - e.listen.first + 1)},
+                      {"leased", leased}}));
     }
   return Value::map({{"routes", std::move(routes)}});
 }
@@ -521,7 +549,8 @@ Verbs::Answer Verbs::drops_read() const {
                           {"bytes", row.count.total.bytes},
                           {"text", reason_text(row.reason)}}));
   }
-  return Value::map({{"reasons", std::move(list)}, {"events_lost", lost}, {"events_unsampled", unsampled}});
+  return Value::map(
+      {{"reasons", std::move(list)}, {"events_lost", lost}, {"events_unsampled", unsampled}});
 }
 
 Value Verbs::event_value(const abi::drop_event& e) const {
@@ -569,13 +598,14 @@ Verbs::Answer Verbs::flows_list(const Value& args) const {
                         abi::hf_gate_deadline_boot_ns(plane.slots.gate(flow.slot)) > boot_now_ns();
       const LinkInfo* link = node_.network().find(flow.key.ifindex);
       const std::optional<LeaseId> lease = live ? node_.lease_of_slot(flow.slot) : std::nullopt;
-      list.push(Value::map({{"tenant", view.tenant->name},
-                            {"protocol", protocol_name(flow.key.protocol)},
-                            {"local", address_port(flow.key.local, flow.key.local_port)},
-                            {"remote", address_port(flow.key.remote, flow.key.remote_port)},
-                            {"interface", link != nullptr ? link->name : fmt::format("{}", flow.key.ifindex)},
-                            {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
-                            {"state", live ? "live" : "dead"}}));
+      list.push(Value::map(
+          {{"tenant", view.tenant->name},
+           {"protocol", protocol_name(flow.key.protocol)},
+           {"local", address_port(flow.key.local, flow.key.local_port)},
+           {"remote", address_port(flow.key.remote, flow.key.remote_port)},
+           {"interface", link != nullptr ? link->name : fmt::format("{}", flow.key.ifindex)},
+           {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
+           {"state", live ? "live" : "dead"}}));
       ++listed;
     }
   }
@@ -583,8 +613,8 @@ Verbs::Answer Verbs::flows_list(const Value& args) const {
 }
 
 Verbs::Answer Verbs::explain(const Value& args) const {
-  if (Status ok = args.only_keys({"from", "source", "destination", "protocol", "source_port", "destination_port",
-                                  "flags", "source_mac"});
+  if (Status ok = args.only_keys({"from", "source", "destination", "protocol", "source_port",
+                                  "destination_port", "flags", "source_mac"});
       !ok)
     return pass_on(ok);
   ProbePacket packet;
@@ -612,10 +642,9 @@ Verbs::Answer Verbs::explain(const Value& args) const {
   packet.destination_port = static_cast<uint16_t>(*destination_port);
   packet.tcp_syn = *flags == "S";
   packet.echo_reply = *flags == "A" && *proto == Protocol::icmp_echo;
-  const Result<std::vector<ExplainStep>> steps = explain_packet(node_, *from, packet,
-                                                                args.find("source_mac") != nullptr
-                                                                    ? args.find("source_mac")->as_text()
-                                                                    : nullptr);
+  const Result<std::vector<ExplainStep>> steps = explain_packet(
+      node_, *from, packet,
+      args.find("source_mac") != nullptr ? args.find("source_mac")->as_text() : nullptr);
   if (!steps) return std::unexpected(steps.error());
   Value list = Value::array();
   bool passes = true;
@@ -627,16 +656,17 @@ Verbs::Answer Verbs::explain(const Value& args) const {
     const uint64_t deadline = abi::hf_gate_deadline_boot_ns(v.gate);
     const uint64_t now = v.now_boot_ns != 0 ? v.now_boot_ns : boot_now_ns();
     const std::string tenant = node_.tenant_name(v.tenant);
-    list.push(Value::map({{"hook", hook_name(step.hook)},
-                          {"interface", step.interface},
-                          {"verdict", pass ? "pass" : "drop"},
-                          {"reason", reason_name(v.reason)},
-                          {"text", reason_text(v.reason)},
-                          {"tenant", tenant.empty() ? Value() : Value(tenant)},
-                          {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
-                          {"remaining_ns", deadline > now ? Value(deadline - now) : Value()},
-                          {"ended_ns_ago", deadline != 0 && deadline <= now ? Value(now - deadline) : Value()},
-                          {"bank", v.bank}}));
+    list.push(Value::map(
+        {{"hook", hook_name(step.hook)},
+         {"interface", step.interface},
+         {"verdict", pass ? "pass" : "drop"},
+         {"reason", reason_name(v.reason)},
+         {"text", reason_text(v.reason)},
+         {"tenant", tenant.empty() ? Value() : Value(tenant)},
+         {"lease", lease ? Value(format_lease_id(*lease)) : Value()},
+         {"remaining_ns", deadline > now ? Value(deadline - now) : Value()},
+         {"ended_ns_ago", deadline != 0 && deadline <= now ? Value(now - deadline) : Value()},
+         {"bank", v.bank}}));
   }
   return Value::map({{"verdict", passes ? "pass" : "drop"}, {"steps", std::move(list)}});
 }

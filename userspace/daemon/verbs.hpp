@@ -1,6 +1,7 @@
-// Verbs: requests on control.sock turned into calls of Node, and their outcome into replies. Who may do
-// what is decided here, once, from the peer's role: reading takes group holdfast, changing takes group
-// holdfast-operator, detaching takes root. A holder may renew and release its own lease.
+// Verbs: requests on control.sock turned into calls of Node, and their outcome into replies. Who
+// may do what is decided here, once, from the peer's role: reading takes group holdfast, changing
+// takes group holdfast-operator, detaching takes root. A holder may renew and release its own
+// lease.
 #pragma once
 
 #include <functional>
@@ -16,13 +17,16 @@ namespace holdfast {
 class Verbs {
  public:
   // `detach` removes everything of ours and ends the daemon.
-  Verbs(wire::EventLoop& loop, Node& node, std::function<Result<std::vector<std::string>>()> detach);
+  Verbs(wire::EventLoop& loop, Node& node,
+        std::function<Result<std::vector<std::string>>()> detach);
   static Status attach_drop_events(Verbs& verbs);
 
   cbor::Value hello(const wire::Peer& peer) const;
   void handle(const wire::Peer& peer, wire::Request request, wire::Responder responder);
 
-  void set_connections(std::function<uint64_t()> connections) { connections_ = std::move(connections); }
+  void set_connections(std::function<uint64_t()> connections) {
+    connections_ = std::move(connections);
+  }
 
  private:
   using Answer = Result<cbor::Value>;

@@ -1,16 +1,16 @@
 #include "userspace/dataplane/attach.hpp"
 
-#include <bpf/bpf.h>
-#include <bpf/libbpf.h>
-#include <fmt/format.h>
-#include <linux/if_link.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <optional>
 #include <set>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fmt/format.h>
+#include <linux/if_link.h>
+#include <unistd.h>
 
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
@@ -53,15 +53,16 @@ bool is_ours(uint32_t id) {
   const UniqueFd fd(::bpf_prog_get_fd_by_id(id));
   if (!fd) return false;
   const Result<ProgramInfo> info = program_info(fd.get());
-  return info && (info->name == "from_tenant" || info->name == "to_tenant" || info->name == "uplink_tc" ||
-                  info->name == "uplink_xdp");
+  return info && (info->name == "from_tenant" || info->name == "to_tenant" ||
+                  info->name == "uplink_tc" || info->name == "uplink_xdp");
 }
 
 // Programs at a tcx hook, in order. Empty where the kernel has no tcx.
 std::vector<uint32_t> tcx_programs(uint32_t ifindex, bpf_attach_type type) {
   std::vector<uint32_t> ids(64);
   uint32_t count = static_cast<uint32_t>(ids.size());
-  if (::bpf_prog_query(static_cast<int>(ifindex), type, 0, nullptr, ids.data(), &count) != 0) count = 0;
+  if (::bpf_prog_query(static_cast<int>(ifindex), type, 0, nullptr, ids.data(), &count) != 0)
+    count = 0;
   ids.resize(count);
   return ids;
 }
@@ -105,7 +106,9 @@ void remove_clsact(uint32_t ifindex, bool ingress) {
   ::bpf_tc_detach(&hook, &opts);
 }
 
-std::string_view direction_name(bool ingress) { return ingress ? "ingress" : "egress"; }
+std::string_view direction_name(bool ingress) {
+  return ingress ? "ingress" : "egress";
+}
 
 }  // namespace
 
@@ -138,15 +141,17 @@ Status Attachments::attach_uplink(const Interface& uplink) {
     }
     const bool no_native = ok.error().sys == EOPNOTSUPP || ok.error().sys == EINVAL;
     if (uplink_hook_ == UplinkHook::xdp || !no_native) return ok;
-    log::notice("uplink_without_native_xdp",
-                {{"interface", uplink.name}, {"cause", ok.error().text()}, {"fallback", "tc ingress"}});
+    log::notice(
+        "uplink_without_native_xdp",
+        {{"interface", uplink.name}, {"cause", ok.error().text()}, {"fallback", "tc ingress"}});
   }
   if (Status ok = attach_tc(uplink, true, uplink_tc_, "uplink_tc"); !ok) return ok;
   ::unlink(link_path("uplink_xdp", uplink.ifindex).c_str());
   return {};
 }
 
-Status Attachments::attach_tc(const Interface& at, bool ingress, int program_fd, std::string_view program) {
+Status Attachments::attach_tc(const Interface& at, bool ingress, int program_fd,
+                              std::string_view program) {
   if (tenant_hook_ == TenantHook::automatic) {
     // The real attach is the probe: before 6.6 the attach type does not exist.
     Status ok = attach_tcx(at, ingress, program_fd, program);
@@ -165,13 +170,15 @@ Status Attachments::attach_tc(const Interface& at, bool ingress, int program_fd,
   return verify_tc(at, ingress, program_fd, program);
 }
 
-Status Attachments::attach_tcx(const Interface& at, bool ingress, int program_fd, std::string_view program) {
+Status Attachments::attach_tcx(const Interface& at, bool ingress, int program_fd,
+                               std::string_view program) {
   const std::string path = link_path(program, at.ifindex);
   if (const UniqueFd old(::bpf_obj_get(path.c_str())); old) {
     const Result<uint32_t> where = link_interface(old.get());
     if (where && *where == at.ifindex) {
       if (const int err = ::bpf_link_update(old.get(), program_fd, nullptr); err != 0)
-        return fail_sys(-err, "link_update", fmt::format("putting {} in place on {}", program, at.name));
+        return fail_sys(-err, "link_update",
+                        fmt::format("putting {} in place on {}", program, at.name));
       return {};
     }
     ::unlink(path.c_str());  // its interface is gone; the index was given to another
@@ -182,8 +189,9 @@ Status Attachments::attach_tcx(const Interface& at, bool ingress, int program_fd
   const UniqueFd link(::bpf_link_create(program_fd, static_cast<int>(at.ifindex),
                                         ingress ? attach_tcx_ingress : attach_tcx_egress, &opts));
   if (!link)
-    return fail_sys(errno, "attach_tcx",
-                    fmt::format("attaching {} at tcx {} of {}", program, direction_name(ingress), at.name));
+    return fail_sys(
+        errno, "attach_tcx",
+        fmt::format("attaching {} at tcx {} of {}", program, direction_name(ingress), at.name));
   if (const int err = ::bpf_obj_pin(link.get(), path.c_str()); err != 0)
     return fail_sys(-err, "pin", "pinning " + path);
   return {};
@@ -197,9 +205,10 @@ Status Attachments::attach_clsact(const Interface& at, bool ingress, int program
   const std::optional<uint32_t> there = clsact_program(at.ifindex, ingress);
   if (there && !is_ours(*there))
     return fail(ErrorKind::conflict, "foreign_program",
-                fmt::format("{}: tc {} priority {} is taken by {}", at.name, direction_name(ingress),
-                            clsact_priority, describe_program(*there)),
-                "Holdfast must run first and replaces nobody's program: move that filter to a higher number");
+                fmt::format("{}: tc {} priority {} is taken by {}", at.name,
+                            direction_name(ingress), clsact_priority, describe_program(*there)),
+                "Holdfast must run first and replaces nobody's program: move that filter to a "
+                "higher number");
   bpf_tc_opts opts{};
   opts.sz = sizeof(opts);
   opts.prog_fd = program_fd;
@@ -207,8 +216,9 @@ Status Attachments::attach_clsact(const Interface& at, bool ingress, int program
   opts.priority = clsact_priority;
   opts.flags = there ? BPF_TC_F_REPLACE : 0;
   if (const int err = ::bpf_tc_attach(&hook, &opts); err != 0)
-    return fail_sys(-err, "attach_clsact",
-                    fmt::format("attaching {} at tc {} of {}", program, direction_name(ingress), at.name));
+    return fail_sys(
+        -err, "attach_clsact",
+        fmt::format("attaching {} at tc {} of {}", program, direction_name(ingress), at.name));
   return {};
 }
 
@@ -218,21 +228,24 @@ Status Attachments::attach_xdp(const Interface& at) {
     const Result<uint32_t> where = link_interface(old.get());
     if (where && *where == at.ifindex) {
       if (const int err = ::bpf_link_update(old.get(), uplink_xdp_, nullptr); err != 0)
-        return fail_sys(-err, "link_update", fmt::format("putting uplink_xdp in place on {}", at.name));
+        return fail_sys(-err, "link_update",
+                        fmt::format("putting uplink_xdp in place on {}", at.name));
       return verify_uplink(at);
     }
     ::unlink(path.c_str());
   }
   uint32_t foreign = 0;
   if (::bpf_xdp_query_id(static_cast<int>(at.ifindex), 0, &foreign) == 0 && foreign != 0)
-    return fail(ErrorKind::conflict, "foreign_program",
-                fmt::format("uplink {} already runs XDP {}", at.name, describe_program(foreign)),
-                "Holdfast replaces nobody's program: detach it, or start holdfastd with --uplink-hook tc");
+    return fail(
+        ErrorKind::conflict, "foreign_program",
+        fmt::format("uplink {} already runs XDP {}", at.name, describe_program(foreign)),
+        "Holdfast replaces nobody's program: detach it, or start holdfastd with --uplink-hook tc");
   bpf_link_create_opts opts{};
   opts.sz = sizeof(opts);
   opts.flags = XDP_FLAGS_DRV_MODE;
   const UniqueFd link(::bpf_link_create(uplink_xdp_, static_cast<int>(at.ifindex), BPF_XDP, &opts));
-  if (!link) return fail_sys(errno, "attach_xdp", fmt::format("attaching native XDP to {}", at.name));
+  if (!link)
+    return fail_sys(errno, "attach_xdp", fmt::format("attaching native XDP to {}", at.name));
   if (const int err = ::bpf_obj_pin(link.get(), path.c_str()); err != 0)
     return fail_sys(-err, "pin", "pinning " + path);
   return verify_uplink(at);
@@ -280,14 +293,16 @@ Status Attachments::verify_uplink(const Interface& uplink) const {
   const Result<ProgramInfo> ours = program_info(uplink_xdp_);
   if (!ours) return std::unexpected(ours.error());
   uint32_t id = 0;
-  if (::bpf_xdp_query_id(static_cast<int>(uplink.ifindex), 0, &id) == 0 && id == ours->id) return {};
+  if (::bpf_xdp_query_id(static_cast<int>(uplink.ifindex), 0, &id) == 0 && id == ours->id)
+    return {};
   return verify_tc(uplink, true, uplink_tc_, "uplink_tc");
 }
 
 Status Attachments::detach(uint32_t ifindex) {
   for (const char* program : {"from_tenant", "to_tenant", "uplink_xdp", "uplink_tc"}) {
     const std::string path = link_path(program, ifindex);
-    if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_sys(errno, "unpin", "removing " + path);
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+      return fail_sys(errno, "unpin", "removing " + path);
   }
   remove_clsact(ifindex, true);
   remove_clsact(ifindex, false);
@@ -302,7 +317,8 @@ std::vector<uint32_t> Attachments::pinned_interfaces() const {
     const size_t dash = name.rfind('-');
     uint32_t ifindex = 0;
     if (dash == std::string::npos) continue;
-    if (std::from_chars(name.data() + dash + 1, name.data() + name.size(), ifindex).ec == std::errc())
+    if (std::from_chars(name.data() + dash + 1, name.data() + name.size(), ifindex).ec ==
+        std::errc())
       found.insert(ifindex);
   }
   return {found.begin(), found.end()};

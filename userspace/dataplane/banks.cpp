@@ -1,5 +1,9 @@
 #include "userspace/dataplane/banks.hpp"
 
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
 #include <bpf/bpf.h>
 #include <fmt/format.h>
 #include <linux/membarrier.h>
@@ -7,31 +11,32 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <atomic>
-#include <cstring>
-
 #include "holdfast.skel.h"
 #include "policy/endpoint_table.hpp"
 
 namespace holdfast {
 namespace {
 
-// Creates a hash map of exactly this many elements (at least one: the kernel has no empty map) and fills it.
+// Creates a hash map of exactly this many elements (at least one: the kernel has no empty map) and
+// fills it.
 template <typename Key, typename Value>
-Result<UniqueFd> make_table(const char* name, const std::vector<Key>& keys, const std::vector<Value>& values) {
+Result<UniqueFd> make_table(const char* name, const std::vector<Key>& keys,
+                            const std::vector<Value>& values) {
   CHECK(keys.size() == values.size());
   const uint32_t size = std::max<uint32_t>(1, static_cast<uint32_t>(keys.size()));
   UniqueFd fd(::bpf_map_create(BPF_MAP_TYPE_HASH, name, sizeof(Key), sizeof(Value), size, nullptr));
   if (!fd)
-    return fail_sys(errno, "table_create", fmt::format("creating policy table {} of {} entries", name, size));
+    return fail_sys(errno, "table_create",
+                    fmt::format("creating policy table {} of {} entries", name, size));
   uint32_t count = static_cast<uint32_t>(keys.size());
   if (count == 0) return fd;
   bpf_map_batch_opts opts{};
   opts.sz = sizeof(opts);
-  if (const int err = ::bpf_map_update_batch(fd.get(), keys.data(), values.data(), &count, &opts); err != 0)
+  if (const int err = ::bpf_map_update_batch(fd.get(), keys.data(), values.data(), &count, &opts);
+      err != 0)
     return fail_sys(-err, "table_fill",
-                    fmt::format("filling policy table {}: stopped at entry {} of {}", name, count, keys.size()));
+                    fmt::format("filling policy table {}: stopped at entry {} of {}", name, count,
+                                keys.size()));
   return fd;
 }
 
@@ -65,8 +70,10 @@ Result<Banks> Banks::open(const KernelObject& object) {
   auto control = MappedArray<abi::control>::map(::bpf_map__fd(object->maps.control), "control");
   if (!control) return pass_on(control);
   Banks banks(std::move(*control), ::bpf_map__fd(object->maps.policy_endpoints),
-              ::bpf_map__fd(object->maps.policy_addresses), ::bpf_map__fd(object->maps.policy_ports));
-  // A daemon that was killed right after its flip may have left readers in what is now the idle bank.
+              ::bpf_map__fd(object->maps.policy_addresses),
+              ::bpf_map__fd(object->maps.policy_ports));
+  // A daemon that was killed right after its flip may have left readers in what is now the idle
+  // bank.
   wait_grace_period();
   if (Status ok = banks.adopt_active(); !ok) return pass_on(ok);
   return banks;
@@ -97,11 +104,12 @@ Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, abi::endpoi
   opts.map_flags = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
   Tables made;
   made.endpoints.reset(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "hf_endpoints", sizeof(uint32_t),
-                                        sizeof(abi::endpoint_line), static_cast<uint32_t>(built.lines.size()),
-                                        &opts));
+                                        sizeof(abi::endpoint_line),
+                                        static_cast<uint32_t>(built.lines.size()), &opts));
   if (!made.endpoints)
-    return fail_sys(errno, "table_create",
-                    fmt::format("creating the endpoint table of {} entries", tables.endpoints.size()));
+    return fail_sys(
+        errno, "table_create",
+        fmt::format("creating the endpoint table of {} entries", tables.endpoints.size()));
   auto lines = MappedArray<abi::endpoint_line>::map(made.endpoints.get(), "endpoints");
   if (!lines) return pass_on(lines);
   std::memcpy(&(*lines)[0], built.lines.data(), built.lines.size() * sizeof(abi::endpoint_line));
@@ -135,7 +143,8 @@ void Banks::flip(uint64_t generation, const uint8_t (&digest)[32]) {
   std::atomic_ref<uint32_t>(c.active_bank).store(old ^ 1, std::memory_order_seq_cst);
   wait_grace_period();
   // The old bank's tables go now, not with the next policy: an idle table is memory for nothing.
-  for (const int outer : {outer_.endpoints, outer_.addresses, outer_.ports}) ::bpf_map_delete_elem(outer, &old);
+  for (const int outer : {outer_.endpoints, outer_.addresses, outer_.ports})
+    ::bpf_map_delete_elem(outer, &old);
   current_ = std::move(staged_);
   staged_ = {};
 }

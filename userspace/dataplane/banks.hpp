@@ -1,9 +1,9 @@
 // Banks: the policy tables, published whole (G4).
 //
-// A policy is three freshly made maps, exactly as large as they need to be. They are put into the bank
-// that no packet reads; one store then turns `control.active_bank` to it; a grace period later no packet
-// reads the old bank, whose maps the kernel frees by itself. A table that a packet can see is never written.
-// Owned by the daemon's event loop.
+// A policy is three freshly made maps, exactly as large as they need to be. They are put into the
+// bank that no packet reads; one store then turns `control.active_bank` to it; a grace period later
+// no packet reads the old bank, whose maps the kernel frees by itself. A table that a packet can
+// see is never written. Owned by the daemon's event loop.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ class Banks {
  public:
   static Result<Banks> open(const KernelObject& object);
 
-  // Makes the tables and puts them into the idle bank. Nothing a packet sees changes. The idle bank's last
-  // reader is gone: flip() waited for it.
+  // Makes the tables and puts them into the idle bank. Nothing a packet sees changes. The idle
+  // bank's last reader is gone: flip() waited for it.
   Status stage(const PolicyTables& tables);
 
   // The turn: from here on packets read the staged tables. Returns after the grace period.

@@ -1,9 +1,9 @@
 #include "userspace/dataplane/counters.hpp"
 
-#include <bpf/bpf.h>
-
 #include <algorithm>
 #include <array>
+
+#include <bpf/bpf.h>
 
 #include "holdfast.skel.h"
 
@@ -28,8 +28,12 @@ void add(abi::counter& sum, const abi::counter& part) {
 
 }  // namespace
 
-std::string_view reason_name(uint32_t reason) { return reason < names.size() ? names[reason] : "unknown"; }
-std::string_view reason_text(uint32_t reason) { return reason < texts.size() ? texts[reason] : ""; }
+std::string_view reason_name(uint32_t reason) {
+  return reason < names.size() ? names[reason] : "unknown";
+}
+std::string_view reason_text(uint32_t reason) {
+  return reason < texts.size() ? texts[reason] : "";
+}
 
 std::string_view hook_name(uint32_t direction) {
   switch (direction) {

@@ -1,12 +1,12 @@
 // Reading what packets left behind: counters summed over CPUs, flows, drop events. Changes nothing.
 #pragma once
 
-#include <bpf/libbpf.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
+
+#include <bpf/libbpf.h>
 
 #include "bpf/abi.h"
 #include "userspace/base/result.hpp"
@@ -27,7 +27,8 @@ class Counters {
   // Every reason of every hook, those that never occurred too.
   Result<std::vector<ReasonCount>> reasons() const;
   Result<abi::tenant_counter> tenant(uint32_t index) const;
-  // Up to `limit` flows of one tenant. The table lives while this reads: it is a sample, not a snapshot.
+  // Up to `limit` flows of one tenant. The table lives while this reads: it is a sample, not a
+  // snapshot.
   Result<std::vector<abi::flow>> flows(uint32_t tenant, size_t limit) const;
 
  private:

@@ -1,16 +1,17 @@
-// MappedArray<T>: a BPF array map of T mapped into this process, so that reading and writing an element is
-// a load and a store. The mapping shares its pages with the kernel; it is unmapped on destruction, the map
-// itself lives as long as its pin. T's size is a multiple of 8, which is the array's stride.
+// MappedArray<T>: a BPF array map of T mapped into this process, so that reading and writing an
+// element is a load and a store. The mapping shares its pages with the kernel; it is unmapped on
+// destruction, the map itself lives as long as its pin. T's size is a multiple of 8, which is the
+// array's stride.
 #pragma once
-
-#include <bpf/bpf.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
 #include <string_view>
 #include <utility>
+
+#include <bpf/bpf.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "userspace/base/check.hpp"
 #include "userspace/base/result.hpp"

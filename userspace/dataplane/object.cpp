@@ -1,5 +1,9 @@
 #include "userspace/dataplane/object.hpp"
 
+#include <cerrno>
+#include <cstdarg>
+#include <filesystem>
+
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
@@ -8,10 +12,6 @@
 #include <openssl/sha.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
-
-#include <cerrno>
-#include <cstdarg>
-#include <filesystem>
 
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
@@ -22,12 +22,14 @@ namespace {
 
 constexpr std::string_view mount_advice = "mount it: mount -t bpf bpf /sys/fs/bpf";
 
-// libbpf prints to stderr by itself; its warnings go to our log, where they are limited and structured.
+// libbpf prints to stderr by itself; its warnings go to our log, where they are limited and
+// structured.
 int log_libbpf(libbpf_print_level level, const char* format, va_list arguments) {
   if (level == LIBBPF_DEBUG) return 0;
   char line[1024];
   const int length = std::vsnprintf(line, sizeof(line), format, arguments);
-  std::string_view text(line, std::min<size_t>(static_cast<size_t>(std::max(length, 0)), sizeof(line) - 1));
+  std::string_view text(
+      line, std::min<size_t>(static_cast<size_t>(std::max(length, 0)), sizeof(line) - 1));
   while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
   log::debug("libbpf", {{"message", text}});
   return length;
@@ -45,9 +47,10 @@ Status refuse_other_versions(const std::string& pin_dir) {
   for (const auto& entry : std::filesystem::directory_iterator(pin_dir, ignored)) {
     const std::string name = entry.path().filename().string();
     if (name != ours && name.size() > 1 && name[0] == 'v')
-      return fail(ErrorKind::conflict, "abi_mismatch",
-                  fmt::format("{}/{} holds the pins of another ABI version than {}", pin_dir, name, ours),
-                  "end its leases with that version, then `holdfast node detach`");
+      return fail(
+          ErrorKind::conflict, "abi_mismatch",
+          fmt::format("{}/{} holds the pins of another ABI version than {}", pin_dir, name, ours),
+          "end its leases with that version, then `holdfast node detach`");
   }
   return {};
 }
@@ -81,20 +84,22 @@ std::string pin_root(std::string_view pin_dir) {
 
 Status check_pin_dir(const std::string& pin_dir) {
   const std::string parent = std::filesystem::path(pin_dir).parent_path().string();
-  struct statfs fs {};
+  struct statfs fs{};
   if (::statfs(parent.c_str(), &fs) != 0)
     return fail_sys(errno, "pin_dir", parent, std::string(mount_advice));
   if (static_cast<unsigned long>(fs.f_type) != BPF_FS_MAGIC)
     return fail(ErrorKind::unavailable, "bpffs_not_mounted", parent + " is not a BPF file system",
                 std::string(mount_advice));
-  struct stat here {}, there {};
+  struct stat here{}, there{};
   const std::string of_init = "/proc/1/root" + parent;
   if (::stat(parent.c_str(), &here) == 0 && ::stat(of_init.c_str(), &there) == 0 &&
       here.st_dev != there.st_dev)
-    return fail(ErrorKind::unavailable, "bpffs_private",
-                parent + " is a BPF file system of this mount namespace alone: its pins, and with them "
-                         "enforcement, would vanish with it",
-                "start holdfastd in the machine's mount namespace (nsenter --net=, not ip netns exec)");
+    return fail(
+        ErrorKind::unavailable, "bpffs_private",
+        parent +
+            " is a BPF file system of this mount namespace alone: its pins, and with them "
+            "enforcement, would vanish with it",
+        "start holdfastd in the machine's mount namespace (nsenter --net=, not ip netns exec)");
   return {};
 }
 
@@ -118,9 +123,10 @@ Result<KernelObject> KernelObject::load(const KernelObjectOptions& options) {
   object.adopted_ = *entries != 0;
   const uint32_t leases_max = object.adopted_ ? *entries : options.leases_max;
   if (object.adopted_ && *entries != options.leases_max)
-    log::warning("leases_max_kept", {{"pinned", *entries},
-                                     {"asked", options.leases_max},
-                                     {"next_step", "the size changes only after `holdfast node detach`"}});
+    log::warning("leases_max_kept",
+                 {{"pinned", *entries},
+                  {"asked", options.leases_max},
+                  {"next_step", "the size changes only after `holdfast node detach`"}});
   ::bpf_map__set_max_entries(object.skeleton_->maps.slots, leases_max);
   ::bpf_map__set_max_entries(object.skeleton_->maps.records, leases_max);
 
@@ -133,14 +139,16 @@ Result<KernelObject> KernelObject::load(const KernelObjectOptions& options) {
   }
   if (const int err = holdfast_bpf__load(object.skeleton_.get()); err != 0) {
     if (err == -EPERM)
-      return fail_sys(-err, "bpf_load", "loading the BPF programs",
-                      "run holdfastd as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN");
+      return fail_sys(
+          -err, "bpf_load", "loading the BPF programs",
+          "run holdfastd as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN");
     return fail_sys(-err, "bpf_load", "loading the BPF programs",
                     "run `holdfast doctor`; --log-level debug shows the verifier's words");
   }
   bpf_program* program = nullptr;
   bpf_object__for_each_program(program, bpf) {
-    const std::string path = fmt::format("{}/programs/{}", object.root_, ::bpf_program__name(program));
+    const std::string path =
+        fmt::format("{}/programs/{}", object.root_, ::bpf_program__name(program));
     if (Status ok = pin_over(::bpf_program__fd(program), path); !ok) return pass_on(ok);
   }
   return object;
@@ -150,7 +158,9 @@ KernelObject::KernelObject(KernelObject&&) noexcept = default;
 KernelObject& KernelObject::operator=(KernelObject&&) noexcept = default;
 KernelObject::~KernelObject() = default;
 
-void KernelObject::Destroy::operator()(holdfast_bpf* skeleton) const { holdfast_bpf__destroy(skeleton); }
+void KernelObject::Destroy::operator()(holdfast_bpf* skeleton) const {
+  holdfast_bpf__destroy(skeleton);
+}
 
 std::string kernel_object_digest() {
   size_t size = 0;

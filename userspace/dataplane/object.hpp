@@ -1,8 +1,10 @@
-// KernelObject: the programs and maps of bpf/holdfast.bpf.c, loaded and pinned, or adopted from their pins.
+// KernelObject: the programs and maps of bpf/holdfast.bpf.c, loaded and pinned, or adopted from
+// their pins.
 //
-// Everything lives under PIN_DIR/v<ABI>: maps/NAME, programs/NAME, links/NAME. Maps found there are reused,
-// so live leases outlast the daemon; programs are always loaded anew and put in place by link update. Pins
-// of another ABI version are refused, never reused (G12). Owned by the daemon's event loop.
+// Everything lives under PIN_DIR/v<ABI>: maps/NAME, programs/NAME, links/NAME. Maps found there are
+// reused, so live leases outlast the daemon; programs are always loaded anew and put in place by
+// link update. Pins of another ABI version are refused, never reused (G12). Owned by the daemon's
+// event loop.
 #pragma once
 
 #include <cstdint>
@@ -30,13 +32,14 @@ std::string pin_root(std::string_view pin_dir);
 // Is `pin_dir` on a bpffs that the whole machine shares? Says what to do if not.
 Status check_pin_dir(const std::string& pin_dir);
 
-// Pins `fd` at `path`, in the place of what may be pinned there, without a moment in which the name is missing.
+// Pins `fd` at `path`, in the place of what may be pinned there, without a moment in which the name
+// is missing.
 Status pin_over(int fd, const std::string& path);
 
 class KernelObject {
  public:
-  // Loads and pins. Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them). On failure nothing new is
-  // attached; maps that were already pinned stay as they were.
+  // Loads and pins. Needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them). On failure
+  // nothing new is attached; maps that were already pinned stay as they were.
   static Result<KernelObject> load(const KernelObjectOptions& options);
 
   KernelObject(KernelObject&&) noexcept;

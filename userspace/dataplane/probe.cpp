@@ -1,12 +1,12 @@
 #include "userspace/dataplane/probe.hpp"
 
+#include <cstring>
+
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <fmt/format.h>
 #include <linux/bpf.h>
 #include <net/ethernet.h>
-
-#include <cstring>
 
 #include "holdfast.skel.h"
 
@@ -15,7 +15,9 @@ namespace {
 
 constexpr size_t payload_bytes = 64;
 
-void put8(std::vector<uint8_t>& out, unsigned value) { out.push_back(static_cast<uint8_t>(value)); }
+void put8(std::vector<uint8_t>& out, unsigned value) {
+  out.push_back(static_cast<uint8_t>(value));
+}
 void put16(std::vector<uint8_t>& out, unsigned value) {
   put8(out, value >> 8);
   put8(out, value & 0xff);
@@ -28,7 +30,8 @@ void put32(std::vector<uint8_t>& out, uint32_t value) {
 // RFC 1071 over the header; L4 checksums are the sender's business, no hook of ours reads them.
 uint16_t ip_checksum(const uint8_t* header, size_t size) {
   uint32_t sum = 0;
-  for (size_t i = 0; i + 1 < size; i += 2) sum += static_cast<uint32_t>(header[i] << 8 | header[i + 1]);
+  for (size_t i = 0; i + 1 < size; i += 2)
+    sum += static_cast<uint32_t>(header[i] << 8 | header[i + 1]);
   while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
   return static_cast<uint16_t>(~sum);
 }
@@ -71,8 +74,9 @@ std::vector<uint8_t> build_frame(const ProbePacket& p) {
   std::vector<uint8_t> out(6, 0x02);
   out.insert(out.end(), p.source_mac.bytes.begin(), p.source_mac.bytes.end());
   put16(out, v4 ? ETHERTYPE_IP : ETHERTYPE_IPV6);
-  const uint8_t protocol =
-      p.protocol == Protocol::icmp_echo && !v4 ? uint8_t{IPPROTO_ICMPV6} : static_cast<uint8_t>(p.protocol);
+  const uint8_t protocol = p.protocol == Protocol::icmp_echo && !v4
+                               ? uint8_t{IPPROTO_ICMPV6}
+                               : static_cast<uint8_t>(p.protocol);
   if (v4) {
     const size_t header = out.size();
     put16(out, 0x4500);
@@ -120,7 +124,8 @@ Result<abi::verdict> Probe::run(abi::hf_direction direction, uint32_t ifindex,
     opts.ctx_size_in = sizeof(context);
   }
   if (const int err = ::bpf_prog_test_run_opts(programs_[direction], &opts); err != 0)
-    return fail_sys(-err, "probe", fmt::format("probing the loaded program at interface {}", ifindex),
+    return fail_sys(-err, "probe",
+                    fmt::format("probing the loaded program at interface {}", ifindex),
                     err == -ENODEV ? "the interface is gone" : "");
   abi::verdict verdict{};
   if (opts.data_size_out < sizeof(verdict))

@@ -1,6 +1,6 @@
-// Probe: asks the loaded programs, on the live maps, what they would say to a packet (BPF_PROG_TEST_RUN of
-// the explain twins). Leaves no trace. It is the negative probe after a teardown (G6) and the heart of
-// `holdfast explain`.
+// Probe: asks the loaded programs, on the live maps, what they would say to a packet
+// (BPF_PROG_TEST_RUN of the explain twins). Leaves no trace. It is the negative probe after a
+// teardown (G6) and the heart of `holdfast explain`.
 #pragma once
 
 #include <array>
@@ -22,9 +22,9 @@ struct ProbePacket {
   Protocol protocol = Protocol::tcp;
   uint16_t source_port = 0;
   uint16_t destination_port = 0;
-  bool tcp_syn = true;          // opens a connection; else it carries data (ACK)
+  bool tcp_syn = true;  // opens a connection; else it carries data (ACK)
   bool echo_reply = false;
-  MacAddress source_mac{};      // matters from a tenant port only
+  MacAddress source_mac{};  // matters from a tenant port only
 };
 
 // The frame as the wire would carry it, headers complete, 64 bytes of payload.

@@ -1,9 +1,10 @@
-// The lease slots and their records, as the daemon writes them (DESIGN.md section 4, "The gate word").
+// The lease slots and their records, as the daemon writes them (DESIGN.md section 4, "The gate
+// word").
 //
-// One writer: the daemon's event loop. Readers: every CPU's packets, at any time. So a slot is bound while
-// its gate denies, opened by one store, renewed by compare-and-exchange and closed by one store. The record
-// is the daemon's own memory of the lease as well: there is no second copy, and adoption after a crash reads
-// the same bytes.
+// One writer: the daemon's event loop. Readers: every CPU's packets, at any time. So a slot is
+// bound while its gate denies, opened by one store, renewed by compare-and-exchange and closed by
+// one store. The record is the daemon's own memory of the lease as well: there is no second copy,
+// and adoption after a crash reads the same bytes.
 #pragma once
 
 #include <atomic>
@@ -34,7 +35,8 @@ class Slots {
   const abi::lease_record& record(uint32_t slot) const { return records_[slot]; }
   const abi::lease_slot& slot(uint32_t slot) const { return slots_[slot]; }
 
-  // Whether a finished binding stands here: its record is complete and its gate was opened and not closed.
+  // Whether a finished binding stands here: its record is complete and its gate was opened and not
+  // closed.
   bool bound(uint32_t slot) const {
     const uint64_t g = gate(slot);
     return g >> abi::HF_GATE_INCARNATION_BITS != 0 &&
@@ -84,7 +86,9 @@ class Slots {
   }
 
   // Fields of a live lease that change without rebinding.
-  void set_generation(uint32_t slot, uint64_t generation) { records_[slot].generation = generation; }
+  void set_generation(uint32_t slot, uint64_t generation) {
+    records_[slot].generation = generation;
+  }
   void link(uint32_t slot, uint32_t next) { records_[slot].next_slot = next; }
   void set_phase(uint32_t slot, uint32_t phase) { records_[slot].phase = phase; }
   void set_interface(uint32_t slot, uint32_t ifindex) { records_[slot].ifindex = ifindex; }
@@ -99,8 +103,8 @@ class Slots {
  private:
   std::atomic_ref<uint64_t> word(uint32_t slot) const {
     // A load through a const Slots is still a load of shared memory that the daemon owns.
-    return std::atomic_ref<uint64_t>(
-        *reinterpret_cast<uint64_t*>(const_cast<decltype(abi::lease_slot::gate)*>(&slots_[slot].gate)));
+    return std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(
+        const_cast<decltype(abi::lease_slot::gate)*>(&slots_[slot].gate)));
   }
   static std::atomic_ref<uint32_t> commit_word(abi::lease_record& r) {
     return std::atomic_ref<uint32_t>(r.incarnation);

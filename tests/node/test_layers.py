@@ -1,0 +1,112 @@
+"""Two layers that each enforce alone: with the eBPF side emptied nft denies, with nft emptied eBPF denies.
+
+    client ---- uplink0 [eBPF] [nft forward] [eBPF] ta ---- tenant-a        (topology and addresses: lab.py)
+
+Covers G1, G2, L2 ("and, independently, as an nft element timeout"). The daemon stands still meanwhile, so that it
+mends nothing; thawed, it has to mend both.
+"""
+
+import time
+
+import pytest
+from lab import A, ECHO, HOSTS, Lab, wait_until
+from packets import PACKETS, Probe, denied, dropped_by_nft, passes, udp
+
+TENANT_A = HOSTS["tenant-a"]
+
+
+def empty_the_ebpf_side(lab: Lab) -> None:
+    """No program of ours is left on any interface; maps and programs stay, so that the daemon finds its own."""
+    links = next(lab.pin_dir.glob("v*")) / "links"
+    for pin in links.iterdir():
+        pin.unlink()
+    for interface in ("ta", "tb", "uplink0"):
+        lab.run("node", ["tc", "qdisc", "del", "dev", interface, "clsact"], check=False)
+    wait_until(lambda: attached_programs(lab) == [], what="nothing is attached any more")
+
+
+def attached_programs(lab: Lab) -> list[str]:
+    shown = lab.run("node", ["bpftool", "net", "show"]).stdout
+    names = ("from_tenant", "to_tenant", "uplink_xdp", "uplink_tc")
+    xdp = lab.run("node", ["ip", "-d", "link", "show", "dev", "uplink0"]).stdout
+    return [name for name in names if name in shown] + (["xdp"] if "prog/xdp" in xdp else [])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_nft_alone(both_hooks: Lab, version: int) -> None:
+    """eBPF emptied: the leased packet passes, the unleased and then the expired one is dropped by nft."""
+    lab = both_hooks
+    leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-b", udp(), version)
+    passes_first = lab.grant(A, "echo", ttl="3s")
+    end = time.monotonic() + passes_first["remaining_ns"] / 1e9
+    lab.freeze()
+    assert attached_programs(lab) != []
+    empty_the_ebpf_side(lab)
+    with lab.capture("tenant-a", leased.marker) as capture:
+        lab.send("client", [leased.frame()] * PACKETS)
+        wait_until(lambda: capture.count() == PACKETS, what="nft lets the leased packets through")
+    assert time.monotonic() < end
+    dropped_by_nft(lab, shut, "no_lease")
+    # nft's clock is the jiffy's: it may end a tick early, and a garbage collection late it never is.
+    wait_until(lambda: time.monotonic() > end + 0.05)
+    dropped_by_nft(lab, leased, "no_lease")
+    lab.thaw()
+    wait_until(lambda: attached_programs(lab) != [], 15, "the daemon puts its programs back")
+    wait_until(lambda: lab.leases() == {})
+    denied(lab, leased, "no_lease", "from_uplink")
+    lab.grant(A, "echo")
+    passes(lab, leased)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_ebpf_alone(both_hooks: Lab, version: int) -> None:
+    """The nft table deleted: the leased packet passes, the unleased and then the expired one is dropped by eBPF."""
+    lab = both_hooks
+    leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-b", udp(), version)
+    lease = lab.grant(A, "echo", ttl="3s")
+    end = time.monotonic() + lease["remaining_ns"] / 1e9
+    before = lab.counters()
+    lab.freeze()
+    lab.nft("delete", "table", "inet", "holdfast")
+    with lab.capture("tenant-a", leased.marker) as capture, lab.capture("tenant-b", shut.marker) as strangers:
+        lab.send("client", [leased.frame()] * PACKETS)
+        lab.send("client", [shut.frame()] * PACKETS)
+        wait_until(lambda: capture.count() == PACKETS, what="eBPF lets the leased packets through")
+        assert time.monotonic() < end
+        wait_until(lambda: time.monotonic() > end)
+        lab.send("client", [leased.frame()] * PACKETS)
+        lab.thaw()
+        after = lab.counters()
+        assert capture.count() == PACKETS and strangers.count() == 0
+    rose = {key: after[key] - before.get(key, 0) for key in after}
+    assert rose["from_uplink", "lease_expired"] == PACKETS
+    assert rose["from_uplink", "no_lease"] == PACKETS
+    wait_until(lambda: "holdfast" in lab.nft("list", "tables"), 15, "the daemon puts its table back")
+    wait_until(lambda: lab.leases() == {})
+    lab.grant(A, "echo")
+    passes(lab, leased)
+    assert lab.udp("client", TENANT_A.address(version), ECHO)
+
+
+def test_a_flushed_rule_set_comes_back(lab: Lab) -> None:
+    """Another's `nft flush ruleset` opens nothing, is told in the log, and live leases pass again by themselves."""
+    leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-b", udp())
+    lab.grant(A, "echo")
+    passes(lab, leased)
+    lab.nft("flush", "ruleset")
+    denied(lab, shut, "no_lease", "from_uplink")
+    wait_until(lambda: "holdfast" in lab.nft("list", "tables"), 15, "the daemon puts its table back")
+    wait_until(lambda: "nft_changed_by_another" in lab.log)
+    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), 10, "the lease passes both layers again")
+    denied(lab, shut, "no_lease", "from_uplink")
+
+
+def test_pins_removed_under_a_running_daemon(lab: Lab) -> None:
+    """Root may take our programs off: nft denies what is not leased, until the daemon has put them back."""
+    shut = Probe("client", "tenant-b", udp())
+    lab.freeze()
+    empty_the_ebpf_side(lab)
+    dropped_by_nft(lab, shut, "no_lease")
+    lab.thaw()
+    wait_until(lambda: len(attached_programs(lab)) >= 3, 15, "the programs are back")
+    denied(lab, shut, "no_lease", "from_uplink")

@@ -1,0 +1,209 @@
+"""Leases without their daemon: stopped, killed, restarted. The kernel ends them; nothing opens, nothing drops.
+
+    client ---- uplink0 [node] ta ---- tenant-a        (topology and addresses: lab.py)
+
+Covers G1, G2 (expiry belongs to the kernel), G3, section 3's adoption, L2, P15, P16, and "SIGTERM stops serving
+and never enforcing".
+"""
+
+import datetime
+import signal
+import time
+
+import pytest
+from lab import A, B, ECHO, HOSTS, WEB, Lab, policy, says, wait_until
+from packets import PACKETS, PROTOCOLS, Probe, denied, passes, udp
+
+CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
+TENANT_A = HOSTS["tenant-a"]
+
+
+def probe_of(protocol: str, version: int) -> tuple[Probe, str]:
+    layer, endpoint = PROTOCOLS[protocol]
+    return Probe("client", "tenant-a", layer, version), endpoint
+
+
+def boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def deadline_s(lease: dict) -> float:
+    return boot_s() + lease["remaining_ns"] / 1e9
+
+
+def counted_after(lab: Lab, probe: Probe, incapacitate, recover) -> tuple[int, int]:
+    """Packets that arrive while the daemon cannot act: before and after the deadline of a fresh lease."""
+    lease = lab.grant(A, probe_endpoint(probe), ttl="2s")
+    end = deadline_s(lease)
+    incapacitate()
+    with lab.capture("tenant-a", probe.marker) as capture:
+        lab.send("client", [probe.frame()] * PACKETS)
+        wait_until(lambda: capture.count() >= PACKETS, what="the lease holds without the daemon")
+        before = capture.count()
+        assert boot_s() < end, "too slow to see it pass in time"
+        wait_until(lambda: boot_s() >= end, 5)
+        lab.send("client", [probe.frame()] * PACKETS)
+        recover()
+        after = capture.count() - before
+    return before, after
+
+
+def probe_endpoint(probe: Probe) -> str:
+    return next(endpoint for layer, endpoint in PROTOCOLS.values() if layer is probe.layer)
+
+
+@pytest.mark.parametrize("protocol, version", CASES)
+def test_expires_while_the_daemon_is_stopped(both_hooks: Lab, protocol: str, version: int) -> None:
+    """G2: SIGSTOP. At the deadline the kernel denies, and says it was expiry."""
+    lab = both_hooks
+    probe, _ = probe_of(protocol, version)
+    expired = lab.counter("lease_expired", "from_uplink")
+    assert counted_after(lab, probe, lab.freeze, lab.thaw) == (PACKETS, 0)
+    assert lab.counter("lease_expired", "from_uplink") - expired == PACKETS
+    wait_until(lambda: lab.leases() == {}, what="the thawed daemon tears it down")
+    denied(lab, probe, "no_lease", "from_uplink")
+    lab.grant(A, probe_endpoint(probe))
+    passes(lab, probe)
+
+
+@pytest.mark.parametrize("protocol, version", CASES)
+def test_expires_while_the_daemon_is_dead(both_hooks: Lab, protocol: str, version: int) -> None:
+    """G2, G3: SIGKILL. The lease holds to its deadline and not longer; the next daemon buries it."""
+    lab = both_hooks
+    probe, _ = probe_of(protocol, version)
+    expired = lab.counter("lease_expired", "from_uplink")
+    assert counted_after(lab, probe, lab.kill, lab.start) == (PACKETS, 0)
+    assert lab.counter("lease_expired", "from_uplink") - expired == PACKETS
+    wait_until(lambda: lab.leases() == {}, what="the successor does not adopt the dead")
+    denied(lab, probe, "no_lease", "from_uplink")
+    lab.grant(A, probe_endpoint(probe))
+    passes(lab, probe)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> None:
+    """Adoption: 1000 packets a second and a ping flood run through three restarts, and none is lost.
+
+    G1 stands beside it: what was not leased stays shut before, between and after.
+    """
+    lab = both_hooks
+    address = TENANT_A.address(version)
+    lease, pinged, ended = lab.grant(A, "echo", ttl="200s"), lab.grant(A, "ping", ttl="200s"), lab.grant(B, "web")
+    lab.revoke(ended)
+    shut = Probe("client", "tenant-b", PROTOCOLS["tcp"][0], version)
+    assert lab.udp("client", address, ECHO) and lab.ping("client", address)
+    ping = lab.popen("client", ["ping", "-n", "-q", "-i", "0.002", "-c", "100000", address])
+    with lab.probing("client", address, ECHO) as tally:
+        for _ in range(3):
+            getattr(lab, how)()
+            with lab.capture("tenant-b", shut.marker) as capture:
+                lab.send("client", [shut.frame()] * PACKETS)
+                lab.start()
+                assert capture.count() == 0
+            denied(lab, shut, "no_lease", "from_uplink")
+            assert set(lab.leases()) == {lease["id"], pinged["id"]}
+    ping.send_signal(signal.SIGINT)
+    summary = ping.communicate(timeout=10)[0]
+    assert tally["sent"] > 500 and tally["lost"] == [], tally
+    assert " 0% packet loss" in summary, summary
+
+
+def test_an_adopted_lease_is_the_same_lease(lab: Lab) -> None:
+    """Holder, peer, resources, deadline and generation survive; renew and revoke work on them."""
+    granted = [
+        lab.grant(A, "echo", "ping", ttl="100s", peer="192.0.2.0/24", holder="uid:4711"),
+        lab.grant(A, egress="a0", ttl="50s"),
+        lab.grant(B, "web", ttl="2s"),
+    ]
+    before = lab.leases()
+    assert set(before) == {lease["id"] for lease in granted}
+    lab.kill()
+    lab.start()
+    after = lab.leases()
+    for lease in granted:
+        was, now = dict(before[lease["id"]]), dict(after[lease["id"]])
+        assert now.pop("remaining_ns") < was.pop("remaining_ns")
+        for stamp in ("granted_at", "expires_at"):  # wall clock, recomputed: the same second, or its neighbour
+            assert abs(seconds_of(now.pop(stamp)) - seconds_of(was.pop(stamp))) <= 1
+        assert now == was
+    renewed = lab.renew(granted[0], "200s")
+    assert renewed["remaining_ns"] > 190e9
+    probe = Probe("client", "tenant-a", udp())
+    passes(lab, probe)
+    lab.revoke(granted[0])
+    denied(lab, probe, "no_lease", "from_uplink")
+    wait_until(lambda: granted[2]["id"] not in lab.leases(), what="the adopted one ends at its term")
+
+
+def seconds_of(stamp: str) -> float:
+    return datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_connections_outlive_the_daemon(both_hooks: Lab, version: int) -> None:
+    """An established connection, either direction, talks on while the daemon is killed, away, and back."""
+    lab = both_hooks
+    address = TENANT_A.address(version)
+    lease, egress = lab.grant(A, "web", ttl="200s"), lab.grant(A, egress="a0", ttl="200s")
+    with (
+        lab.connect("client", address, WEB) as inward,
+        lab.connect("tenant-a", HOSTS["client"].address(version), WEB) as outward,
+    ):
+        assert says(inward) and says(outward)
+        lab.kill()
+        assert says(inward) and says(outward)
+        lab.start()
+        assert says(inward) and says(outward)
+        lab.revoke(lease)
+        inward.settimeout(0.5)
+        assert not says(inward)
+        assert says(outward)
+        lab.revoke(egress)
+        outward.settimeout(0.5)
+        assert not says(outward)
+
+
+def test_sigterm_stops_serving_and_nothing_else(both_hooks: Lab) -> None:
+    """A stopped daemon's leases go on to their term, everything else stays denied; a second SIGTERM is nothing."""
+    lab = both_hooks
+    leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-b", udp())
+    lease = lab.grant(A, "echo", ttl="3s")
+    end = deadline_s(lease)
+    assert lab.daemon is not None
+    lab.daemon.send_signal(signal.SIGTERM)
+    lab.daemon.send_signal(signal.SIGTERM)
+    lab.stop()
+    assert not lab.socket_path.exists()
+    with lab.capture("tenant-a", leased.marker) as open_, lab.capture("tenant-b", shut.marker) as closed:
+        lab.send("client", [leased.frame()] * PACKETS + [shut.frame()] * PACKETS)
+        wait_until(lambda: open_.count() == PACKETS)
+        wait_until(lambda: boot_s() >= end)
+        lab.send("client", [leased.frame(), shut.frame()] * PACKETS)
+        lab.start()
+        assert (open_.count(), closed.count()) == (PACKETS, 0)
+    denied(lab, leased, "no_lease", "from_uplink")
+
+
+def test_the_policy_in_force_is_remembered(lab: Lab) -> None:
+    """The stored policy is what a restart puts in force, and not what lies in the config directory."""
+    lab.write_policy(policy(generation=99, tenants=[]), "config/policy.yaml")
+    shown = lab.cli("bundle", "show")
+    lab.kill()
+    lab.start()
+    assert lab.cli("bundle", "show") == shown
+
+
+def test_a_stopped_daemon_answers_nobody_and_loses_nothing(lab: Lab) -> None:
+    """A command against a stopped daemon does not hang for ever; thawed, the daemon serves again."""
+    lease = lab.grant(A, "echo", ttl="100s")
+    lab.freeze()
+    asking = lab.popen("node", lab.holdfast_argv("--json", "lease", "ls"))
+    probe = Probe("client", "tenant-a", udp())
+    with lab.capture("tenant-a", probe.marker) as capture:
+        lab.send("client", [probe.frame()] * PACKETS)
+        wait_until(lambda: capture.count() == PACKETS)
+    assert asking.poll() is None
+    lab.thaw()
+    out, errors = asking.communicate(timeout=20)
+    assert asking.returncode == 0 and lease["id"] in out, errors

@@ -1,0 +1,74 @@
+// The commands, one function each: asks the daemon (or not, where it says so) and prints. What goes
+// wrong is answered, not printed: main reports it once. Options hold what the command line said;
+// words that mean something are parsed here, so that errors name them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "userspace/cli/packet.hpp"
+#include "userspace/cli/session.hpp"
+
+namespace holdfast::cli {
+
+using Outcome = Result<ExitCode>;
+
+Outcome run_status(Session& session, const std::string& socket);
+
+struct DoctorWords {
+  std::string pin_dir = "/sys/fs/bpf/holdfast";
+};
+Outcome run_doctor(Session& session, const DoctorWords& words);  // needs no daemon
+
+struct ListWords {
+  std::string tenant;
+  uint64_t limit = 0;  // 0: all there are
+};
+Outcome run_lease_ls(Session& session, const ListWords& words);
+Outcome run_lease_show(Session& session, const std::string& id);
+
+struct GrantWords {
+  std::string tenant;
+  std::vector<std::string> endpoints;
+  std::vector<std::string> egress;
+  std::string peer;
+  std::string holder;
+  std::string ttl = "60s";
+  std::string grace;
+  bool each = false;
+  std::string from;  // a file, or "-"; then none of the others but holder, ttl and grace
+};
+Outcome run_lease_grant(Session& session, const GrantWords& words);
+
+struct RenewWords {
+  std::string id;
+  std::string ttl = "60s";
+  std::optional<uint64_t> generation;
+};
+Outcome run_lease_renew(Session& session, const RenewWords& words);
+
+struct EndWords {
+  std::vector<std::string> ids;
+  std::string grace;
+};
+Outcome run_lease_revoke(Session& session, const EndWords& words);
+Outcome run_lease_release(Session& session, const EndWords& words);
+
+Outcome run_route_ls(Session& session);
+Outcome run_tenant_ls(Session& session);
+Outcome run_tenant_disable(Session& session, const std::string& name);
+Outcome run_tenant_enable(Session& session, const std::string& name);
+
+Outcome run_bundle_check(Session& session, const std::string& file);  // needs no daemon
+Outcome run_bundle_push(Session& session, const std::string& file, bool dry_run);
+Outcome run_bundle_show(Session& session);
+
+Outcome run_drops(Session& session, bool follow);
+Outcome run_flows(Session& session, const ListWords& words);
+Outcome run_explain(Session& session, const PacketWords& words);
+
+Outcome run_node_detach(Session& session, bool yes);
+
+}  // namespace holdfast::cli

@@ -1,0 +1,234 @@
+// lease ls, show, grant, renew, revoke, release.
+#include <fmt/format.h>
+
+#include "policy/address.hpp"
+#include "policy/decide.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/cli/bulk.hpp"
+#include "userspace/cli/commands.hpp"
+#include "userspace/cli/human.hpp"
+#include "userspace/cli/render.hpp"
+
+namespace holdfast::cli {
+namespace {
+
+using cbor::Value;
+
+constexpr uint64_t page_leases = 1000;
+constexpr uint64_t bulk_timeout_ns = 600 * ns_per_s;
+
+Result<uint64_t> duration_option(std::string_view option, const std::string& text) {
+  Result<uint64_t> ns = parse_duration(text);
+  if (!ns) return pass_on(ns, option);
+  return ns;
+}
+
+Result<uint64_t> term_option(const std::string& text) {
+  Result<uint64_t> ns = duration_option("--ttl", text);
+  if (!ns) return ns;
+  if (Status fits = check_term(*ns); !fits) return pass_on(fits, "--ttl");
+  return ns;
+}
+
+Result<std::optional<uint64_t>> grace_option(const std::string& text) {
+  if (text.empty()) return std::optional<uint64_t>();
+  Result<uint64_t> ns = duration_option("--grace", text);
+  if (!ns) return pass_on(ns);
+  return std::optional(*ns);
+}
+
+// What one lease and a file of them share.
+Result<BulkDefaults> defaults_of(const GrantWords& words) {
+  BulkDefaults defaults;
+  Result<uint64_t> ttl_ns = term_option(words.ttl);
+  if (!ttl_ns) return pass_on(ttl_ns);
+  defaults.ttl_ns = *ttl_ns;
+  Result<std::optional<uint64_t>> grace_ns = grace_option(words.grace);
+  if (!grace_ns) return pass_on(grace_ns);
+  defaults.grace_ns = *grace_ns;
+  if (!words.holder.empty()) {
+    Result<std::string> holder = parse_holder(words.holder);
+    if (!holder) return pass_on(holder, "--holder");
+    defaults.holder = std::move(*holder);
+  }
+  return defaults;
+}
+
+Result<GrantBody> body_from_words(const GrantWords& words, const BulkDefaults& defaults) {
+  if (words.tenant.empty()) {
+    return usage("lease grant: whose?",
+                 "name the tenant, or a file of leases with --from; see holdfast lease grant --help");
+  }
+  if (words.endpoints.empty() && words.egress.empty()) {
+    return usage("lease grant: a lease that opens nothing",
+                 "name what it opens with --endpoint or --egress; see holdfast route ls");
+  }
+  if (words.each && (words.endpoints.empty() || !words.egress.empty()))
+    return usage("--each is for endpoints", "name endpoints, and egress in a lease of its own");
+  if (!words.peer.empty()) {
+    const Result<Prefix> peer = parse_prefix(words.peer);
+    if (!peer) return usage("--peer: " + peer.error().message, peer.error().next_step);
+  }
+  const std::vector<std::string_view> endpoints(words.endpoints.begin(), words.endpoints.end());
+  const std::vector<std::string_view> egress(words.egress.begin(), words.egress.end());
+  LeaseEntry entry;
+  entry.tenant = words.tenant;
+  entry.endpoints = endpoints;
+  entry.egress = egress;
+  entry.peer = words.peer;
+  entry.holder = defaults.holder;
+  entry.ttl_ns = defaults.ttl_ns;
+  entry.grace_ns = defaults.grace_ns;
+  entry.each = words.each;
+  GrantBody body;
+  body.add(entry);
+  return body;
+}
+
+Result<GrantBody> body_from_file(Session& session, const GrantWords& words,
+                                 const BulkDefaults& defaults) {
+  if (!words.tenant.empty() || !words.endpoints.empty() || !words.egress.empty() ||
+      !words.peer.empty() || words.each) {
+    return usage("--from takes its leases from the file, and the command line names one too",
+                 "leave out the tenant and what it opens; --ttl, --grace and --holder may stay");
+  }
+  Result<std::string> text = read_file(words.from, bulk_bytes_max);
+  if (!text) return pass_on(text);
+  const uint64_t begin_ns = boot_now_ns();
+  Result<GrantBody> body =
+      parse_bulk(*text, words.from == "-" ? "standard input" : words.from, defaults);
+  if (body) {
+    session.note(fmt::format("read {} in {}; granting...\n",
+                             count_of(body->count(), "entry", "entries"),
+                             human_duration(boot_now_ns() - begin_ns)));
+  }
+  return body;
+}
+
+// One after another; what fails is reported and the rest goes on, since each is a lease of its own.
+Outcome end_leases(Session& session, const EndWords& words, std::string_view verb,
+                   std::optional<uint64_t> grace_ns) {
+  ExitCode worst = ExitCode::done;
+  for (const std::string& id : words.ids) {
+    Value args = Value::map({{"id", id}});
+    if (grace_ns) args.set("grace_ns", *grace_ns);
+    Result<Value> reply = session.call(verb, args);
+    if (!reply) {
+      // Without the daemon none of the others has a chance.
+      if (reply.error().kind == ErrorKind::unavailable) return pass_on(reply);
+      worst = std::max(worst, session.report(reply.error()));
+      continue;
+    }
+    if (session.json()) {
+      session.print_json(*reply);
+      continue;
+    }
+    const bool grace = text_of(*reply, "state") == "grace_running";
+    session.print(grace ? fmt::format("{}: in its grace, which ends in {} at the latest\n",
+                                      printable(text_of(*reply, "id")), human_duration(*grace_ns))
+                        : fmt::format("{}: torn down\n", printable(text_of(*reply, "id"))));
+  }
+  return worst;
+}
+
+}  // namespace
+
+Outcome run_lease_ls(Session& session, const ListWords& words) {
+  Table table = lease_table();
+  Value next = 0;
+  uint64_t listed = 0;
+  // Page by page, so that a million leases need no memory here; widths grow as they come.
+  for (bool first = true; !next.is_null(); first = false) {
+    Value args = Value::map({{"cursor", next}, {"limit", page_leases}});
+    if (words.limit != 0) args.set("limit", std::min(page_leases, words.limit - listed));
+    if (!words.tenant.empty()) args.set("tenant", words.tenant);
+    Result<Value> page = session.call("lease.list", args);
+    if (!page) return pass_on(page);
+    if (first && session.json())
+      session.print(fmt::format("{{\"version\":{},\"leases\":[", json_version));
+    if (session.json()) {
+      std::string out;
+      uint64_t at = listed;
+      for (const Value& lease : list_of(*page, "leases")) {
+        if (at++ != 0) out += ',';
+        out += cbor::to_json(lease);
+      }
+      session.print(out);
+    } else {
+      add_leases(table, *page);
+      session.print(table.render(session.style()));
+    }
+    listed += list_of(*page, "leases").size();
+    next = part_of(*page, "next");
+    if (words.limit != 0 && listed >= words.limit) break;
+  }
+  if (session.json()) {
+    session.print("]}\n");
+  } else if (listed == 0) {
+    session.print(words.tenant.empty()
+                      ? "No leases: everything is denied. Grant one: holdfast lease grant TENANT --endpoint NAME\n"
+                      : fmt::format("No leases of {}.\n", printable(words.tenant)));
+  }
+  return ExitCode::done;
+}
+
+Outcome run_lease_show(Session& session, const std::string& id) {
+  Result<Value> lease = session.call("lease.show", Value::map({{"id", id}}));
+  if (!lease) return pass_on(lease);
+  if (session.json()) {
+    session.print_json(*lease);
+  } else {
+    session.print(render_lease(*lease, session.style()));
+  }
+  return ExitCode::done;
+}
+
+Outcome run_lease_grant(Session& session, const GrantWords& words) {
+  const bool bulk = !words.from.empty();
+  Result<BulkDefaults> defaults = defaults_of(words);
+  if (!defaults) return pass_on(defaults);
+  Result<GrantBody> body = bulk ? body_from_file(session, words, *defaults)
+                                : body_from_words(words, *defaults);
+  if (!body) return pass_on(body);
+  Result<wire::Client*> daemon = session.daemon(bulk_timeout_ns);
+  if (!daemon) return pass_on(daemon);
+  Result<Value> reply = (*daemon)->call_with_body("lease.grant", Value::map(), body->finish());
+  if (!reply) return bulk ? pass_on(reply, words.from + ": none granted") : pass_on(reply);
+  if (session.json()) {
+    session.print_json(*reply);
+  } else {
+    session.print(render_grant(*reply, session.style()));
+  }
+  return ExitCode::done;
+}
+
+Outcome run_lease_renew(Session& session, const RenewWords& words) {
+  Result<uint64_t> ttl_ns = term_option(words.ttl);
+  if (!ttl_ns) return pass_on(ttl_ns);
+  Value args = Value::map({{"id", words.id}, {"ttl_ns", *ttl_ns}});
+  if (words.generation) args.set("generation", *words.generation);
+  Result<Value> lease = session.call("lease.renew", args);
+  if (!lease) return pass_on(lease);
+  if (session.json()) {
+    session.print_json(*lease);
+  } else {
+    session.print(fmt::format("renewed {}: expires in {}, at {}; generation {}\n",
+                              printable(text_of(*lease, "id")),
+                              human_duration(number_of(*lease, "remaining_ns")),
+                              local_time(printable(text_of(*lease, "expires_at"))),
+                              number_of(*lease, "generation")));
+  }
+  return ExitCode::done;
+}
+
+Outcome run_lease_revoke(Session& session, const EndWords& words) {
+  Result<std::optional<uint64_t>> grace_ns = grace_option(words.grace);
+  if (!grace_ns) return pass_on(grace_ns);
+  return end_leases(session, words, "lease.revoke", *grace_ns);
+}
+
+Outcome run_lease_release(Session& session, const EndWords& words) {
+  return end_leases(session, words, "lease.release", std::nullopt);
+}
+
+}  // namespace holdfast::cli

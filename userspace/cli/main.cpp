@@ -1,0 +1,276 @@
+// holdfast: the command line. The only file that knows CLI11: it turns words into the options of
+// commands.hpp, calls one command, and ends with its exit code.
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "userspace/cli/commands.hpp"
+
+namespace {
+
+using namespace holdfast;
+using namespace holdfast::cli;
+
+// What was asked for, filled by the parser.
+struct Words {
+  SessionOptions session;
+  DoctorWords doctor;
+  ListWords list;
+  GrantWords grant;
+  RenewWords renew;
+  EndWords end;
+  PacketWords packet;
+  std::string id;
+  std::string tenant;
+  std::string file;
+  bool dry_run = false;
+  bool follow = false;
+  bool yes = false;
+};
+
+using Run = std::function<Outcome(Session&)>;
+
+constexpr const char* exit_codes =
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 3 this machine cannot enforce it,\n"
+    "4 needs a fresh authentication. See holdfast(1).";
+
+void examples(CLI::App* app, const char* text) { app->footer(std::string("Examples:\n") + text); }
+
+// A noun needs a verb; without one its help says which there are.
+CLI::App* noun(CLI::App& app, const char* name, const char* what) {
+  CLI::App* made = app.add_subcommand(name, what);
+  made->require_subcommand(1);
+  return made;
+}
+
+void add_lease(CLI::App& app, Words& words, Run& run) {
+  CLI::App* lease = noun(app, "lease", "What may be used, by whom and until when");
+
+  CLI::App* ls = lease->add_subcommand("ls", "All leases, with tenant, what they open, holder and time left");
+  ls->add_option("--tenant", words.list.tenant, "Only this tenant's")->type_name("TENANT");
+  ls->add_option("--limit", words.list.limit, "At most so many")->type_name("NUMBER");
+  ls->callback([&] { run = [&](Session& s) { return run_lease_ls(s, words.list); }; });
+  examples(ls, "  holdfast lease ls\n  holdfast lease ls --tenant acme/shop/prod --json");
+
+  CLI::App* show = lease->add_subcommand("show", "One lease");
+  show->add_option("ID", words.id, "The lease")->required();
+  show->callback([&] { run = [&](Session& s) { return run_lease_show(s, words.id); }; });
+  examples(show, "  holdfast lease show 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de");
+
+  CLI::App* grant = lease->add_subcommand(
+      "grant", "Grant a lease, or many from a file: all or none. It is answered when every layer\n"
+               "enforces it and was read back");
+  GrantWords& g = words.grant;
+  grant->add_option("TENANT", g.tenant, "Whose it is: org/app/env");
+  grant->add_option("--endpoint", g.endpoints,
+                    "An endpoint of the policy, or one address or port of it (repeatable)")
+      ->type_name("NAME[@ADDRESS[:PORT]]")->allow_extra_args(false);
+  grant->add_option("--egress", g.egress, "Let the tenant begin flows from this port (repeatable)")
+      ->type_name("PORT")->allow_extra_args(false);
+  grant->add_flag("--each", g.each, "One lease for every member of the endpoints, instead of one for all");
+  grant->add_option("--peer", g.peer, "Only for traffic with addresses in this prefix")->type_name("PREFIX");
+  grant->add_option("--holder", g.holder, "Who holds it: uid:N or cgroup:PATH; default: whoever asks")
+      ->type_name("HOLDER");
+  grant->add_option("--ttl", g.ttl, "Its term, at most 300s; default 60s")->type_name("DURATION");
+  grant->add_option("--grace", g.grace,
+                    "How long connections may finish once it is revoked; default: cut at once")
+      ->type_name("DURATION");
+  grant->add_option("--from", g.from,
+                    "Leases from a file (- is standard input): a JSON object a line, or one array of\n"
+                    "objects, with keys tenant, endpoints, egress, peer, holder, ttl, grace, each.\n"
+                    "--ttl, --grace and --holder are for those that do not say")
+      ->type_name("FILE");
+  grant->callback([&] { run = [&](Session& s) { return run_lease_grant(s, words.grant); }; });
+  examples(grant,
+           "  holdfast lease grant acme/shop/prod --endpoint web --ttl 2m\n"
+           "  holdfast lease grant acme/shop/prod --endpoint 'web@[fd00:1::2]:443' --peer 10.0.0.0/8\n"
+           "  holdfast lease grant acme/shop/prod --egress web0 --grace 5s --holder uid:1000\n"
+           "  echo '{\"tenant\": \"acme/shop/prod\", \"endpoints\": [\"web\"], \"ttl\": \"90s\"}' |\n"
+           "    holdfast lease grant --from -");
+
+  CLI::App* renew = lease->add_subcommand("renew", "Move a lease's deadline forward; nothing else changes");
+  renew->add_option("ID", words.renew.id, "The lease")->required();
+  renew->add_option("--ttl", words.renew.ttl, "From now on, at most 300s; default 60s")->type_name("DURATION");
+  renew->add_option("--generation", words.renew.generation,
+                    "Only if nobody changed it since it had this generation")
+      ->type_name("NUMBER");
+  renew->callback([&] { run = [&](Session& s) { return run_lease_renew(s, words.renew); }; });
+  examples(renew, "  holdfast lease renew 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --ttl 5m");
+
+  CLI::App* revoke = lease->add_subcommand("revoke", "End leases: the next packet is denied");
+  revoke->add_option("ID", words.end.ids, "The leases")->required();
+  revoke->add_option("--grace", words.end.grace, "Let connections finish for so long")
+      ->type_name("DURATION");
+  revoke->callback([&] { run = [&](Session& s) { return run_lease_revoke(s, words.end); }; });
+  examples(revoke,
+           "  holdfast lease revoke 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de\n"
+           "  holdfast lease revoke 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --grace 5s");
+
+  CLI::App* release = lease->add_subcommand("release", "Give one's own leases back");
+  release->add_option("ID", words.end.ids, "The leases")->required();
+  release->callback([&] { run = [&](Session& s) { return run_lease_release(s, words.end); }; });
+  examples(release, "  holdfast lease release 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de");
+}
+
+void add_policy(CLI::App& app, Words& words, Run& run) {
+  CLI::App* route = noun(app, "route", "What is published");
+  CLI::App* route_ls = route->add_subcommand(
+      "ls", "Every address, port and protocol that is published, its owner, and how much is leased");
+  route_ls->callback([&] { run = [](Session& s) { return run_route_ls(s); }; });
+  examples(route_ls, "  holdfast route ls");
+
+  CLI::App* tenant = noun(app, "tenant", "Who there is");
+  CLI::App* tenant_ls = tenant->add_subcommand("ls", "Tenants, their ports, leases and traffic");
+  tenant_ls->callback([&] { run = [](Session& s) { return run_tenant_ls(s); }; });
+  examples(tenant_ls, "  holdfast tenant ls");
+  CLI::App* disable = tenant->add_subcommand(
+      "disable", "Close everything of one tenant with one store; no lease of before revives");
+  disable->add_option("TENANT", words.tenant, "org/app/env")->required();
+  disable->callback([&] { run = [&](Session& s) { return run_tenant_disable(s, words.tenant); }; });
+  examples(disable, "  holdfast tenant disable acme/shop/prod");
+  CLI::App* enable = tenant->add_subcommand("enable", "Let it be granted leases again");
+  enable->add_option("TENANT", words.tenant, "org/app/env")->required();
+  enable->callback([&] { run = [&](Session& s) { return run_tenant_enable(s, words.tenant); }; });
+  examples(enable, "  holdfast tenant enable acme/shop/prod");
+
+  CLI::App* bundle = noun(app, "bundle", "The policy");
+  CLI::App* check = bundle->add_subcommand(
+      "check", "Whether a policy file is good; needs no daemon and changes nothing");
+  check->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
+  check->callback([&] { run = [&](Session& s) { return run_bundle_check(s, words.file); }; });
+  examples(check, "  holdfast bundle check /etc/holdfast/policy.yaml");
+  CLI::App* push = bundle->add_subcommand("push", "Put a policy in force, whole or not at all");
+  push->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
+  push->add_flag("--dry-run", words.dry_run, "Only say what would change");
+  push->callback([&] { run = [&](Session& s) { return run_bundle_push(s, words.file, words.dry_run); }; });
+  examples(push, "  holdfast bundle push /etc/holdfast/policy.yaml");
+  CLI::App* diff = bundle->add_subcommand("diff", "What pushing a file would change");
+  diff->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
+  diff->callback([&] { run = [&](Session& s) { return run_bundle_push(s, words.file, true); }; });
+  examples(diff, "  holdfast bundle diff /etc/holdfast/policy.yaml");
+  CLI::App* show = bundle->add_subcommand("show", "The policy in force, as JSON that can be pushed again");
+  show->callback([&] { run = [](Session& s) { return run_bundle_show(s); }; });
+  examples(show, "  holdfast bundle show > policy.json");
+}
+
+void add_why(CLI::App& app, Words& words, Run& run) {
+  CLI::App* drops = app.add_subcommand("drops", "What was denied and why, counted by reason");
+  drops->add_flag("--follow", words.follow, "A sample of the denied packets as they come");
+  drops->callback([&] { run = [&](Session& s) { return run_drops(s, words.follow); }; });
+  examples(drops, "  holdfast drops\n  holdfast drops --follow --json");
+
+  CLI::App* flows = app.add_subcommand("flows", "Flows that tenants began");
+  flows->add_option("--tenant", words.list.tenant, "Only this tenant's")->type_name("TENANT");
+  flows->add_option("--limit", words.list.limit, "At most so many")->type_name("NUMBER");
+  flows->callback([&] { run = [&](Session& s) { return run_flows(s, words.list); }; });
+  examples(flows, "  holdfast flows --tenant acme/shop/prod");
+
+  CLI::App* explain = app.add_subcommand(
+      "explain", "What would happen to a packet: runs it through the loaded programs on the live tables,\n"
+                 "says what decided, and leaves no trace. Exits with 0 whether it passes or not");
+  PacketWords& p = words.packet;
+  explain->add_option("PROTOCOL", p.protocol, "tcp, udp or icmp_echo")->required();
+  explain->add_option("SOURCE", p.source, "ADDRESS:PORT, [V6]:PORT; without a port for icmp_echo")->required();
+  explain->add_option("DESTINATION", p.destination, "Likewise")->required();
+  explain->add_option("--from", p.from, "Where it enters: uplink, or the interface of a tenant port;\n"
+                                        "default: uplink")
+      ->type_name("INTERFACE");
+  explain->add_flag("--syn", p.syn, "It opens a connection (the default for tcp)");
+  explain->add_flag("--ack", p.ack, "It belongs to an established connection; for icmp_echo, the reply");
+  explain->add_option("--source-mac", p.source_mac, "From a tenant port; default: the port's own")
+      ->type_name("MAC");
+  explain->callback([&] { run = [&](Session& s) { return run_explain(s, words.packet); }; });
+  examples(explain,
+           "  holdfast explain tcp 198.51.100.7:40000 10.1.0.2:443\n"
+           "  holdfast explain tcp 10.1.0.2:40000 192.0.2.1:443 --from veth-web\n"
+           "  holdfast explain udp '[2001:db8::7]:5353' '[fd00:1::2]:53'\n"
+           "  holdfast explain icmp_echo 198.51.100.7 10.1.0.2");
+}
+
+void add_all(CLI::App& app, Words& words, Run& run) {
+  app.fallthrough();  // --json and --socket may stand behind the command as well
+  app.require_subcommand(1);
+  app.set_help_flag("-h,--help", "Print what a command takes, and exit");
+  app.set_version_flag("--version", std::string("holdfast " HOLDFAST_VERSION), "Print the version, and exit");
+  app.add_option("--socket", words.session.socket,
+                 fmt::format("The daemon's control socket; default: {}", default_socket))
+      ->type_name("PATH");
+  app.add_flag("--json", words.session.json, "Print JSON: one object, or one a line from what follows");
+  app.footer(exit_codes);
+
+  CLI::App* status = app.add_subcommand("status", "What is in force, and what needs attention");
+  status->callback([&] { run = [&](Session& s) { return run_status(s, words.session.socket); }; });
+  examples(status, "  holdfast status\n  holdfast status --json");
+  CLI::App* doctor = app.add_subcommand(
+      "doctor", "What this kernel can enforce, from probes that really try. Needs no daemon, and root\n"
+                "for most probes. Exits with 3 if something essential cannot be enforced here");
+  doctor->add_option("--pin-dir", words.doctor.pin_dir, "Where holdfastd pins; default: /sys/fs/bpf/holdfast")
+      ->type_name("DIRECTORY");
+  doctor->callback([&] { run = [&](Session& s) { return run_doctor(s, words.doctor); }; });
+  examples(doctor, "  holdfast doctor\n  holdfast doctor --json");
+
+  add_lease(app, words, run);
+  add_policy(app, words, run);
+  add_why(app, words, run);
+
+  CLI::App* node = noun(app, "node", "The node as a whole");
+  CLI::App* detach = node->add_subcommand(
+      "detach", "Remove all enforcement: programs, tables, pins. The only command that opens");
+  detach->add_flag("--yes", words.yes, "Do not ask");
+  detach->callback([&] { run = [&](Session& s) { return run_node_detach(s, words.yes); }; });
+  examples(detach, "  holdfast node detach");
+}
+
+// Which help to point at: that of the innermost command that was named.
+std::string help_command(const CLI::App& app) {
+  std::string name = "holdfast";
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    name += " " + at->get_name();
+  }
+  return name + " --help";
+}
+
+ExitCode run_command(int count, char** values) {
+  CLI::App app("See and change who may use what on this node.", "holdfast");
+  Words words;
+  Run run;
+  add_all(app, words, run);
+  // A quoted "->" between two addresses reads well and means nothing.
+  std::vector<std::string> arguments(values + 1, values + count);
+  std::erase(arguments, "->");
+  const bool json = std::ranges::find(arguments, "--json") != arguments.end();
+  std::ranges::reverse(arguments);  // as CLI11 wants them
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::Success& wanted) {  // --help, --version
+    app.exit(wanted);
+    return ExitCode::done;
+  } catch (const CLI::ParseError& wrong) {
+    words.session.json = json;
+    std::string message = wrong.what();
+    while (!message.empty() && (message.back() == '\n' || message.back() == '.')) message.pop_back();
+    return Session(words.session).report(usage(std::move(message), "see " + help_command(app)).error());
+  }
+  Session session(words.session);
+  Outcome outcome = run(session);
+  if (!outcome) return session.report(outcome.error());
+  if (Status written = session.flush(); !written) return session.report(written.error());
+  return *outcome;
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  try {
+    return static_cast<int>(run_command(count, values));
+  } catch (const std::exception& unexpected) {  // of libraries: out of memory
+    fmt::print(stderr, "holdfast: {}\n", unexpected.what());
+    return static_cast<int>(ExitCode::failed);
+  }
+}
