@@ -88,8 +88,10 @@ class Lab:
     """Use as `with Lab(endpoints) as lab`: with room for that many."""
 
     def __init__(self, endpoints):
-        # Every endpoint has a slot, and endpoints come in full rows of addresses.
-        self.leases_max = max(1024, -(-endpoints // len(ADDRESSES)) * len(ADDRESSES))
+        # A slot for every endpoint, which come in full rows of addresses, and one for the port's egress;
+        # but at least what a node has by default.
+        rows = -(-endpoints // len(ADDRESSES))
+        self.leases_max = max(65536, rows * len(ADDRESSES) + 1)
         self.name = f"hfbench{os.getpid()}"
         self.pins = pathlib.Path("/sys/fs/bpf") / self.name
         self.daemon = None
@@ -179,6 +181,8 @@ class Lab:
         """Makes keys 0 to `endpoints`-1 (or a few more, to fill all addresses) endpoints of the tenant on
         t0, and grants a lease on each of the first `leases`, in one bulk grant, for the longest term."""
         addresses = ADDRESSES[:min(endpoints, len(ADDRESSES))]
+        last = port_of(endpoints - 1)
+        listen = PORT_FIRST if last == PORT_FIRST else f"{PORT_FIRST}-{last}"
         policy = {
             "version": 1, "generation": 1, "uplinks": ["uplink0"],
             "limits": {"leases": self.leases_max},
@@ -186,7 +190,7 @@ class Lab:
                 "id": 1, "name": TENANT, "limits": {"leases": self.leases_max, "flows": 16384},
                 "ports": [{"name": "port", "interface": "t0", "mac": MAC, "addresses": addresses}],
                 "endpoints": [{"name": "load", "port": "port", "protocol": "udp",
-                               "listen": f"{PORT_FIRST}-{port_of(endpoints - 1)}"}],
+                               "listen": listen}],
             }],
         }
         file = self.work / "policy.json"

@@ -444,10 +444,10 @@ void Node::address(std::string_view text, hf_address_kind kind, std::uint32_t if
   address_key key = {};
   copy_address(key.address, text);
   // The port's own egress slot, as port() names it in the standard policy.
-  const std::uint32_t egress = ifindex == red0()    ? kRed0Egress
-                               : ifindex == red1()  ? kRed1Egress
-                               : ifindex == blue0() ? kBlue0Egress
-                                                    : 0;
+  std::uint32_t egress = 0;
+  if (ifindex == red0()) egress = kRed0Egress;
+  if (ifindex == red1()) egress = kRed1Egress;
+  if (ifindex == blue0()) egress = kBlue0Egress;
   const address_owner owner = {
       .kind = kind, .ifindex = ifindex, .tenant = tenant, .egress_slot = egress};
   CHECK(bpf_map_update_elem(machine().banks[staging_].addresses.get(), &key, &owner, BPF_ANY) == 0);

@@ -186,7 +186,7 @@ class Lab:
         self,
         tenant_hook: str = "auto",
         uplink_hook: str = "auto",
-        leases_max: int = 4096,
+        leases_max: int = 65536,
         daemon: bool = True,
         push: dict | None = None,
     ) -> None:
@@ -275,7 +275,7 @@ addr add {host.v4}/24 dev eth0
 addr add {host.v6}/64 dev eth0
 link set eth0 up
 route add default via {gateway.v4}
--6 route add default via {gateway.v6}
+route add default via {gateway.v6}
 """,
         )
 

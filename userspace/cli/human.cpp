@@ -5,7 +5,6 @@
 #include <charconv>
 #include <cstdio>
 #include <ctime>
-#include <fstream>
 
 #include <fmt/format.h>
 #include <linux/magic.h>
@@ -13,6 +12,7 @@
 #include <sys/statfs.h>
 
 #include "userspace/base/clock.hpp"
+#include "userspace/doctor/cgroup2.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -84,15 +84,6 @@ std::string format_local(uint64_t wall_ns, const char* format) {
   std::array<char, 64> text{};
   const size_t length = std::strftime(text.data(), text.size(), format, &parts);
   return {text.data(), length};
-}
-
-// Where cgroup v2 is mounted, found the way the kernel tells it. Empty if nowhere.
-std::string cgroup2_mount() {
-  std::ifstream mounts("/proc/self/mounts");
-  std::string device, where, type, rest;
-  while (mounts >> device >> where >> type && std::getline(mounts, rest))
-    if (type == "cgroup2") return where;
-  return {};
 }
 
 Result<uint64_t> cgroup_id(const std::string& given) {
@@ -185,9 +176,13 @@ std::string human_bytes(uint64_t bytes) {
 }
 
 std::string human_count(uint64_t count) {
-  std::string digits = fmt::format("{}", count);
-  for (size_t at = digits.size(); at > 3;) digits.insert(at -= 3, ",");
-  return digits;
+  const std::string digits = fmt::format("{}", count);
+  std::string out;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i != 0 && (digits.size() - i) % 3 == 0) out += ',';
+    out += digits[i];
+  }
+  return out;
 }
 
 std::string count_of(uint64_t count, std::string_view one, std::string_view many) {

@@ -225,15 +225,32 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   examples(detach, "  holdfast node detach");
 }
 
-// Which help to point at: that of the innermost command that was named.
-std::string help_command(const CLI::App& app) {
+// "holdfast lease": the innermost command that was named.
+std::string help_name(const CLI::App& app) {
   std::string name = "holdfast";
   const CLI::App* at = &app;
   while (!at->get_subcommands().empty()) {
     at = at->get_subcommands().front();
     name += " " + at->get_name();
   }
-  return name + " --help";
+  return name;
+}
+
+// What is wrong, in words that fit us better than the library's.
+std::string describe(const CLI::ParseError& wrong, const CLI::App& app) {
+  const CLI::App* at = &app;
+  while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+  std::string verbs;
+  for (const CLI::App* verb : at->get_subcommands([](const CLI::App*) { return true; }))
+    verbs += (verbs.empty() ? "" : ", ") + verb->get_name();
+  const std::vector<std::string> rest = app.remaining(true);
+  if (!verbs.empty() && wrong.get_name() == "RequiredError") {
+    if (rest.empty()) return fmt::format("{} what? There is {}", help_name(app), verbs);
+    return fmt::format("{} has no \"{}\"; there is {}", help_name(app), rest.front(), verbs);
+  }
+  std::string message = wrong.what();
+  while (!message.empty() && (message.back() == '\n' || message.back() == '.')) message.pop_back();
+  return message;
 }
 
 ExitCode run_command(int count, char** values) {
@@ -253,9 +270,8 @@ ExitCode run_command(int count, char** values) {
     return ExitCode::done;
   } catch (const CLI::ParseError& wrong) {
     words.session.json = json;
-    std::string message = wrong.what();
-    while (!message.empty() && (message.back() == '\n' || message.back() == '.')) message.pop_back();
-    return Session(words.session).report(usage(std::move(message), "see " + help_command(app)).error());
+    const Error error = usage(describe(wrong, app), fmt::format("see {} --help", help_name(app))).error();
+    return Session(words.session).report(error);
   }
   Session session(words.session);
   Outcome outcome = run(session);

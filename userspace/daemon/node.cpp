@@ -19,10 +19,11 @@
 namespace holdfast {
 namespace {
 
-Policy empty_policy() {
+// Of a node that was never given a policy: nothing is leased, everything is denied.
+Policy empty_policy(uint32_t slots) {
   Policy policy;
   policy.failsafe_ports = {failsafe_port_default};
-  policy.leases_max = node_leases_default;
+  policy.leases_max = std::min(node_leases_default, slots);
   return policy;
 }
 
@@ -120,7 +121,7 @@ Status Node::start() {
 }
 
 Status Node::load_policy() {
-  Policy policy = empty_policy();
+  Policy policy = empty_policy(plane_->slots.size());
   const std::string path = options_.state_dir + "/policy.json";
   const Result<std::string> text = read_state_file(path);
   if (text) {

@@ -1,8 +1,10 @@
 // Probes in a child process: a namespace, a cgroup or a denied system call of its own.
+#include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 
 #include <fmt/format.h>

@@ -52,9 +52,9 @@ Summary summarize(const std::vector<Finding>& findings) {
   if (const std::string refused = names_of(findings, Verdict::refused, true); !refused.empty())
     return {Verdict::refused, "This machine cannot enforce leases: " + refused + "."};
   if (const std::string unknown = names_of(findings, Verdict::unknown, true); !unknown.empty()) {
-    return {Verdict::unknown,
-            fmt::format("Not known yet: {} could not be tried.{}", unknown,
-                        ::geteuid() != 0 ? " Run it as root: sudo holdfast doctor." : "")};
+    if (::geteuid() != 0)
+      return {Verdict::unknown, "Not known yet: most probes need root. Run it again: sudo holdfast doctor"};
+    return {Verdict::unknown, fmt::format("Not known yet: {} could not be tried.", unknown)};
   }
   const std::string lacks = names_of(findings, Verdict::refused, false);
   const std::string beyond = lacks.empty() ? "" : fmt::format(" Not here, and not needed for them: {}.", lacks);
