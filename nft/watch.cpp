@@ -251,4 +251,18 @@ Result<std::vector<Event>> Watch::drain() {
   }
 }
 
+Status Watch::pause() {
+  const int group = NFNLGRP_NFTABLES;
+  if (::setsockopt(fd_.get(), SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &group, sizeof(group)) != 0)
+    return fail_sys(errno, "nft_watch", "leaving the group of nf_tables notices");
+  return {};
+}
+
+Status Watch::resume() {
+  const int group = NFNLGRP_NFTABLES;
+  if (::setsockopt(fd_.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)) != 0)
+    return fail_sys(errno, "nft_watch", "joining the group of nf_tables notices");
+  return {};
+}
+
 }  // namespace holdfast::nft

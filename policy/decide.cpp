@@ -158,6 +158,10 @@ Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& req
   const Result<const Tenant*> tenant = find_tenant(index, request.tenant);
   if (!tenant) return std::unexpected(tenant.error());
   plan.tenant = *tenant;
+  if (request.selected) {
+    plan.resources.push_back(*request.selected);
+    return plan;
+  }
   if (request.endpoints.empty() && request.egress.empty())
     return fail(ErrorKind::invalid, "no_resources", "the lease names no endpoint and no egress",
                 "add --endpoint NAME or --egress PORT");

@@ -26,16 +26,6 @@ struct Holder {
   bool operator==(const Holder&) const = default;
 };
 
-struct GrantRequest {
-  std::string tenant;                  // "org/app/env"
-  std::vector<std::string> endpoints;  // NAME, NAME@ADDRESS, NAME@ADDRESS:PORT
-  std::vector<std::string> egress;     // port names
-  std::optional<Prefix> peer;
-  Holder holder;
-  uint64_t ttl_ns = 0;
-  uint64_t grace_ns = 0;
-};
-
 // One thing that can be leased. An endpoint names its address and listen port, egress only its
 // port.
 struct Resource {
@@ -44,6 +34,17 @@ struct Resource {
   const Endpoint* endpoint = nullptr;  // null for egress
   Address address;
   uint16_t listen = 0;
+};
+
+struct GrantRequest {
+  std::string tenant;                  // "org/app/env"
+  std::vector<std::string> endpoints;  // NAME, NAME@ADDRESS, NAME@ADDRESS:PORT
+  std::optional<Resource> selected;    // instead of names: one of select_members()
+  std::vector<std::string> egress;     // port names
+  std::optional<Prefix> peer;
+  Holder holder;
+  uint64_t ttl_ns = 0;
+  uint64_t grace_ns = 0;
 };
 
 struct GrantPlan {

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0)
-/* The programs of `scripts/bench dataplane`. `draw` is the harness: it puts a key drawn uniformly from all
- * leases into the packet and tail-calls one variant: the gate, `floor_gate` or `nothing`. `flood` makes the
- * frames of the veth comparison. */
+/* The programs of `scripts/bench dataplane`. `draw` is the harness: it puts a key drawn uniformly
+ * from all leases into the packet and tail-calls one variant: the gate, `floor_gate` or `nothing`.
+ * `flood` makes the frames of the veth comparison. */
+#include "dataplane.h"
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
 #include <linux/udp.h>
-
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-#include "dataplane.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -39,7 +38,7 @@ struct frame {
 } __attribute__((packed));
 
 /* Xorshift (Marsaglia 2003): a helper call would cost as much as what is measured. */
-static __always_inline void draw_key(struct frame *frame) {
+static __always_inline void draw_key(struct frame* frame) {
   __u32 x = drawn.random;
   x ^= x << 13;
   x ^= x >> 17;
@@ -51,36 +50,39 @@ static __always_inline void draw_key(struct frame *frame) {
 }
 
 SEC("tc")
-int draw(struct __sk_buff *skb) {
-  struct frame *frame = (void *)(long)skb->data;
-  if ((void *)(frame + 1) > (void *)(long)skb->data_end) return TC_ACT_SHOT;
+int draw(struct __sk_buff* skb) {
+  struct frame* frame = (void*)(long)skb->data;
+  if ((void*)(frame + 1) > (void*)(long)skb->data_end) return TC_ACT_SHOT;
   draw_key(frame);
   bpf_tail_call(skb, &variant, 0);
   return TC_ACT_SHOT;
 }
 
 SEC("tc")
-int nothing(struct __sk_buff *skb) {
+int nothing(struct __sk_buff* skb) {
   (void)skb;
   return TC_ACT_UNSPEC;
 }
 
-/* The least that a packet filter by (address, port) can do: parse at fixed offsets, look up once. */
+/* The least that a packet filter by (address, port) can do: parse at fixed offsets, look up once.
+ */
 SEC("tc")
-int floor_gate(struct __sk_buff *skb) {
-  struct frame *frame = (void *)(long)skb->data;
-  if ((void *)(frame + 1) > (void *)(long)skb->data_end) return TC_ACT_SHOT;
-  if (frame->eth.h_proto != bpf_htons(ETH_P_IP) || frame->ip.protocol != IPPROTO_UDP) return TC_ACT_SHOT;
-  struct floor_key key = {.address = frame->ip.daddr, .port = frame->udp.dest, .protocol = frame->ip.protocol};
+int floor_gate(struct __sk_buff* skb) {
+  struct frame* frame = (void*)(long)skb->data;
+  if ((void*)(frame + 1) > (void*)(long)skb->data_end) return TC_ACT_SHOT;
+  if (frame->eth.h_proto != bpf_htons(ETH_P_IP) || frame->ip.protocol != IPPROTO_UDP)
+    return TC_ACT_SHOT;
+  struct floor_key key = {
+      .address = frame->ip.daddr, .port = frame->udp.dest, .protocol = frame->ip.protocol};
   return bpf_map_lookup_elem(&floor_keys, &key) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 
 __u32 flood_ifindex = 0;
 
 SEC("xdp")
-int flood(struct xdp_md *xdp) {
-  struct frame *frame = (void *)(long)xdp->data;
-  if ((void *)(frame + 1) > (void *)(long)xdp->data_end) return XDP_ABORTED;
+int flood(struct xdp_md* xdp) {
+  struct frame* frame = (void*)(long)xdp->data;
+  if ((void*)(frame + 1) > (void*)(long)xdp->data_end) return XDP_ABORTED;
   draw_key(frame);
   return (int)bpf_redirect(flood_ifindex, 0);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause OR GPL-2.0 */
-/* What the programs and the tool of `scripts/bench dataplane` share. Key number k stands for address
- * BENCH_ADDRESS_FIRST + k % BENCH_ADDRESSES and UDP port BENCH_PORT_FIRST + k / BENCH_ADDRESSES; dataplane.py
- * numbers them alike. */
+/* What the programs and the tool of `scripts/bench dataplane` share. Key number k stands for
+ * address BENCH_ADDRESS_FIRST + k % BENCH_ADDRESSES and UDP port BENCH_PORT_FIRST + k /
+ * BENCH_ADDRESSES; dataplane.py numbers them alike. */
 #ifndef HOLDFAST_BENCH_DATAPLANE_H
 #define HOLDFAST_BENCH_DATAPLANE_H
 

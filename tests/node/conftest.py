@@ -1,9 +1,9 @@
-"""Fixtures of the node tests. Each test gets a lab of its own, and on failure shows the daemon's log."""
+"""Fixtures of the node tests: labs, shared or of a test's own. A failed test shows its daemon's log."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from lab import Lab
 
 HOOKS = {
     # what the kernel offers best, and the fallbacks of older kernels and drivers, which are forced here
@@ -19,29 +19,80 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     report = (yield).get_result()
-    lab = getattr(item, "funcargs", {}).get("lab") or getattr(item, "funcargs", {}).get("both_hooks")
-    if report.failed and lab is not None and hasattr(lab, "log"):
+    labs = [value for value in getattr(item, "funcargs", {}).values() if hasattr(value, "spoiled")]
+    for lab in labs if report.failed else []:
+        lab.spoiled = True
         report.sections.append(("holdfastd's log", lab.log[-6000:]))
 
 
+class Pool:
+    """Labs that tests use one after the other: a daemon's start costs seconds, the reset in between little."""
+
+    def __init__(self) -> None:
+        self.labs: dict[str, Lab] = {}
+
+    def take(self, hooks: str) -> Lab:
+        if hooks not in self.labs:
+            made = Lab(**HOOKS[hooks])
+            made.__enter__()
+            self.labs[hooks] = made
+            made.serve_all()
+        return self.labs[hooks]
+
+    def give_back(self, hooks: str) -> None:
+        lab = self.labs[hooks]
+        try:
+            if not lab.spoiled:
+                return lab.reset()
+        except BaseException:
+            lab.spoiled = True
+            raise
+        finally:
+            if lab.spoiled:
+                del self.labs[hooks]
+                lab.__exit__(AssertionError, None, None)
+
+    def close(self) -> None:
+        for lab in self.labs.values():
+            lab.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    made = Pool()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 @pytest.fixture
-def lab() -> Iterator["Lab"]:
-    with new_lab() as made:
-        made.serve_all()
+def lab(pool: Pool) -> Iterator[Lab]:
+    """A lab with servers, no lease, and the hooks the kernel offers best. Others used it before."""
+    try:
+        yield pool.take("first-choice")
+    finally:
+        pool.give_back("first-choice")
+
+
+@pytest.fixture(params=list(HOOKS))
+def both_hooks(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Lab]:
+    """The same, for each way to attach."""
+    try:
+        yield pool.take(request.param)
+    finally:
+        pool.give_back(request.param)
+
+
+@pytest.fixture
+def own_lab() -> Iterator[Lab]:
+    """A lab of the test's own, to do with as it likes; no servers yet."""
+    with Lab() as made:
         yield made
 
 
 @pytest.fixture(params=list(HOOKS))
-def both_hooks(request: pytest.FixtureRequest) -> Iterator["Lab"]:
-    """A lab for each way to attach."""
-    with new_lab(**HOOKS[request.param]) as made:
-        made.serve_all()
+def own_both(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The same, for each way to attach."""
+    with Lab(**HOOKS[request.param]) as made:
         yield made
-
-
-def new_lab(**options: object) -> "Lab":
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make network namespaces")
-    from lab import Lab
-
-    return Lab(**options)

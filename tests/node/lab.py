@@ -28,6 +28,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -165,15 +166,15 @@ class CommandFailed(AssertionError):
 class Capture:
     """Counts the frames that arrive at an interface and contain `marker`. Made by Lab.capture()."""
 
-    def __init__(self, receiver: socket.socket, marker: bytes) -> None:
-        self.receiver, self.marker = receiver, marker
+    def __init__(self, receiver: socket.socket, marker: bytes, lengths: set[int]) -> None:
+        self.receiver, self.marker, self.lengths = receiver, marker, lengths
         self.frames: list[bytes] = []
 
     def drain(self) -> list[bytes]:
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame = self.receiver.recv(65536)
-                if self.marker in frame:
+                if self.marker in frame and (not self.lengths or len(frame) in self.lengths):
                     self.frames.append(frame)
         return self.frames
 
@@ -198,6 +199,9 @@ class Lab:
         self.pin_dir = BPFFS / f"hf-lab-{os.getpid()}-{number}"
         self.daemon: subprocess.Popen | None = None
         self.children: list[subprocess.Popen] = []
+        self.servers: list[subprocess.Popen] = []
+        self.in_force: dict | str = {}
+        self.spoiled = False  # not to be used by another test
         self.complaints: list[str] = []
         self.generation = 0
         self.dir = pathlib.Path()
@@ -294,6 +298,24 @@ route add default via {gateway.v6}
                 self.complaints.append(f"{self.pin_dir} could not be removed")
             if self.dir != pathlib.Path():
                 shutil.rmtree(self.dir, ignore_errors=True)
+
+    def reset(self) -> None:
+        """Back to a running daemon, the lab's policy and no lease, for the next test."""
+        for child in [child for child in self.children if child not in self.servers]:
+            end_process(child)
+            self.children.remove(child)
+        if self.daemon is None:
+            self.start()
+        self.thaw()
+        if self.in_force != policy():
+            self.push(policy())
+        for tenant in self.cli("tenant", "ls")["tenants"]:
+            if tenant["leases"]:
+                self.cli("tenant", "disable", tenant["name"])
+            if tenant["leases"] or tenant["state"] == "disabled":
+                self.cli("tenant", "enable", tenant["name"])
+        wait_until(lambda: not self.leases(), 10, "every lease is torn down")
+        assert all(server.poll() is None for server in self.servers), "a server ended"
 
     # ---- the daemon ---------------------------------------------------------------------------------------
 
@@ -441,10 +463,13 @@ route add default via {gateway.v6}
 
     def push(self, document: dict | str) -> dict:
         """Puts a policy in force. A policy given as a tree gets the next generation."""
+        pushed = document
         if isinstance(document, dict):
             self.generation += 1
             document = document | {"generation": self.generation}
-        return self.cli("bundle", "push", self.write_policy(document))
+        answer = self.cli("bundle", "push", self.write_policy(document))
+        self.in_force = pushed
+        return answer
 
     def push_refused(self, document: dict | str) -> str:
         if isinstance(document, dict):
@@ -542,6 +567,7 @@ route add default via {gateway.v6}
         """Starts servers.py with such services as tcp:8080; returns when they listen."""
         child = self.popen(role, [PYTHON, str(HERE / "servers.py"), "serve", *services])
         assert child.stdout.readline() == "ready\n", child.communicate()[1]
+        self.servers.append(child)
         return child
 
     def serve_all(self) -> None:
@@ -550,15 +576,14 @@ route add default via {gateway.v6}
             self.serve(role, f"tcp:{WEB}", f"http:{FILES}", f"udp:{ECHO}", f"tcp:{CLOSED}")
         self.serve("client", f"tcp:{WEB}", f"udp:{ECHO}")
 
-    def connect(self, role: str, address: str, port: int, timeout_s: float = 2.0, source_port: int = 0) -> socket.socket:
+    def connect(self, role: str, address: str, port: int, timeout_s: float = 2.0) -> socket.socket:
         """A TCP connection; raises OSError if there is none in time."""
         version = 6 if ":" in address else 4
         client = self.socket(role, version, socket.SOCK_STREAM)
         client.settimeout(timeout_s)
+        # Closing resets at once: a FIN that is denied would be sent again and again, into the next counts.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         try:
-            if source_port:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                client.bind(("", source_port))
             client.connect((address, port))
         except OSError:
             client.close()
@@ -614,7 +639,9 @@ route add default via {gateway.v6}
                 sender.send(frame)
 
     @contextlib.contextmanager
-    def capture(self, role: str, marker: bytes, interface: str = "eth0") -> Iterator[Capture]:
+    def capture(
+        self, role: str, marker: bytes, interface: str = "eth0", lengths: set[int] | None = None
+    ) -> Iterator[Capture]:
         with self.at(role):
             receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         with receiver:
@@ -622,7 +649,7 @@ route add default via {gateway.v6}
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
             receiver.bind((interface, ETH_P_ALL))
             receiver.setblocking(False)
-            yield Capture(receiver, marker)
+            yield Capture(receiver, marker, lengths or set())
 
     # ---- the second opinion -------------------------------------------------------------------------------
 

@@ -27,27 +27,39 @@ PACKETS = 5  # of each probe; few enough for the neighbour queue of a first pack
 Layer = Callable[[int, bytes], Packet]  # of a version and a marker
 
 
-def udp(port: int = ECHO, source_port: int = 40000) -> Layer:
-    return lambda version, marker: UDP(sport=source_port, dport=port) / Raw(marker)
+def own_port(marker: bytes) -> int:
+    """A source port or echo identifier of this probe's own, so that no other test's flow is meant by it."""
+    return 32768 + int.from_bytes(marker[:2], "big") // 2
 
 
-def syn(port: int = WEB, source_port: int = 40000) -> Layer:
+def fresh_port() -> int:
+    return own_port(secrets.token_bytes(2))
+
+
+def udp(port: int = ECHO, source_port: int = 0) -> Layer:
+    return lambda version, marker: UDP(sport=source_port or own_port(marker), dport=port) / Raw(marker)
+
+
+def syn(port: int = WEB, source_port: int = 0) -> Layer:
     # The marker is the sequence number, which no other packet carries.
-    return lambda version, marker: TCP(sport=source_port, dport=port, flags="S", seq=int.from_bytes(marker, "big"))
-
-
-def echo_request(identifier: int = 77) -> Layer:
     def build(version: int, marker: bytes) -> Packet:
-        kind = ICMP(type=8, id=identifier) if version == 4 else ICMPv6EchoRequest(id=identifier)
-        return kind / Raw(marker)
+        return TCP(sport=source_port or own_port(marker), dport=port, flags="S", seq=int.from_bytes(marker, "big"))
 
     return build
 
 
-def echo_reply(identifier: int = 77) -> Layer:
+def echo_request() -> Layer:
     def build(version: int, marker: bytes) -> Packet:
-        kind = ICMP(type=0, id=identifier) if version == 4 else ICMPv6EchoReply(id=identifier)
-        return kind / Raw(marker)
+        number = own_port(marker)
+        return (ICMP(type=8, id=number) if version == 4 else ICMPv6EchoRequest(id=number)) / Raw(marker)
+
+    return build
+
+
+def echo_reply() -> Layer:
+    def build(version: int, marker: bytes) -> Packet:
+        number = own_port(marker)
+        return (ICMP(type=0, id=number) if version == 4 else ICMPv6EchoReply(id=number)) / Raw(marker)
 
     return build
 
@@ -101,7 +113,8 @@ def denied(lab: Lab, probe: Probe, reason: str, hook: str, packets: int = PACKET
 
 
 def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], marker: bytes, interface: str = "eth0") -> None:
-    with lab.capture(receiver, marker, interface) as capture:
+    # By length too: an ICMP error about an answer quotes the marker as well.
+    with lab.capture(receiver, marker, interface, {len(frame) for frame in frames}) as capture:
         lab.send(sender, frames)
         try:
             wait_until(lambda: capture.count() >= len(frames), 3)

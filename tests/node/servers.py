@@ -17,6 +17,7 @@ import time
 
 DOWNLOAD_BYTES_PER_S = 40_000_000  # enough to call it a download, little enough to leave the machine usable
 DOWNLOAD_CHUNK = 64 * 1024
+GIVE_UP_MS = 2000
 STRAGGLERS_S = 0.5  # how long the prober waits for the last answers
 
 
@@ -60,6 +61,8 @@ def accept_for_ever(server: socket.socket, session) -> None:
 
     while True:
         connection, _ = server.accept()
+        # What a lease's end cut off is given up soon, and not sent again into another test's counts.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GIVE_UP_MS)
         threading.Thread(target=guarded, args=(connection,), daemon=True).start()
 
 

@@ -9,7 +9,7 @@ an egress lease: what is denied is denied although it may send.
 
 import pytest
 from lab import A, B, ECHO, GATEWAYS, HOSTS, WEB, Lab, says
-from packets import PROTOCOLS, Probe, arrives, denied, dropped, echo_request, passes, syn, udp
+from packets import PROTOCOLS, Probe, arrives, denied, dropped, echo_request, fresh_port, passes, syn, udp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import (
     ICMPv6ND_NA,
@@ -55,8 +55,9 @@ def test_an_egress_lease_serves_conversations_and_opens_nothing(both_hooks: Lab,
     assert lab.udp("tenant-a", client, ECHO)
     assert lab.ping("tenant-a", client)
     denied(lab, Probe("client", "tenant-a", syn(), version), "no_lease", "from_uplink")
-    begun = Probe("tenant-a", "client", udp(7000, source_port=7001), version)
-    reply = Probe("client", "tenant-a", udp(7001, source_port=7000), version)
+    here, there = fresh_port(), fresh_port()
+    begun = Probe("tenant-a", "client", udp(there, source_port=here), version)
+    reply = Probe("client", "tenant-a", udp(here, source_port=there), version)
     denied(lab, reply, "no_endpoint", "from_uplink")
     passes(lab, begun)
     passes(lab, reply)

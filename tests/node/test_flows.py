@@ -11,7 +11,7 @@ import socket
 
 import pytest
 from lab import A, ECHO, FILES, HOSTS, GATEWAYS, WEB, Lab, wait_until
-from packets import Probe, arrives, denied, dropped, ip, passes, udp
+from packets import Probe, arrives, denied, dropped, fresh_port, ip, passes, udp
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
@@ -72,10 +72,11 @@ def test_errors_about_a_flow(both_hooks: Lab, version: int, kind: str) -> None:
     """G1, G5: about what the tenant began under its egress lease they pass, and not after its revocation."""
     lab = both_hooks
     marker = secrets.token_bytes(4)
+    here, there = fresh_port(), fresh_port()
     lease = lab.grant(A, egress="a0")
-    about = bytes(error_about(version, kind, sent_by_tenant(version, 7001, 7000, marker)))
+    about = bytes(error_about(version, kind, sent_by_tenant(version, here, there, marker)))
     dropped(lab, "client", "tenant-a", [about] * 3, marker, "icmp_unrelated", "from_uplink")
-    passes(lab, Probe("tenant-a", "client", udp(7000, source_port=7001), version))
+    passes(lab, Probe("tenant-a", "client", udp(there, source_port=here), version))
     arrives(lab, "client", "tenant-a", [about] * 3, marker)
     lab.revoke(lease)
     dropped(lab, "client", "tenant-a", [about] * 3, marker, "lease_revoked", "from_uplink")
@@ -93,9 +94,9 @@ def test_redirects_never_pass(both_hooks: Lab) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_closed_port_answers_unreachable(both_hooks: Lab, version: int) -> None:
+def test_a_closed_port_answers_unreachable(own_both: Lab, version: int) -> None:
     """The kernels' own errors: both a leased endpoint's and a remote server's "port unreachable" arrive."""
-    lab = both_hooks
+    lab = own_both  # without servers
     lab.grant(A, egress="a0")
     with lab.socket("tenant-a", version, socket.SOCK_DGRAM) as client:
         client.connect((CLIENT.address(version), 7777))
@@ -103,9 +104,6 @@ def test_a_closed_port_answers_unreachable(both_hooks: Lab, version: int) -> Non
         client.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             client.recv(100)
-    for server in lab.children:
-        server.terminate()  # nobody listens on the leased port any more
-        server.wait()
     lab.grant(A, "echo")
     with lab.socket("client", version, socket.SOCK_DGRAM) as client:
         client.connect((TENANT_A.address(version), ECHO))
@@ -117,9 +115,10 @@ def test_a_closed_port_answers_unreachable(both_hooks: Lab, version: int) -> Non
 
 @pytest.mark.parametrize("direction", ["endpoint", "egress"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_path_mtu_discovery(both_hooks: Lab, version: int, direction: str) -> None:
+def test_path_mtu_discovery(own_both: Lab, version: int, direction: str) -> None:
     """P7: behind a narrower link a tenant's bulk transfer adapts, because the node's "too big" reaches it."""
-    lab = both_hooks
+    lab = own_both
+    lab.serve_all()
     lab.run("node", ["ip", "link", "set", "uplink0", "mtu", "1300"])
     wanted = 300_000
     before = lab.counter("icmp_error", "to_tenant")

@@ -145,9 +145,10 @@ def test_revoking_cuts_an_established_connection(both_hooks: Lab, version: int) 
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_revoking_cuts_a_download(both_hooks: Lab, version: int) -> None:
+def test_revoking_cuts_a_download(own_both: Lab, version: int) -> None:
     """G5: curl stops receiving within the moment, while the server would go on for ever."""
-    lab = both_hooks
+    lab = own_both
+    lab.serve_all()
     address = TENANT_A.address(version)
     lease = lab.grant(A, "files")
     target = lab.dir / "download"
@@ -332,8 +333,9 @@ def test_a_renewal_names_its_generation(lab: Lab) -> None:
     assert lab.leases()[lease["id"]]["generation"] == renewed["generation"]
 
 
-def test_iperf_stops_at_revocation(lab: Lab) -> None:
+def test_iperf_stops_at_revocation(own_lab: Lab) -> None:
     """G5: with iperf3 as the client, its reports fall to nothing."""
+    lab = own_lab
     server = lab.popen("tenant-a", ["iperf3", "-s", "-1", "-p", "5201"])
     lease = lab.grant(A, "perf")
     wait_until(lambda: listening(lab, "tenant-a", 5201), what="iperf3 listens")

@@ -1,16 +1,15 @@
 #include "userspace/cli/bulk.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <rapidjson/error/en.h>
 #include <rapidjson/reader.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "policy/address.hpp"
 #include "policy/decide.hpp"
@@ -25,8 +24,8 @@ namespace {
 constexpr size_t array_head_max = 9;  // a count of 64 bits
 
 enum Key : uint8_t { tenant, endpoints, egress, peer, holder, ttl, grace, each, keys_count };
-constexpr std::array<std::string_view, keys_count> key_names{"tenant", "endpoints", "egress", "peer",
-                                                             "holder", "ttl",       "grace",  "each"};
+constexpr std::array<std::string_view, keys_count> key_names{
+    "tenant", "endpoints", "egress", "peer", "holder", "ttl", "grace", "each"};
 
 // A value that is judged once for as long as the file repeats it.
 template <typename T>
@@ -227,7 +226,7 @@ class Handler : public rapidjson::BaseReaderHandler<rapidjson::UTF8<>, Handler> 
   bool each_ = false;
   std::string arena_;
   std::array<Piece, keys_count> texts_{};
-  std::array<std::vector<Piece>, 2> lists_;            // endpoints, egress
+  std::array<std::vector<Piece>, 2> lists_;             // endpoints, egress
   std::array<std::vector<std::string_view>, 2> views_;  // the same, once the arena stands still
   Remembered<Prefix> peer_;
   Remembered<std::string> holder_;
@@ -252,7 +251,9 @@ std::unexpected<Error> syntax_error(std::string_view text, std::string_view file
 
 }  // namespace
 
-GrantBody::GrantBody() { bytes_.resize(array_head_max); }
+GrantBody::GrantBody() {
+  bytes_.resize(array_head_max);
+}
 
 void GrantBody::add(const LeaseEntry& entry) {
   cbor::Writer out(bytes_);
@@ -328,7 +329,8 @@ Result<GrantBody> parse_bulk(const std::string& text, std::string_view file,
   const bool array = stream.Peek() == '[';
   handler.expect_array(array);
   for (bool first = true; stream.Peek() != '\0' && (first || !array); first = false) {
-    reader.Parse<rapidjson::kParseStopWhenDoneFlag | rapidjson::kParseIterativeFlag>(stream, handler);
+    reader.Parse<rapidjson::kParseStopWhenDoneFlag | rapidjson::kParseIterativeFlag>(stream,
+                                                                                     handler);
     if (handler.error()) {
       Error error = *handler.error();
       return std::unexpected(
@@ -343,10 +345,15 @@ Result<GrantBody> parse_bulk(const std::string& text, std::string_view file,
   if (stream.Peek() != '\0')
     return syntax_error(text, file, stream.Tell(), "text follows the array");
   if (body.count() == 0) {
-    return fail(ErrorKind::invalid, "bulk_empty", fmt::format("{}: no leases in it", file),
-                "write one object a line: {\"tenant\": \"acme/shop/prod\", \"endpoints\": [\"web\"]}");
+    return fail(
+        ErrorKind::invalid, "bulk_empty", fmt::format("{}: no leases in it", file),
+        "write one object a line: {\"tenant\": \"acme/shop/prod\", \"endpoints\": [\"web\"]}");
   }
   return body;
+}
+
+std::string shown_name(const std::string& path) {
+  return path == "-" ? "standard input" : path;
 }
 
 Result<std::string> read_file(const std::string& path, size_t bytes_max) {
@@ -360,9 +367,9 @@ Result<std::string> read_file(const std::string& path, size_t bytes_max) {
     }
   }
   const int fd = is_input ? STDIN_FILENO : opened.get();
-  const std::string name = is_input ? "standard input" : path;
+  const std::string name = shown_name(path);
   std::string content;
-  struct stat info {};
+  struct stat info{};
   if (::fstat(fd, &info) == 0 && S_ISREG(info.st_mode))
     content.reserve(std::min(static_cast<size_t>(info.st_size), bytes_max) + 1);
   constexpr size_t piece = size_t{1} << 20;
@@ -370,8 +377,7 @@ Result<std::string> read_file(const std::string& path, size_t bytes_max) {
     const size_t have = content.size();
     if (have > bytes_max) {
       return fail(ErrorKind::invalid, "file_too_large",
-                  fmt::format("{} is longer than {}", name, human_bytes(bytes_max)),
-                  "split it");
+                  fmt::format("{} is longer than {}", name, human_bytes(bytes_max)), "split it");
     }
     content.resize(have + piece);
     const ssize_t got = ::read(fd, content.data() + have, piece);

@@ -55,7 +55,7 @@ class GrantBody {
 struct BulkDefaults {
   uint64_t ttl_ns = default_ttl_ns;
   std::optional<uint64_t> grace_ns;
-  std::string holder;
+  std::string holder = {};
 };
 
 // Errors: invalid / bulk_syntax, bulk_entry, bulk_empty, each naming file:line, what is wrong and
@@ -66,5 +66,8 @@ Result<GrantBody> parse_bulk(const std::string& text, std::string_view file,
 // A whole file, or the standard input for "-", of at most `bytes_max`. Errors: not_found /
 // file_missing, invalid / file_too_large, internal / file_read.
 Result<std::string> read_file(const std::string& path, size_t bytes_max);
+
+// What messages call it: "-" is "standard input".
+std::string shown_name(const std::string& path);
 
 }  // namespace holdfast::cli

@@ -9,13 +9,10 @@ namespace {
 
 Colour colour_of(doctor::Verdict verdict) {
   switch (verdict) {
-    case doctor::Verdict::enforced:
-      return Colour::green;
+    case doctor::Verdict::enforced: return Colour::green;
     case doctor::Verdict::fallback:
-    case doctor::Verdict::unknown:
-      return Colour::yellow;
-    case doctor::Verdict::refused:
-      return Colour::red;
+    case doctor::Verdict::unknown: return Colour::yellow;
+    case doctor::Verdict::refused: return Colour::red;
   }
   return Colour::none;
 }
@@ -50,7 +47,8 @@ Outcome run_doctor(Session& session, const DoctorWords& words) {
     // What nothing depends on yet must not look alarming.
     const bool harmless = finding.verdict == doctor::Verdict::refused && !finding.essential;
     table.add({finding.feature,
-               Cell(doctor::name_of(finding.verdict), harmless ? Colour::yellow : colour_of(finding.verdict)),
+               Cell(doctor::name_of(finding.verdict),
+                    harmless ? Colour::yellow : colour_of(finding.verdict)),
                detail});
   }
   session.print(table.render(session.style()));

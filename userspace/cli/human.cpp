@@ -28,14 +28,17 @@ constexpr std::array<Unit, 5> units{{{"d", 86400 * ns_per_s},
                                      {"s", ns_per_s},
                                      {"ms", ns_per_ms}}};
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 std::unexpected<Error> bad_duration(std::string_view text, std::string_view why) {
   return fail(ErrorKind::invalid, "usage", fmt::format("\"{}\" is not a duration: {}", text, why),
               "write a number and its unit, such as 500ms, 90s, 5m or 2m30s");
 }
 
-// One "12.5s" at the front of `rest`, which it takes off; `unit_from` is where the next unit begins.
+// One "12.5s" at the front of `rest`, which it takes off; `unit_from` is where the next unit
+// begins.
 Result<uint64_t> take_part(std::string_view text, std::string_view& rest, size_t& unit_from) {
   size_t digits = 0;
   while (digits < rest.size() && is_digit(rest[digits])) ++digits;
@@ -71,7 +74,8 @@ Result<uint64_t> take_part(std::string_view text, std::string_view& rest, size_t
     if (i < unit_from) return bad_duration(text, "units go from large to small, each once");
     unit_from = i + 1;
     uint64_t ns = 0;
-    if (__builtin_mul_overflow(whole, units[i].ns, &ns)) return bad_duration(text, "it is too long");
+    if (__builtin_mul_overflow(whole, units[i].ns, &ns))
+      return bad_duration(text, "it is too long");
     return ns + units[i].ns / 1000 * fraction / (ns_per_s / 1000);
   }
   return bad_duration(text, fmt::format("\"{}\" is no unit of time", name));
@@ -94,8 +98,8 @@ Result<uint64_t> cgroup_id(const std::string& given) {
   }
   const bool whole = given == mount || given.starts_with(mount + "/");
   const std::string path = whole ? given : mount + given;
-  struct stat info {};
-  struct statfs fs {};
+  struct stat info{};
+  struct statfs fs{};
   if (::stat(path.c_str(), &info) != 0 || ::statfs(path.c_str(), &fs) != 0) {
     return std::unexpected(Error{ErrorKind::not_found, "cgroup_missing", errno,
                                  fmt::format("cgroup {}", path),
@@ -170,7 +174,8 @@ std::string human_bytes(uint64_t bytes) {
     value /= 1024;
     ++name;
   }
-  const bool round = name == 0 || value >= 100 || value == static_cast<double>(static_cast<uint64_t>(value));
+  const bool round =
+      name == 0 || value >= 100 || value == static_cast<double>(static_cast<uint64_t>(value));
   return round ? fmt::format("{:.0f} {}", value, names[name])
                : fmt::format("{:.1f} {}", value, names[name]);
 }

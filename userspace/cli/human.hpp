@@ -1,6 +1,6 @@
 // Values as people write and read them: durations, times, sizes, holders. Pure but for the time
-// zone (localtime) and cgroup paths (stat). Errors are of kind `invalid`, code `usage`, unless said:
-// they end as exit code 2.
+// zone (localtime) and cgroup paths (stat). Errors are of kind `invalid`, code `usage`, unless
+// said: they end as exit code 2.
 #pragma once
 
 #include <cstdint>

@@ -56,8 +56,9 @@ Result<BulkDefaults> defaults_of(const GrantWords& words) {
 
 Result<GrantBody> body_from_words(const GrantWords& words, const BulkDefaults& defaults) {
   if (words.tenant.empty()) {
-    return usage("lease grant: whose?",
-                 "name the tenant, or a file of leases with --from; see holdfast lease grant --help");
+    return usage(
+        "lease grant: whose?",
+        "name the tenant, or a file of leases with --from; see holdfast lease grant --help");
   }
   if (words.endpoints.empty() && words.egress.empty()) {
     return usage("lease grant: a lease that opens nothing",
@@ -95,8 +96,7 @@ Result<GrantBody> body_from_file(Session& session, const GrantWords& words,
   Result<std::string> text = read_file(words.from, bulk_bytes_max);
   if (!text) return pass_on(text);
   const uint64_t begin_ns = boot_now_ns();
-  Result<GrantBody> body =
-      parse_bulk(*text, words.from == "-" ? "standard input" : words.from, defaults);
+  Result<GrantBody> body = parse_bulk(*text, shown_name(words.from), defaults);
   if (body) {
     session.note(fmt::format("read {} in {}; granting...\n",
                              count_of(body->count(), "entry", "entries"),
@@ -166,7 +166,8 @@ Outcome run_lease_ls(Session& session, const ListWords& words) {
     session.print("]}\n");
   } else if (listed == 0) {
     session.print(words.tenant.empty()
-                      ? "No leases: everything is denied. Grant one: holdfast lease grant TENANT --endpoint NAME\n"
+                      ? "No leases: everything is denied. Grant one: holdfast lease grant TENANT "
+                        "--endpoint NAME\n"
                       : fmt::format("No leases of {}.\n", printable(words.tenant)));
   }
   return ExitCode::done;
@@ -187,13 +188,14 @@ Outcome run_lease_grant(Session& session, const GrantWords& words) {
   const bool bulk = !words.from.empty();
   Result<BulkDefaults> defaults = defaults_of(words);
   if (!defaults) return pass_on(defaults);
-  Result<GrantBody> body = bulk ? body_from_file(session, words, *defaults)
-                                : body_from_words(words, *defaults);
+  Result<GrantBody> body =
+      bulk ? body_from_file(session, words, *defaults) : body_from_words(words, *defaults);
   if (!body) return pass_on(body);
   Result<wire::Client*> daemon = session.daemon(bulk_timeout_ns);
   if (!daemon) return pass_on(daemon);
   Result<Value> reply = (*daemon)->call_with_body("lease.grant", Value::map(), body->finish());
-  if (!reply) return bulk ? pass_on(reply, words.from + ": none granted") : pass_on(reply);
+  if (!reply)
+    return bulk ? pass_on(reply, shown_name(words.from) + ": none granted") : pass_on(reply);
   if (session.json()) {
     session.print_json(*reply);
   } else {
@@ -212,9 +214,8 @@ Outcome run_lease_renew(Session& session, const RenewWords& words) {
   if (session.json()) {
     session.print_json(*lease);
   } else {
-    session.print(fmt::format("renewed {}: expires in {}, at {}; generation {}\n",
-                              printable(text_of(*lease, "id")),
-                              human_duration(number_of(*lease, "remaining_ns")),
+    session.print(fmt::format("renewed {}: expires {}, at {}; generation {}\n",
+                              printable(text_of(*lease, "id")), expires_in(*lease),
                               local_time(printable(text_of(*lease, "expires_at"))),
                               number_of(*lease, "generation")));
   }

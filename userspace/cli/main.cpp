@@ -35,10 +35,13 @@ struct Words {
 using Run = std::function<Outcome(Session&)>;
 
 constexpr const char* exit_codes =
-    "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 3 this machine cannot enforce it,\n"
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 3 this machine cannot enforce "
+    "it,\n"
     "4 needs a fresh authentication. See holdfast(1).";
 
-void examples(CLI::App* app, const char* text) { app->footer(std::string("Examples:\n") + text); }
+void examples(CLI::App* app, const char* text) {
+  app->footer(std::string("Examples:\n") + text);
+}
 
 // A noun needs a verb; without one its help says which there are.
 CLI::App* noun(CLI::App& app, const char* name, const char* what) {
@@ -50,7 +53,8 @@ CLI::App* noun(CLI::App& app, const char* name, const char* what) {
 void add_lease(CLI::App& app, Words& words, Run& run) {
   CLI::App* lease = noun(app, "lease", "What may be used, by whom and until when");
 
-  CLI::App* ls = lease->add_subcommand("ls", "All leases, with tenant, what they open, holder and time left");
+  CLI::App* ls =
+      lease->add_subcommand("ls", "All leases, with tenant, what they open, holder and time left");
   ls->add_option("--tenant", words.list.tenant, "Only this tenant's")->type_name("TENANT");
   ls->add_option("--limit", words.list.limit, "At most so many")->type_name("NUMBER");
   ls->callback([&] { run = [&](Session& s) { return run_lease_ls(s, words.list); }; });
@@ -62,41 +66,56 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
   examples(show, "  holdfast lease show 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de");
 
   CLI::App* grant = lease->add_subcommand(
-      "grant", "Grant a lease, or many from a file: all or none. It is answered when every layer\n"
-               "enforces it and was read back");
+      "grant",
+      "Grant a lease, or many from a file: all or none. It is answered when every layer\n"
+      "enforces it and was read back");
   GrantWords& g = words.grant;
   grant->add_option("TENANT", g.tenant, "Whose it is: org/app/env");
-  grant->add_option("--endpoint", g.endpoints,
-                    "An endpoint of the policy, or one address or port of it (repeatable)")
-      ->type_name("NAME[@ADDRESS[:PORT]]")->allow_extra_args(false);
+  grant
+      ->add_option("--endpoint", g.endpoints,
+                   "An endpoint of the policy, or one address or port of it (repeatable)")
+      ->type_name("NAME[@ADDRESS[:PORT]]")
+      ->allow_extra_args(false);
   grant->add_option("--egress", g.egress, "Let the tenant begin flows from this port (repeatable)")
-      ->type_name("PORT")->allow_extra_args(false);
-  grant->add_flag("--each", g.each, "One lease for every member of the endpoints, instead of one for all");
-  grant->add_option("--peer", g.peer, "Only for traffic with addresses in this prefix")->type_name("PREFIX");
-  grant->add_option("--holder", g.holder, "Who holds it: uid:N or cgroup:PATH; default: whoever asks")
+      ->type_name("PORT")
+      ->allow_extra_args(false);
+  grant->add_flag("--each", g.each,
+                  "One lease for every member of the endpoints, instead of one for all");
+  grant->add_option("--peer", g.peer, "Only for traffic with addresses in this prefix")
+      ->type_name("PREFIX");
+  grant
+      ->add_option("--holder", g.holder,
+                   "Who holds it: uid:N or cgroup:PATH; default: whoever asks")
       ->type_name("HOLDER");
   grant->add_option("--ttl", g.ttl, "Its term, at most 300s; default 60s")->type_name("DURATION");
-  grant->add_option("--grace", g.grace,
-                    "How long connections may finish once it is revoked; default: cut at once")
+  grant
+      ->add_option("--grace", g.grace,
+                   "How long connections may finish once it is revoked; default: cut at once")
       ->type_name("DURATION");
-  grant->add_option("--from", g.from,
-                    "Leases from a file (- is standard input): a JSON object a line, or one array of\n"
-                    "objects, with keys tenant, endpoints, egress, peer, holder, ttl, grace, each.\n"
-                    "--ttl, --grace and --holder are for those that do not say")
+  grant
+      ->add_option(
+          "--from", g.from,
+          "Leases from a file (- is standard input): a JSON object a line, or one array of\n"
+          "objects, with keys tenant, endpoints, egress, peer, holder, ttl, grace, each.\n"
+          "--ttl, --grace and --holder are for those that do not say")
       ->type_name("FILE");
   grant->callback([&] { run = [&](Session& s) { return run_lease_grant(s, words.grant); }; });
-  examples(grant,
-           "  holdfast lease grant acme/shop/prod --endpoint web --ttl 2m\n"
-           "  holdfast lease grant acme/shop/prod --endpoint 'web@[fd00:1::2]:443' --peer 10.0.0.0/8\n"
-           "  holdfast lease grant acme/shop/prod --egress web0 --grace 5s --holder uid:1000\n"
-           "  echo '{\"tenant\": \"acme/shop/prod\", \"endpoints\": [\"web\"], \"ttl\": \"90s\"}' |\n"
-           "    holdfast lease grant --from -");
+  examples(
+      grant,
+      "  holdfast lease grant acme/shop/prod --endpoint web --ttl 2m\n"
+      "  holdfast lease grant acme/shop/prod --endpoint 'web@[fd00:1::2]:443' --peer 10.0.0.0/8\n"
+      "  holdfast lease grant acme/shop/prod --egress web0 --grace 5s --holder uid:1000\n"
+      "  echo '{\"tenant\": \"acme/shop/prod\", \"endpoints\": [\"web\"], \"ttl\": \"90s\"}' |\n"
+      "    holdfast lease grant --from -");
 
-  CLI::App* renew = lease->add_subcommand("renew", "Move a lease's deadline forward; nothing else changes");
+  CLI::App* renew =
+      lease->add_subcommand("renew", "Move a lease's deadline forward; nothing else changes");
   renew->add_option("ID", words.renew.id, "The lease")->required();
-  renew->add_option("--ttl", words.renew.ttl, "From now on, at most 300s; default 60s")->type_name("DURATION");
-  renew->add_option("--generation", words.renew.generation,
-                    "Only if nobody changed it since it had this generation")
+  renew->add_option("--ttl", words.renew.ttl, "From now on, at most 300s; default 60s")
+      ->type_name("DURATION");
+  renew
+      ->add_option("--generation", words.renew.generation,
+                   "Only if nobody changed it since it had this generation")
       ->type_name("NUMBER");
   renew->callback([&] { run = [&](Session& s) { return run_lease_renew(s, words.renew); }; });
   examples(renew, "  holdfast lease renew 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --ttl 5m");
@@ -119,7 +138,8 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
 void add_policy(CLI::App& app, Words& words, Run& run) {
   CLI::App* route = noun(app, "route", "What is published");
   CLI::App* route_ls = route->add_subcommand(
-      "ls", "Every address, port and protocol that is published, its owner, and how much is leased");
+      "ls",
+      "Every address, port and protocol that is published, its owner, and how much is leased");
   route_ls->callback([&] { run = [](Session& s) { return run_route_ls(s); }; });
   examples(route_ls, "  holdfast route ls");
 
@@ -146,13 +166,15 @@ void add_policy(CLI::App& app, Words& words, Run& run) {
   CLI::App* push = bundle->add_subcommand("push", "Put a policy in force, whole or not at all");
   push->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
   push->add_flag("--dry-run", words.dry_run, "Only say what would change");
-  push->callback([&] { run = [&](Session& s) { return run_bundle_push(s, words.file, words.dry_run); }; });
+  push->callback(
+      [&] { run = [&](Session& s) { return run_bundle_push(s, words.file, words.dry_run); }; });
   examples(push, "  holdfast bundle push /etc/holdfast/policy.yaml");
   CLI::App* diff = bundle->add_subcommand("diff", "What pushing a file would change");
   diff->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
   diff->callback([&] { run = [&](Session& s) { return run_bundle_push(s, words.file, true); }; });
   examples(diff, "  holdfast bundle diff /etc/holdfast/policy.yaml");
-  CLI::App* show = bundle->add_subcommand("show", "The policy in force, as JSON that can be pushed again");
+  CLI::App* show =
+      bundle->add_subcommand("show", "The policy in force, as JSON that can be pushed again");
   show->callback([&] { run = [](Session& s) { return run_bundle_show(s); }; });
   examples(show, "  holdfast bundle show > policy.json");
 }
@@ -170,17 +192,22 @@ void add_why(CLI::App& app, Words& words, Run& run) {
   examples(flows, "  holdfast flows --tenant acme/shop/prod");
 
   CLI::App* explain = app.add_subcommand(
-      "explain", "What would happen to a packet: runs it through the loaded programs on the live tables,\n"
-                 "says what decided, and leaves no trace. Exits with 0 whether it passes or not");
+      "explain",
+      "What would happen to a packet: runs it through the loaded programs on the live tables,\n"
+      "says what decided, and leaves no trace. Exits with 0 whether it passes or not");
   PacketWords& p = words.packet;
   explain->add_option("PROTOCOL", p.protocol, "tcp, udp or icmp_echo")->required();
-  explain->add_option("SOURCE", p.source, "ADDRESS:PORT, [V6]:PORT; without a port for icmp_echo")->required();
+  explain->add_option("SOURCE", p.source, "ADDRESS:PORT, [V6]:PORT; without a port for icmp_echo")
+      ->required();
   explain->add_option("DESTINATION", p.destination, "Likewise")->required();
-  explain->add_option("--from", p.from, "Where it enters: uplink, or the interface of a tenant port;\n"
-                                        "default: uplink")
+  explain
+      ->add_option("--from", p.from,
+                   "Where it enters: uplink, or the interface of a tenant port;\n"
+                   "default: uplink")
       ->type_name("INTERFACE");
   explain->add_flag("--syn", p.syn, "It opens a connection (the default for tcp)");
-  explain->add_flag("--ack", p.ack, "It belongs to an established connection; for icmp_echo, the reply");
+  explain->add_flag("--ack", p.ack,
+                    "It belongs to an established connection; for icmp_echo, the reply");
   explain->add_option("--source-mac", p.source_mac, "From a tenant port; default: the port's own")
       ->type_name("MAC");
   explain->callback([&] { run = [&](Session& s) { return run_explain(s, words.packet); }; });
@@ -195,20 +222,25 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   app.fallthrough();  // --json and --socket may stand behind the command as well
   app.require_subcommand(1);
   app.set_help_flag("-h,--help", "Print what a command takes, and exit");
-  app.set_version_flag("--version", std::string("holdfast " HOLDFAST_VERSION), "Print the version, and exit");
+  app.set_version_flag("--version", std::string("holdfast " HOLDFAST_VERSION),
+                       "Print the version, and exit");
   app.add_option("--socket", words.session.socket,
                  fmt::format("The daemon's control socket; default: {}", default_socket))
       ->type_name("PATH");
-  app.add_flag("--json", words.session.json, "Print JSON: one object, or one a line from what follows");
+  app.add_flag("--json", words.session.json,
+               "Print JSON: one object, or one a line from what follows");
   app.footer(exit_codes);
 
   CLI::App* status = app.add_subcommand("status", "What is in force, and what needs attention");
   status->callback([&] { run = [&](Session& s) { return run_status(s, words.session.socket); }; });
   examples(status, "  holdfast status\n  holdfast status --json");
   CLI::App* doctor = app.add_subcommand(
-      "doctor", "What this kernel can enforce, from probes that really try. Needs no daemon, and root\n"
-                "for most probes. Exits with 3 if something essential cannot be enforced here");
-  doctor->add_option("--pin-dir", words.doctor.pin_dir, "Where holdfastd pins; default: /sys/fs/bpf/holdfast")
+      "doctor",
+      "What this kernel can enforce, from probes that really try. Needs no daemon, and root\n"
+      "for most probes. Exits with 3 if something essential cannot be enforced here");
+  doctor
+      ->add_option("--pin-dir", words.doctor.pin_dir,
+                   "Where holdfastd pins; default: /sys/fs/bpf/holdfast")
       ->type_name("DIRECTORY");
   doctor->callback([&] { run = [&](Session& s) { return run_doctor(s, words.doctor); }; });
   examples(doctor, "  holdfast doctor\n  holdfast doctor --json");
@@ -270,7 +302,8 @@ ExitCode run_command(int count, char** values) {
     return ExitCode::done;
   } catch (const CLI::ParseError& wrong) {
     words.session.json = json;
-    const Error error = usage(describe(wrong, app), fmt::format("see {} --help", help_name(app))).error();
+    const Error error =
+        usage(describe(wrong, app), fmt::format("see {} --help", help_name(app))).error();
     return Session(words.session).report(error);
   }
   Session session(words.session);

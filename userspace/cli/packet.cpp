@@ -11,12 +11,9 @@ namespace {
 
 std::string_view name_of(Protocol protocol) {
   switch (protocol) {
-    case Protocol::tcp:
-      return "tcp";
-    case Protocol::udp:
-      return "udp";
-    case Protocol::icmp_echo:
-      return "icmp_echo";
+    case Protocol::tcp: return "tcp";
+    case Protocol::udp: return "udp";
+    case Protocol::icmp_echo: return "icmp_echo";
   }
   return "icmp_echo";
 }
@@ -39,15 +36,17 @@ Result<Side> parse_side(std::string_view which, const std::string& text, Protoco
                    "give the address alone: " + format_address(both->address));
     }
     const Result<Address> alone = parse_address(text);
-    if (!alone) return usage(fmt::format("{}: {}", which, alone.error().message), alone.error().next_step);
+    if (!alone)
+      return usage(fmt::format("{}: {}", which, alone.error().message), alone.error().next_step);
     return Side{*alone, 0};
   }
   if (both) return Side{both->address, both->port};
   const Result<Address> alone = parse_address(text);
   if (alone) {
     const Side example{*alone, static_cast<uint16_t>(which == "source" ? 40000 : 443)};
-    return usage(fmt::format("{} {}: {} needs a port", which, text, name_of(protocol)),
-                 "write it behind the address: " + format_address_port({example.address, example.port}));
+    return usage(
+        fmt::format("{} {}: {} needs a port", which, text, name_of(protocol)),
+        "write it behind the address: " + format_address_port({example.address, example.port}));
   }
   return usage(fmt::format("{}: {}", which, both.error().message), both.error().next_step);
 }
@@ -65,7 +64,8 @@ Result<Packet> parse_packet(const PacketWords& words) {
     packet.protocol = Protocol::tcp;
   } else if (words.protocol == "udp") {
     packet.protocol = Protocol::udp;
-  } else if (words.protocol == "icmp_echo" || words.protocol == "icmp" || words.protocol == "ping") {
+  } else if (words.protocol == "icmp_echo" || words.protocol == "icmp" ||
+             words.protocol == "ping") {
     packet.protocol = Protocol::icmp_echo;
   } else {
     return usage(fmt::format("\"{}\" is not a protocol", words.protocol),

@@ -1,10 +1,9 @@
 // status, route ls, tenant ls|disable|enable, bundle check|push|show|diff, node detach.
-#include <unistd.h>
-
 #include <cstdio>
 #include <iostream>
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "policy/limits.hpp"
 #include "policy/parse.hpp"
@@ -20,10 +19,6 @@ namespace {
 using cbor::Value;
 
 constexpr uint64_t push_timeout_ns = 300 * ns_per_s;
-
-std::string shown_name(const std::string& file) {
-  return file == "-" ? "standard input" : file;
-}
 
 Outcome set_tenant(Session& session, std::string_view verb, const std::string& name,
                    std::string_view said) {
@@ -73,8 +68,9 @@ Outcome run_tenant_ls(Session& session) {
 }
 
 Outcome run_tenant_disable(Session& session, const std::string& name) {
-  return set_tenant(session, "tenant.disable", name,
-                    "is disabled: all of its leases are closed, and none revives when it is enabled");
+  return set_tenant(
+      session, "tenant.disable", name,
+      "is disabled: all of its leases are closed, and none revives when it is enabled");
 }
 
 Outcome run_tenant_enable(Session& session, const std::string& name) {
@@ -101,12 +97,12 @@ Outcome run_bundle_check(Session& session, const std::string& file) {
                                    {"ports", ports},
                                    {"endpoints", endpoints}}));
   } else {
-    session.print(fmt::format("{} is {}: generation {}, {}, {}, {}, {}\n", printable(shown_name(file)),
-                              session.style().paint(Colour::green, "good"), policy->generation,
-                              count_of(policy->uplinks.size(), "uplink", "uplinks"),
-                              count_of(policy->tenants.size(), "tenant", "tenants"),
-                              count_of(ports, "port", "ports"),
-                              count_of(endpoints, "endpoint", "endpoints")));
+    session.print(fmt::format(
+        "{} is {}: generation {}, {}, {}, {}, {}\n", printable(shown_name(file)),
+        session.style().paint(Colour::green, "good"), policy->generation,
+        count_of(policy->uplinks.size(), "uplink", "uplinks"),
+        count_of(policy->tenants.size(), "tenant", "tenants"), count_of(ports, "port", "ports"),
+        count_of(endpoints, "endpoint", "endpoints")));
   }
   return ExitCode::done;
 }
@@ -138,18 +134,22 @@ Outcome run_bundle_show(Session& session) {
   if (!policy && generation != 0) return pass_on(policy);
   if (session.json()) {
     // The policy as an object of its own, not as text in text.
-    session.print(fmt::format(
-        "{{\"version\":{},\"generation\":{},\"digest\":{},\"policy\":{}}}\n", json_version, generation,
-        cbor::to_json(part_of(*reply, "digest")), policy ? render_policy_json(*policy) : "null"));
+    std::string json = policy ? render_policy_json(*policy) : "null";
+    if (json.ends_with('\n')) json.pop_back();
+    session.print(fmt::format("{{\"version\":{},\"generation\":{},\"digest\":{},\"policy\":{}}}\n",
+                              json_version, generation, cbor::to_json(part_of(*reply, "digest")),
+                              json));
     return ExitCode::done;
   }
   if (!policy) {
-    session.print("No policy yet: everything is denied. Put one in force: holdfast bundle push FILE\n");
+    session.print(
+        "No policy yet: everything is denied. Put one in force: holdfast bundle push FILE\n");
     return ExitCode::done;
   }
   // Only the policy on stdout, so that it may be kept in a file and pushed again.
   session.print(render_policy_json(*policy, JsonLayout::indented));
-  session.note(fmt::format("generation {}, digest {}\n", generation, printable(text_of(*reply, "digest"))));
+  session.note(
+      fmt::format("generation {}, digest {}\n", generation, printable(text_of(*reply, "digest"))));
   return ExitCode::done;
 }
 
@@ -160,21 +160,24 @@ Outcome run_node_detach(Session& session, bool yes) {
   }
   if (!yes) {
     if (::isatty(STDIN_FILENO) != 1) {
-      return usage("node detach asks before it opens everything, and there is no terminal to ask on",
-                   "if you mean it: holdfast node detach --yes");
+      return usage(
+          "node detach asks before it opens everything, and there is no terminal to ask on",
+          "if you mean it: holdfast node detach --yes");
     }
     std::fputs(
         "This ends all enforcement on this node:\n"
         "  - every lease ends\n"
         "  - Holdfast's programs leave all uplinks and tenant ports\n"
         "  - its nftables table and its pins are removed, and the daemon stops\n"
-        "Afterwards nothing of Holdfast denies anything: tenants reach what routing lets them reach.\n"
+        "Afterwards nothing of Holdfast denies anything: tenants reach what routing lets them "
+        "reach.\n"
         "Type \"detach\" to go on: ",
         stderr);
     std::string answer;
     std::getline(std::cin, answer);
     if (answer != "detach") {
-      return fail(ErrorKind::conflict, "not_confirmed", "node detach: not confirmed, nothing was changed",
+      return fail(ErrorKind::conflict, "not_confirmed",
+                  "node detach: not confirmed, nothing was changed",
                   "type \"detach\", without quotes, to go on");
     }
   }
@@ -185,7 +188,8 @@ Outcome run_node_detach(Session& session, bool yes) {
     return ExitCode::done;
   }
   for (const Value& item : list_of(*reply, "removed"))
-    session.print(fmt::format("removed {}\n", printable(item.as_text() != nullptr ? *item.as_text() : "")));
+    session.print(
+        fmt::format("removed {}\n", printable(item.as_text() != nullptr ? *item.as_text() : "")));
   session.print("Nothing is enforced any more.\n");
   return ExitCode::done;
 }

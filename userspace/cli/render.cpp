@@ -28,7 +28,9 @@ Colour colour_of_verdict(std::string_view verdict) {
 
 // In tables a tenant's or another's words go through Table, which makes them printable; here they
 // do not.
-std::string safe(const Value& map, std::string_view key) { return printable(text_of(map, key)); }
+std::string safe(const Value& map, std::string_view key) {
+  return printable(text_of(map, key));
+}
 
 std::string joined(const Value::Array& list, std::string_view separator, size_t most) {
   std::string out;
@@ -39,11 +41,6 @@ std::string joined(const Value::Array& list, std::string_view separator, size_t 
   }
   if (list.size() > most) out += fmt::format("{}+{} more", separator, list.size() - most);
   return out;
-}
-
-std::string expires_in(const Value& lease) {
-  const uint64_t remaining_ns = number_of(lease, "remaining_ns");
-  return remaining_ns == 0 ? "now" : "in " + human_duration(remaining_ns);
 }
 
 std::string short_digest(const Value& map) {
@@ -120,12 +117,14 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
                                      local_time(safe(reply, "started_at"))));
   const Value& policy = part_of(reply, "policy");
   if (number_of(policy, "generation") == 0) {
-    facts.add("policy", "none yet: everything is denied; put one in force: holdfast bundle push FILE");
+    facts.add("policy",
+              "none yet: everything is denied; put one in force: holdfast bundle push FILE");
   } else {
-    facts.add("policy", fmt::format("generation {}, {}, {} ({})", number_of(policy, "generation"),
-                                    count_of(number_of(policy, "tenants"), "tenant", "tenants"),
-                                    count_of(number_of(policy, "endpoints"), "endpoint", "endpoints"),
-                                    short_digest(policy)));
+    facts.add("policy",
+              fmt::format("generation {}, {}, {} ({})", number_of(policy, "generation"),
+                          count_of(number_of(policy, "tenants"), "tenant", "tenants"),
+                          count_of(number_of(policy, "endpoints"), "endpoint", "endpoints"),
+                          short_digest(policy)));
   }
   const Value& leases = part_of(reply, "leases");
   facts.add("leases", fmt::format("{} live, at most {}", human_count(number_of(leases, "live")),
@@ -139,10 +138,11 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
   facts.add("pins", safe(reply, "pin_dir"));
   facts.add("mapped", human_bytes(number_of(reply, "mapped_bytes")));
   const Value& peer = part_of(reply, "peer");
-  facts.add("socket", fmt::format("{}, {}; you are uid {} and may {}", socket,
-                                  count_of(number_of(reply, "connections"), "connection", "connections"),
-                                  number_of(peer, "uid"),
-                                  text_of(peer, "role") == "operator" ? "change" : "read"));
+  facts.add(
+      "socket",
+      fmt::format("{}, {}; you are uid {} and may {}", socket,
+                  count_of(number_of(reply, "connections"), "connection", "connections"),
+                  number_of(peer, "uid"), text_of(peer, "role") == "operator" ? "change" : "read"));
   std::string attention;
   for (const Value& dark : list_of(reply, "dark")) {
     if (!attention.empty()) attention += '\n';
@@ -150,6 +150,15 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
   }
   facts.add("attention", attention.empty() ? style.paint(Colour::green, "nothing") : attention);
   return facts.render(style);
+}
+
+std::string expires_in(const Value& lease) {
+  const uint64_t remaining_ns = number_of(lease, "remaining_ns");
+  if (remaining_ns == 0) return "now";
+  // To the nearest second: a lease of 60s, just granted, has 60s.
+  constexpr uint64_t rounded_from_ns = 10 * ns_per_s;
+  return "in " + human_duration(remaining_ns < rounded_from_ns ? remaining_ns
+                                                               : remaining_ns + ns_per_s / 2);
 }
 
 Table lease_table() {
@@ -178,7 +187,8 @@ std::string render_lease(const Value& lease, const Style& style) {
   facts.add("peer", peer.empty() ? "any" : peer);
   facts.add("holder", safe(lease, "holder"));
   facts.add("granted", local_time(safe(lease, "granted_at")));
-  facts.add("expires", fmt::format("{}, at {}", expires_in(lease), local_time(safe(lease, "expires_at"))));
+  facts.add("expires",
+            fmt::format("{}, at {}", expires_in(lease), local_time(safe(lease, "expires_at"))));
   facts.add("generation", fmt::format("{}", number_of(lease, "generation")));
   return facts.render(style);
 }
@@ -199,19 +209,26 @@ std::string render_grant(const Value& reply, const Style& style) {
     add_leases(table, reply);
     out = table.render(style);
   }
-  out += fmt::format("granted {} in {} (eBPF {}, nftables {})\n", count_of(granted, "lease", "leases"),
-                     human_duration(number_of(reply, "took_ns")),
-                     human_duration(number_of(reply, "ebpf_ns")),
-                     human_duration(number_of(reply, "nft_ns")));
+  out += fmt::format(
+      "granted {} in {} (eBPF {}, nftables {})\n", count_of(granted, "lease", "leases"),
+      human_duration(number_of(reply, "took_ns")), human_duration(number_of(reply, "ebpf_ns")),
+      human_duration(number_of(reply, "nft_ns")));
   return out;
 }
 
 std::string render_routes(const Value& reply, const Style& style) {
   const Value::Array& routes = list_of(reply, "routes");
   if (routes.empty())
-    return "No routes: the policy publishes no endpoint. See what is in force: holdfast bundle show\n";
-  Table table({{"TENANT"}, {"ENDPOINT"}, {"PROTOCOL"}, {"ADDRESSES"}, {"LISTEN"}, {"PORT"},
-               {"INTERFACE"}, {"LEASED", Align::right}});
+    return "No routes: the policy publishes no endpoint. See what is in force: holdfast bundle "
+           "show\n";
+  Table table({{"TENANT"},
+               {"ENDPOINT"},
+               {"PROTOCOL"},
+               {"ADDRESSES"},
+               {"LISTEN"},
+               {"PORT"},
+               {"INTERFACE"},
+               {"LEASED", Align::right}});
   for (const Value& route : routes) {
     const uint64_t members = number_of(route, "members");
     const uint64_t leased = number_of(route, "leased");
@@ -229,9 +246,15 @@ std::string render_routes(const Value& reply, const Style& style) {
 std::string render_tenants(const Value& reply, const Style& style) {
   const Value::Array& tenants = list_of(reply, "tenants");
   if (tenants.empty())
-    return "No tenants: the policy in force names none. Put another in force: holdfast bundle push FILE\n";
-  Table table({{"TENANT"}, {"STATE"}, {"LEASES", Align::right}, {"PORTS"}, {"RECEIVED", Align::right},
-               {"SENT", Align::right}, {"DROPPED", Align::right}});
+    return "No tenants: the policy in force names none. Put another in force: holdfast bundle push "
+           "FILE\n";
+  Table table({{"TENANT"},
+               {"STATE"},
+               {"LEASES", Align::right},
+               {"PORTS"},
+               {"RECEIVED", Align::right},
+               {"SENT", Align::right},
+               {"DROPPED", Align::right}});
   for (const Value& tenant : tenants) {
     const std::string state = text_of(tenant, "state");
     std::string ports;
@@ -301,9 +324,11 @@ std::string render_drops(const Value& reply, const Style& style) {
   const uint64_t lost = number_of(reply, "events_lost");
   const uint64_t unsampled = number_of(reply, "events_unsampled");
   if (lost != 0 || unsampled != 0) {
-    out += style.paint(Colour::dim,
-                       fmt::format("Counts are exact. Of single events, {} were beyond the sample and {} lost.",
-                                   human_count(unsampled), human_count(lost))) +
+    out += style.paint(
+               Colour::dim,
+               fmt::format(
+                   "Counts are exact. Of single events, {} were beyond the sample and {} lost.",
+                   human_count(unsampled), human_count(lost))) +
            "\n";
   }
   return out;
@@ -315,8 +340,8 @@ std::string render_drop_event(const Value& event, const Style& style) {
     who += (who.empty() ? "lease " : " lease ") + lease;
   // Columns wide enough for what is common; longer ones push the rest to the right.
   return fmt::format("{}  {:<11}  {:<15}  {}  {:<4} {} -> {}  {} bytes{}\n",
-                     style.paint(Colour::dim, local_clock(safe(event, "time"))), safe(event, "hook"),
-                     safe(event, "interface"),
+                     style.paint(Colour::dim, local_clock(safe(event, "time"))),
+                     safe(event, "hook"), safe(event, "interface"),
                      style.paint(Colour::yellow, fmt::format("{:<18}", safe(event, "reason"))),
                      safe(event, "protocol"), safe(event, "source"), safe(event, "destination"),
                      number_of(event, "length"), who.empty() ? "" : "  " + who);
@@ -326,17 +351,19 @@ std::string render_flows(const Value& reply, const Style& style) {
   const Value::Array& flows = list_of(reply, "flows");
   if (flows.empty())
     return "No flows: no tenant has begun one. A tenant may under a lease with --egress PORT.\n";
-  Table table({{"TENANT"}, {"PROTOCOL"}, {"LOCAL"}, {"REMOTE"}, {"INTERFACE"}, {"STATE"}, {"LEASE"}});
+  Table table(
+      {{"TENANT"}, {"PROTOCOL"}, {"LOCAL"}, {"REMOTE"}, {"INTERFACE"}, {"STATE"}, {"LEASE"}});
   for (const Value& flow : flows) {
     const std::string state = text_of(flow, "state");
     table.add({text_of(flow, "tenant"), text_of(flow, "protocol"), text_of(flow, "local"),
-               text_of(flow, "remote"), text_of(flow, "interface"), Cell(state, colour_of_state(state)),
-               text_of(flow, "lease")});
+               text_of(flow, "remote"), text_of(flow, "interface"),
+               Cell(state, colour_of_state(state)), text_of(flow, "lease")});
   }
   std::string out = table.render(style);
   if (truth_of(reply, "truncated")) {
-    out += style.paint(Colour::dim, fmt::format("The first {}; there may be more: narrow it with --tenant.",
-                                                human_count(flows.size()))) +
+    out += style.paint(Colour::dim,
+                       fmt::format("The first {}; there may be more: narrow it with --tenant.",
+                                   human_count(flows.size()))) +
            "\n";
   }
   return out;
@@ -348,17 +375,16 @@ std::string render_explain(const Value& reply, std::string_view packet, const St
   if (!steps.empty()) out += "\n";
   size_t widest = 0;
   for (const Value& step : steps) {
-    widest = std::max(widest, display_width(safe(step, "hook")) + 1 +
-                                  display_width(safe(step, "interface")));
+    widest = std::max(
+        widest, display_width(safe(step, "hook")) + 1 + display_width(safe(step, "interface")));
   }
   size_t count = 0;
   for (const Value& step : steps) {
     const std::string where = safe(step, "hook") + " " + safe(step, "interface");
     const std::string verdict = safe(step, "verdict");
-    out += fmt::format("{}. {}{}  {}  {}: {}\n", ++count, where,
-                       std::string(widest - display_width(where), ' '),
-                       style.paint(colour_of_verdict(verdict), verdict), safe(step, "reason"),
-                       safe(step, "text"));
+    out += fmt::format(
+        "{}. {}{}  {}  {}: {}\n", ++count, where, std::string(widest - display_width(where), ' '),
+        style.paint(colour_of_verdict(verdict), verdict), safe(step, "reason"), safe(step, "text"));
     std::string details = who_decided(step);
     if (!details.empty()) details += ", ";
     details += fmt::format("policy bank {}", number_of(step, "bank"));
@@ -371,8 +397,9 @@ std::string render_explain(const Value& reply, std::string_view packet, const St
   } else {
     const Value& last = steps.back();
     const std::string who = who_decided(last);
-    summary = verdict == "pass" ? fmt::format("pass: {}", safe(last, "text"))
-                                : fmt::format("drop {}: {}", hook_words(safe(last, "hook")), safe(last, "text"));
+    summary = verdict == "pass"
+                  ? fmt::format("pass: {}", safe(last, "text"))
+                  : fmt::format("drop {}: {}", hook_words(safe(last, "hook")), safe(last, "text"));
     if (!who.empty()) summary += fmt::format(" ({})", who);
   }
   return out + "\n" + style.paint(colour_of_verdict(verdict), summary) + "\n";

@@ -19,6 +19,8 @@ const cbor::Value& part_of(const cbor::Value& map, std::string_view key);  // nu
 
 std::string render_status(const cbor::Value& reply, std::string_view socket, const Style& style);
 
+// "in 42s"
+std::string expires_in(const cbor::Value& lease);
 Table lease_table();
 void add_leases(Table& table, const cbor::Value& page);
 std::string render_lease(const cbor::Value& lease, const Style& style);

@@ -1,11 +1,10 @@
 #include "userspace/cli/session.hpp"
 
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstdlib>
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 namespace holdfast::cli {
 namespace {

@@ -61,7 +61,9 @@ class Table {
 // "name   value" lines, the names padded to one width. A value may have several lines.
 class Facts {
  public:
-  void add(std::string_view name, std::string value) { lines_.emplace_back(name, std::move(value)); }
+  void add(std::string_view name, std::string value) {
+    lines_.emplace_back(name, std::move(value));
+  }
   std::string render(const Style& style) const;
 
  private:

@@ -18,6 +18,9 @@ namespace {
 // nft elements of one transaction. A larger bulk goes in several; the gates open after the last.
 constexpr size_t elements_per_transaction = 65536;
 
+// From here on a change is a bulk load, during which we do not listen to nftables' notices.
+constexpr size_t bulk_elements_min = 4096;
+
 // The side of nft's timed sets that a generation writes to: bind and renew each raise it by one, so
 // they alternate, and the element that is live is never the one that is written.
 nft::Side side_of(uint64_t generation) {
@@ -51,7 +54,7 @@ nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots)
 }
 
 // nft gets the elements of `terms` for their generation plus `step`, and is read back.
-Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
+Status write_chunks(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
   for (size_t begin = 0; begin < terms.size(); begin += elements_per_transaction) {
     nft::Changes changes;
     for (const Term& term :
@@ -67,6 +70,14 @@ Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t st
     if (Status ok = plane.nft.verify(changes); !ok) return ok;
   }
   return {};
+}
+
+Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
+  if (terms.size() < bulk_elements_min) return write_chunks(plane, terms, step, replaces);
+  if (Status ok = plane.nft_watch.pause(); !ok) return ok;
+  Status written = write_chunks(plane, terms, step, replaces);
+  if (Status ok = plane.nft_watch.resume(); !ok && written) return ok;
+  return written;
 }
 
 std::vector<uint32_t> slots_of(std::span<const Term> terms) {
@@ -153,12 +164,16 @@ Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& optio
   if (!banks) return pass_on(banks);
   Result<nft::Table> nft = nft::Table::open(options.table);
   if (!nft) return pass_on(nft);
+  const uint32_t ours = nft->port_id();
+  Result<nft::Watch> watch = nft::Watch::open(options.table, std::span(&ours, 1));
+  if (!watch) return pass_on(watch);
   Attachments attachments(*object, options.tenant_hook, options.uplink_hook);
   if (Status ok = attachments.attach_clock(); !ok) return pass_on(ok);
   Probe probe(*object);
   return std::unique_ptr<DataPlane>(new DataPlane{
       std::move(*object), Slots(std::move(*slots), std::move(*records)), std::move(*tenants),
-      std::move(*banks), std::move(attachments), probe, std::move(*nft)});
+      std::move(*banks), std::move(attachments), probe, std::move(*nft),
+                    std::move(*watch)});
 }
 
 nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) {

@@ -20,6 +20,7 @@
 
 #include "bpf/abi.h"
 #include "nft/table.hpp"
+#include "nft/watch.hpp"
 #include "policy/compile.hpp"
 #include "userspace/base/result.hpp"
 #include "userspace/dataplane/attach.hpp"
@@ -48,6 +49,7 @@ struct DataPlane {
   Attachments attachments;
   Probe probe;
   nft::Table nft;
+  nft::Watch nft_watch;
 };
 
 // What an open slot's lease is in nft.

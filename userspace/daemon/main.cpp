@@ -14,7 +14,6 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
-#include "nft/watch.hpp"
 #include "policy/parse.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
@@ -221,12 +220,8 @@ class Daemon {
     if (!links) return pass_on(links);
     link_fd_watch_ = std::move(*links);
 
-    const uint32_t ours = node_->plane().nft.port_id();
-    Result<nft::Watch> nft = nft::Watch::open(options_.node.plane.table, std::span(&ours, 1));
-    if (!nft) return pass_on(nft);
-    nft_watch_.emplace(std::move(*nft));
-    Result<wire::FdWatch> rules =
-        loop_->watch(nft_watch_->fd(), EPOLLIN, [this](uint32_t) { on_foreign_nft_change(); });
+    Result<wire::FdWatch> rules = loop_->watch(node_->plane().nft_watch.fd(), EPOLLIN,
+                                               [this](uint32_t) { on_foreign_nft_change(); });
     if (!rules) return pass_on(rules);
     nft_fd_watch_ = std::move(*rules);
     drift_timer_ = loop_->every(drift_check_period_ns, [this] { node_->refresh_network(); });
@@ -234,7 +229,7 @@ class Daemon {
   }
 
   void on_foreign_nft_change() {
-    const Result<std::vector<nft::Event>> events = nft_watch_->drain();
+    const Result<std::vector<nft::Event>> events = node_->plane().nft_watch.drain();
     if (!events) return log::error("nft_watch", {{"cause", events.error().text()}});
     for (const nft::Event& event : *events)
       log::error("nft_changed_by_another", {{"what", event.text()}});
@@ -276,7 +271,6 @@ class Daemon {
   std::unique_ptr<Verbs> verbs_;
   std::unique_ptr<wire::ControlServer> server_;
   std::optional<NetworkWatch> network_watch_;
-  std::optional<nft::Watch> nft_watch_;
   wire::FdWatch link_fd_watch_, nft_fd_watch_;
   wire::Timer network_timer_, nft_timer_, drift_timer_, stop_timer_;
   bool detached_ = false;

@@ -475,6 +475,7 @@ void Node::refresh_network() {
   for (const std::string& uplink : policy_->uplinks)
     if (const auto at = now->ifindex.find(uplink); at != now->ifindex.end() && !drifted)
       drifted = !plane_->attachments.verify_uplink({at->second, uplink});
+  if (!drifted && !plane_->nft.check_rules(host_rules(*policy_))) return restore_nft();
   if (!drifted) return;
   const Result<PushOutcome> done = change_policy(policy_, false, true);
   if (!done) log::error("network_not_followed", {{"cause", done.error().text()}});

@@ -320,27 +320,22 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
                 fmt::format("between 1 and {}", grant_items_max));
 
   // `each` stands for one lease on every member of what it selects.
-  GrantRequest one;
   std::vector<Resource> members;
   size_t member = 0;
   const auto next = [&](GrantRequest& out) -> Result<bool> {
-    if (member < members.size()) {
-      out = one;
-      out.endpoints = {resource_name(members[member])};
-      ++member;
-      return true;
+    if (member == members.size()) {
+      if (!in.more()) return false;
+      bool each = false;
+      out.holder = {Holder::Kind::uid, peer.uid};
+      out.selected.reset();
+      Result<bool> ok = read_grant(in, out, each);
+      if (!ok || !each) return ok;
+      Result<std::vector<Resource>> all = select_members(node_.index(), out);
+      if (!all) return pass_on(all);
+      members = std::move(*all);
+      member = 0;
     }
-    if (!in.more()) return false;
-    bool each = false;
-    out.holder = {Holder::Kind::uid, peer.uid};
-    Result<bool> ok = read_grant(in, out, each);
-    if (!ok || !each) return ok;
-    Result<std::vector<Resource>> all = select_members(node_.index(), out);
-    if (!all) return pass_on(all);
-    one = out;
-    members = std::move(*all);
-    member = 1;
-    out.endpoints = {resource_name(members.front())};
+    out.selected = members[member++];
     return true;
   };
   const Result<Grant> granted = node_.grant({peer.uid, peer.role == wire::Role::operates}, next);

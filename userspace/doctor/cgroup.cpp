@@ -1,19 +1,18 @@
 // Probes of what later guards workloads and devices: cgroup programs and BPF LSM. Both deny
 // something to a child of ours, and the child says whether it was denied.
-#include <fcntl.h>
-#include <linux/bpf.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <fstream>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/bpf.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/doctor/cgroup2.hpp"
@@ -36,7 +35,8 @@ constexpr std::string_view device_feature = "device opens by cgroup";
 constexpr std::string_view connect_feature = "connections by cgroup";
 constexpr std::string_view lsm_feature = "BPF LSM";
 
-bpf_insn instruction(uint8_t code, uint8_t destination, uint8_t source, int16_t offset, int32_t immediate) {
+bpf_insn instruction(uint8_t code, uint8_t destination, uint8_t source, int16_t offset,
+                     int32_t immediate) {
   bpf_insn out{};
   out.code = code;
   out.dst_reg = destination & 0xf;
@@ -49,7 +49,9 @@ bpf_insn instruction(uint8_t code, uint8_t destination, uint8_t source, int16_t 
 bpf_insn set_result(int32_t value) {
   return instruction(BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, value);
 }
-bpf_insn leave() { return instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0); }
+bpf_insn leave() {
+  return instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
+}
 
 // A program that denies everything to the cgroup it is attached to.
 UniqueFd load_denial(bpf_prog_type type, bpf_attach_type attach) {
@@ -69,7 +71,8 @@ bool connect_is_denied() {
   to.sin_family = AF_INET;
   to.sin_port = htons(9);
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&to), sizeof to) != 0 && errno == EPERM;
+  return ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&to), sizeof to) != 0 &&
+         errno == EPERM;
 }
 
 // In the child, which is in the cgroup.
@@ -88,11 +91,13 @@ void probe_denial(int cgroup, std::string_view feature, bpf_prog_type type, bpf_
     return;
   }
   const bool denied = !before && is_denied();
-  findings.push_back({name, denied ? Verdict::enforced : Verdict::refused,
+  findings.push_back({name,
+                      denied ? Verdict::enforced : Verdict::refused,
                       denied   ? "a process in a cgroup was denied"
                       : before ? "something else denies it already"
                                : "the program was attached, and denied nothing",
-                      {}, false});
+                      {},
+                      false});
 }
 
 }  // namespace
@@ -104,11 +109,13 @@ void probe_cgroups(std::vector<Finding>& findings) {
   };
   const std::string mount = cgroup2_mount();
   if (mount.empty())
-    return both(Verdict::refused, "cgroup v2 is not mounted", "mount -t cgroup2 none /sys/fs/cgroup");
+    return both(Verdict::refused, "cgroup v2 is not mounted",
+                "mount -t cgroup2 none /sys/fs/cgroup");
   const std::string path = fmt::format("{}/holdfast-doctor-{}", mount, ::getpid());
   if (::mkdir(path.c_str(), 0700) != 0) {
-    const Finding row = failed("", false, errno, "making " + path, Verdict::unknown,
-                               "try on the machine itself: this cgroup tree cannot be changed from here");
+    const Finding row =
+        failed("", false, errno, "making " + path, Verdict::unknown,
+               "try on the machine itself: this cgroup tree cannot be changed from here");
     return both(row.verdict, row.detail, row.next_step);
   }
   const Finding lost{std::string(connect_feature), Verdict::unknown, {}, {}, false};
@@ -118,13 +125,14 @@ void probe_cgroups(std::vector<Finding>& findings) {
     const UniqueFd cgroup(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!procs || !cgroup) {
       for (const std::string_view feature : {device_feature, connect_feature})
-        found.push_back(failed(std::string(feature), false, errno, "entering " + path, Verdict::unknown));
+        found.push_back(
+            failed(std::string(feature), false, errno, "entering " + path, Verdict::unknown));
       return;
     }
     probe_denial(cgroup.get(), device_feature, BPF_PROG_TYPE_CGROUP_DEVICE, BPF_CGROUP_DEVICE,
                  device_is_denied, found);
-    probe_denial(cgroup.get(), connect_feature, BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT,
-                 connect_is_denied, found);
+    probe_denial(cgroup.get(), connect_feature, BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+                 BPF_CGROUP_INET4_CONNECT, connect_is_denied, found);
   });
   // A cgroup is empty a moment after its last process was reaped.
   for (int attempt = 0; ::rmdir(path.c_str()) != 0 && errno == EBUSY && attempt < 100; ++attempt)
@@ -134,7 +142,8 @@ void probe_cgroups(std::vector<Finding>& findings) {
 void probe_lsm(std::vector<Finding>& findings) {
   const std::string name(lsm_feature);
   if (::access("/sys/kernel/btf/vmlinux", R_OK) != 0) {
-    findings.push_back({name, Verdict::refused, "the kernel offers no BTF, which LSM programs need", {}, false});
+    findings.push_back(
+        {name, Verdict::refused, "the kernel offers no BTF, which LSM programs need", {}, false});
     return;
   }
   const Finding lost{name, Verdict::unknown, {}, {}, false};
@@ -156,7 +165,8 @@ void probe_lsm(std::vector<Finding>& findings) {
         leave()};
     LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = BPF_LSM_MAC,
                 .attach_btf_id = static_cast<uint32_t>(hook));
-    const UniqueFd program(::bpf_prog_load(BPF_PROG_TYPE_LSM, "hf_doctor", "GPL", code.data(), code.size(), &options));
+    const UniqueFd program(
+        ::bpf_prog_load(BPF_PROG_TYPE_LSM, "hf_doctor", "GPL", code.data(), code.size(), &options));
     if (!program) {
       found.push_back(failed(name, false, errno, "loading an LSM program"));
       return;
@@ -167,9 +177,10 @@ void probe_lsm(std::vector<Finding>& findings) {
       return;
     }
     const bool denied = device_is_denied();
-    found.push_back({name, denied ? Verdict::enforced : Verdict::refused,
-                     denied ? "an open was denied" : "the program was attached, and denied nothing",
-                     denied ? "" : "boot with bpf in the list of the kernel parameter lsm=", false});
+    found.push_back(
+        {name, denied ? Verdict::enforced : Verdict::refused,
+         denied ? "an open was denied" : "the program was attached, and denied nothing",
+         denied ? "" : "boot with bpf in the list of the kernel parameter lsm=", false});
   });
 }
 

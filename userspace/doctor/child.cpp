@@ -1,13 +1,12 @@
 // Probes in a child process: a namespace, a cgroup or a denied system call of its own.
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <csignal>
 #include <cstring>
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/doctor/probes.hpp"
@@ -57,7 +56,8 @@ std::string with_errno(std::string_view what, int sys) {
 Finding failed(std::string feature, bool essential, int sys, std::string detail, Verdict verdict,
                std::string next_step) {
   sys = sys < 0 ? -sys : sys;
-  Finding finding{std::move(feature), verdict, with_errno(detail, sys), std::move(next_step), essential};
+  Finding finding{std::move(feature), verdict, with_errno(detail, sys), std::move(next_step),
+                  essential};
   if ((sys == EPERM || sys == EACCES) && ::geteuid() != 0) {
     finding.verdict = Verdict::unknown;
     finding.next_step = "try as root";

@@ -1,8 +1,7 @@
 #include "userspace/doctor/doctor.hpp"
 
-#include <unistd.h>
-
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "userspace/doctor/probes.hpp"
 
@@ -23,14 +22,10 @@ std::string names_of(const std::vector<Finding>& findings, Verdict verdict, bool
 
 std::string_view name_of(Verdict verdict) {
   switch (verdict) {
-    case Verdict::enforced:
-      return "enforced";
-    case Verdict::fallback:
-      return "fallback";
-    case Verdict::refused:
-      return "refused";
-    case Verdict::unknown:
-      return "unknown";
+    case Verdict::enforced: return "enforced";
+    case Verdict::fallback: return "fallback";
+    case Verdict::refused: return "refused";
+    case Verdict::unknown: return "unknown";
   }
   return "unknown";
 }
@@ -53,14 +48,18 @@ Summary summarize(const std::vector<Finding>& findings) {
     return {Verdict::refused, "This machine cannot enforce leases: " + refused + "."};
   if (const std::string unknown = names_of(findings, Verdict::unknown, true); !unknown.empty()) {
     if (::geteuid() != 0)
-      return {Verdict::unknown, "Not known yet: most probes need root. Run it again: sudo holdfast doctor"};
+      return {Verdict::unknown,
+              "Not known yet: most probes need root. Run it again: sudo holdfast doctor"};
     return {Verdict::unknown, fmt::format("Not known yet: {} could not be tried.", unknown)};
   }
   const std::string lacks = names_of(findings, Verdict::refused, false);
-  const std::string beyond = lacks.empty() ? "" : fmt::format(" Not here, and not needed for them: {}.", lacks);
-  if (const std::string fallback = names_of(findings, Verdict::fallback, false); !fallback.empty()) {
-    return {Verdict::fallback,
-            fmt::format("This machine enforces leases, with a fallback for: {}.{}", fallback, beyond)};
+  const std::string beyond =
+      lacks.empty() ? "" : fmt::format(" Not here, and not needed for them: {}.", lacks);
+  if (const std::string fallback = names_of(findings, Verdict::fallback, false);
+      !fallback.empty()) {
+    return {
+        Verdict::fallback,
+        fmt::format("This machine enforces leases, with a fallback for: {}.{}", fallback, beyond)};
   }
   return {Verdict::enforced, "This machine enforces leases." + beyond};
 }

@@ -1,12 +1,4 @@
 // Probes of the machine itself: clocks, capabilities, membarrier, io_uring, the pin directory.
-#include <fcntl.h>
-#include <linux/capability.h>
-#include <linux/io_uring.h>
-#include <linux/membarrier.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -14,7 +6,14 @@
 #include <fstream>
 
 #include <bpf/bpf.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/capability.h>
+#include <linux/io_uring.h>
+#include <linux/membarrier.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "userspace/base/clock.hpp"
 #include "userspace/base/unique_fd.hpp"
@@ -26,7 +25,11 @@ namespace {
 
 // In a time namespace with an offset we would read other deadlines than the kernel's.
 void probe_clock(std::vector<Finding>& findings) {
-  Finding finding{"true boot clock", Verdict::enforced, "CLOCK_BOOTTIME reads as the kernel reads it", {}, true};
+  Finding finding{"true boot clock",
+                  Verdict::enforced,
+                  "CLOCK_BOOTTIME reads as the kernel reads it",
+                  {},
+                  true};
   std::ifstream offsets("/proc/self/timens_offsets");
   std::string clock;
   int64_t seconds = 0;
@@ -34,8 +37,9 @@ void probe_clock(std::vector<Finding>& findings) {
   while (offsets >> clock >> seconds >> ns) {
     if (seconds == 0 && ns == 0) continue;
     finding.verdict = Verdict::refused;
-    finding.detail = fmt::format("a time namespace shifts the {} clock by {} s, and BPF programs do not see that",
-                                 clock, seconds);
+    finding.detail = fmt::format(
+        "a time namespace shifts the {} clock by {} s, and BPF programs do not see that", clock,
+        seconds);
     finding.next_step = "run holdfastd outside of time namespaces";
   }
   findings.push_back(std::move(finding));
@@ -43,10 +47,11 @@ void probe_clock(std::vector<Finding>& findings) {
 
 void probe_capabilities(std::vector<Finding>& findings) {
   Finding finding{"capabilities", Verdict::enforced, {}, {}, true};
-  constexpr std::array<std::pair<unsigned, std::string_view>, 4> needed{{{CAP_BPF, "CAP_BPF"},
-                                                                         {CAP_NET_ADMIN, "CAP_NET_ADMIN"},
-                                                                         {CAP_PERFMON, "CAP_PERFMON"},
-                                                                         {CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}}};
+  constexpr std::array<std::pair<unsigned, std::string_view>, 4> needed{
+      {{CAP_BPF, "CAP_BPF"},
+       {CAP_NET_ADMIN, "CAP_NET_ADMIN"},
+       {CAP_PERFMON, "CAP_PERFMON"},
+       {CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}}};
   __user_cap_header_struct head{_LINUX_CAPABILITY_VERSION_3, 0};
   std::array<__user_cap_data_struct, 2> sets{};
   if (::syscall(SYS_capget, &head, sets.data()) != 0) {
@@ -64,7 +69,8 @@ void probe_capabilities(std::vector<Finding>& findings) {
     const bool root = ::geteuid() == 0;
     finding.verdict = root ? Verdict::refused : Verdict::unknown;
     finding.detail = "without " + missing;
-    finding.next_step = root ? "in a container, add them (--cap-add); or run on the machine itself" : "try as root";
+    finding.next_step =
+        root ? "in a container, add them (--cap-add); or run on the machine itself" : "try as root";
   }
   findings.push_back(std::move(finding));
 }
@@ -73,12 +79,16 @@ void probe_capabilities(std::vector<Finding>& findings) {
 void probe_membarrier(std::vector<Finding>& findings) {
   const uint64_t begin_ns = boot_now_ns();
   if (::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0) {
-    findings.push_back(failed("grace periods", true, errno, "membarrier(MEMBARRIER_CMD_GLOBAL)", Verdict::refused,
+    findings.push_back(failed("grace periods", true, errno, "membarrier(MEMBARRIER_CMD_GLOBAL)",
+                              Verdict::refused,
                               "it is missing with nohz_full CPUs, and where seccomp forbids it"));
     return;
   }
-  findings.push_back({"grace periods", Verdict::enforced,
-                      fmt::format("membarrier took {}", human_duration(boot_now_ns() - begin_ns)), {}, true});
+  findings.push_back({"grace periods",
+                      Verdict::enforced,
+                      fmt::format("membarrier took {}", human_duration(boot_now_ns() - begin_ns)),
+                      {},
+                      true});
 }
 
 void probe_io_uring(std::vector<Finding>& findings) {
@@ -101,7 +111,8 @@ void probe_jit(std::vector<Finding>& findings) {
   int enabled = 1;
   std::ifstream("/proc/sys/net/core/bpf_jit_enable") >> enabled;
   if (enabled != 0) return;
-  findings.push_back({"BPF compiler", Verdict::fallback, "programs are interpreted: right, but several times slower",
+  findings.push_back({"BPF compiler", Verdict::fallback,
+                      "programs are interpreted: right, but several times slower",
                       "sysctl net.core.bpf_jit_enable=1", false});
 }
 

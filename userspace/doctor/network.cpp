@@ -3,6 +3,15 @@
 //   veth "hf-port" (ours is attached here)  <->  veth "hf-far" (frames are sent here)
 //
 // A hook counts as working when a frame was sent and our program counted it.
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fmt/format.h>
+#include <libmnl/libmnl.h>
 #include <linux/bpf.h>
 #include <linux/if_link.h>
 #include <linux/if_packet.h>
@@ -15,16 +24,6 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <array>
-#include <cerrno>
-#include <cstring>
-#include <memory>
-
-#include <bpf/bpf.h>
-#include <bpf/libbpf.h>
-#include <fmt/format.h>
-#include <libmnl/libmnl.h>
 
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
@@ -92,7 +91,8 @@ int make_veth() {
   if (size < 0) return errno;
   const auto* head = reinterpret_cast<const nlmsghdr*>(answer.data());
   if (head->nlmsg_type != NLMSG_ERROR) return EPROTO;
-  if (const int err = static_cast<const nlmsgerr*>(::mnl_nlmsg_get_payload(head))->error; err != 0) return -err;
+  if (const int err = static_cast<const nlmsgerr*>(::mnl_nlmsg_get_payload(head))->error; err != 0)
+    return -err;
   const int sys = set_up(port_name);
   return sys != 0 ? sys : set_up(far_name);
 }
@@ -108,8 +108,8 @@ bool send_frame(uint32_t ifindex) {
   sockaddr_ll to{};
   to.sll_family = AF_PACKET;
   to.sll_ifindex = static_cast<int>(ifindex);
-  const ssize_t sent =
-      ::sendto(socket.get(), frame.data(), frame.size(), 0, reinterpret_cast<const sockaddr*>(&to), sizeof to);
+  const ssize_t sent = ::sendto(socket.get(), frame.data(), frame.size(), 0,
+                                reinterpret_cast<const sockaddr*>(&to), sizeof to);
   // What our program drops on its way out comes back to the sender as ENOBUFS.
   return sent == static_cast<ssize_t>(frame.size()) || errno == ENOBUFS;
 }
@@ -120,7 +120,9 @@ uint64_t packets_counted(holdfast_bpf& bpf, uint32_t direction) {
   uint64_t sum = 0;
   for (uint32_t reason = 0; reason < abi::HF_REASON_COUNT; ++reason) {
     const uint32_t index = abi::hf_reason_index(direction, reason);
-    if (::bpf_map_lookup_elem(::bpf_map__fd(bpf.maps.reason_counters), &index, counters.data()) != 0) continue;
+    if (::bpf_map_lookup_elem(::bpf_map__fd(bpf.maps.reason_counters), &index, counters.data()) !=
+        0)
+      continue;
     for (const abi::reason_counter& counter : counters) sum += counter.total.packets;
   }
   return sum;
@@ -144,14 +146,18 @@ struct Lab {
 };
 
 Finding works(std::string_view feature, bool runs, std::string detail) {
-  return {std::string(feature), runs ? Verdict::enforced : Verdict::refused,
-          runs ? std::move(detail) : "it was attached, but a frame did not reach it", {}, false};
+  return {std::string(feature),
+          runs ? Verdict::enforced : Verdict::refused,
+          runs ? std::move(detail) : "it was attached, but a frame did not reach it",
+          {},
+          false};
 }
 
 Finding probe_tcx(const Lab& lab) {
   LIBBPF_OPTS(bpf_link_create_opts, options, .flags = before_all);
   const auto attach = [&](const bpf_program* program, bpf_attach_type type) {
-    return UniqueFd(::bpf_link_create(::bpf_program__fd(program), static_cast<int>(lab.port), type, &options));
+    return UniqueFd(
+        ::bpf_link_create(::bpf_program__fd(program), static_cast<int>(lab.port), type, &options));
   };
   const UniqueFd in = attach(lab.bpf.progs.from_tenant, attach_tcx_ingress);
   const int sys = errno;
@@ -159,21 +165,25 @@ Finding probe_tcx(const Lab& lab) {
   const UniqueFd out = attach(lab.bpf.progs.to_tenant, attach_tcx_egress);
   if (!out) return failed(std::string(tcx_feature), false, errno, "attaching at tcx egress");
   // In the place of the running program, as an upgrade does.
-  if (const int err = ::bpf_link_update(in.get(), ::bpf_program__fd(lab.bpf.progs.from_tenant), nullptr); err != 0)
+  if (const int err =
+          ::bpf_link_update(in.get(), ::bpf_program__fd(lab.bpf.progs.from_tenant), nullptr);
+      err != 0)
     return failed(std::string(tcx_feature), false, err, "replacing a program");
   return works(tcx_feature,
-               lab.program_runs(lab.far, abi::HF_FROM_TENANT) && lab.program_runs(lab.port, abi::HF_TO_TENANT),
+               lab.program_runs(lab.far, abi::HF_FROM_TENANT) &&
+                   lab.program_runs(lab.port, abi::HF_TO_TENANT),
                "frames both ways met the gate, and it was replaced in place");
 }
 
 Finding probe_clsact(const Lab& lab) {
-  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(lab.port), .attach_point = BPF_TC_INGRESS);
+  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(lab.port),
+              .attach_point = BPF_TC_INGRESS);
   if (const int err = ::bpf_tc_hook_create(&hook); err != 0)
     return failed(std::string(clsact_feature), false, err, "making a clsact qdisc");
   const auto attach = [&](bpf_tc_attach_point point, const bpf_program* program, uint32_t flags) {
     LIBBPF_OPTS(bpf_tc_hook, at, .ifindex = static_cast<int>(lab.port), .attach_point = point);
-    LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = ::bpf_program__fd(program), .flags = flags, .handle = 1,
-                .priority = 1);
+    LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = ::bpf_program__fd(program), .flags = flags,
+                .handle = 1, .priority = 1);
     return ::bpf_tc_attach(&at, &options);
   };
   int err = attach(BPF_TC_INGRESS, lab.bpf.progs.from_tenant, 0);
@@ -191,18 +201,24 @@ Finding probe_clsact(const Lab& lab) {
 
 Finding probe_xdp(const Lab& lab) {
   LIBBPF_OPTS(bpf_link_create_opts, options, .flags = XDP_FLAGS_DRV_MODE);
-  const UniqueFd link(::bpf_link_create(::bpf_program__fd(lab.bpf.progs.uplink_xdp), static_cast<int>(lab.port),
-                                        BPF_XDP, &options));
-  if (!link) return failed(std::string(xdp_feature), false, errno, "attaching native XDP to a veth");
-  if (const int err = ::bpf_link_update(link.get(), ::bpf_program__fd(lab.bpf.progs.uplink_xdp), nullptr); err != 0)
+  const UniqueFd link(::bpf_link_create(::bpf_program__fd(lab.bpf.progs.uplink_xdp),
+                                        static_cast<int>(lab.port), BPF_XDP, &options));
+  if (!link)
+    return failed(std::string(xdp_feature), false, errno, "attaching native XDP to a veth");
+  if (const int err =
+          ::bpf_link_update(link.get(), ::bpf_program__fd(lab.bpf.progs.uplink_xdp), nullptr);
+      err != 0)
     return failed(std::string(xdp_feature), false, err, "replacing a program");
-  return works(xdp_feature, lab.program_runs(lab.far, abi::HF_FROM_UPLINK),
-               "on a veth; holdfastd tries each uplink's own driver, and takes tc where it has none");
+  return works(
+      xdp_feature, lab.program_runs(lab.far, abi::HF_FROM_UPLINK),
+      "on a veth; holdfastd tries each uplink's own driver, and takes tc where it has none");
 }
 
 Finding probe_uplink_tc(const Lab& lab) {
-  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(lab.port), .attach_point = BPF_TC_INGRESS);
-  LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = ::bpf_program__fd(lab.bpf.progs.uplink_tc), .handle = 1, .priority = 1);
+  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(lab.port),
+              .attach_point = BPF_TC_INGRESS);
+  LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = ::bpf_program__fd(lab.bpf.progs.uplink_tc),
+              .handle = 1, .priority = 1);
   int err = ::bpf_tc_hook_create(&hook);
   if (err == 0) err = ::bpf_tc_attach(&hook, &options);
   if (err != 0) return failed(std::string(uplink_tc_feature), false, err, "attaching a filter");
@@ -214,7 +230,8 @@ Finding probe_uplink_tc(const Lab& lab) {
 }
 
 // Two ways for one thing: essential is that one of them works.
-void push_alternatives(Finding first, Finding second, std::string_view instead, std::vector<Finding>& findings) {
+void push_alternatives(Finding first, Finding second, std::string_view instead,
+                       std::vector<Finding>& findings) {
   if (first.verdict == Verdict::refused && second.verdict == Verdict::enforced) {
     first.verdict = Verdict::fallback;
     first.detail += fmt::format("; {} instead", instead);
@@ -226,7 +243,8 @@ void push_alternatives(Finding first, Finding second, std::string_view instead, 
   findings.push_back(std::move(second));
 }
 
-// ---- nftables -------------------------------------------------------------------------------------
+// ---- nftables
+// -------------------------------------------------------------------------------------
 
 constexpr const char* table_name = "holdfast_doctor";
 
@@ -239,8 +257,9 @@ nft::LeaseElement sample_element(uint32_t ifindex, uint16_t port) {
 }
 
 Finding nft_failed(const Error& error) {
-  Finding finding = error.sys != 0 ? failed(std::string(nft_feature), true, error.sys, error.message)
-                                   : Finding{std::string(nft_feature), Verdict::refused, error.message, {}, true};
+  Finding finding =
+      error.sys != 0 ? failed(std::string(nft_feature), true, error.sys, error.message)
+                     : Finding{std::string(nft_feature), Verdict::refused, error.message, {}, true};
   if (!error.next_step.empty() && finding.next_step.empty()) finding.next_step = error.next_step;
   return finding;
 }
@@ -271,7 +290,8 @@ void probe_nft(uint32_t ifindex, std::vector<Finding>& findings) {
   constexpr uint32_t long_ms = 10'000;
   constexpr uint32_t longer_ms = 200'000;
   const auto refresh_unknown = [&] {
-    findings.push_back({std::string(refresh_feature), Verdict::unknown, "nftables could not be tried", {}, false});
+    findings.push_back(
+        {std::string(refresh_feature), Verdict::unknown, "nftables could not be tried", {}, false});
   };
   Result<nft::Table> table = nft::Table::open(table_name);
   if (!table) {
@@ -300,28 +320,35 @@ void probe_nft(uint32_t ifindex, std::vector<Finding>& findings) {
     return refresh_unknown();
   }
   const bool expires = !left->at(0).has_value() && left->at(1).has_value();
-  findings.push_back({std::string(nft_feature), expires ? Verdict::enforced : Verdict::refused,
+  findings.push_back({std::string(nft_feature),
+                      expires ? Verdict::enforced : Verdict::refused,
                       expires ? "our table was taken whole, and an element died on time"
                               : "an element did not die on time, or another died too early",
-                      {}, true});
+                      {},
+                      true});
 
   const Result<int> again = add_again(nft::lease_key(kept, nft::Side::a), longer_ms);
   const auto after = table->remaining_ms(std::span(keys).subspan(1));
   if (!again || *again != 0 || !after || !after->at(0).has_value()) return refresh_unknown();
   const bool refreshed = *after->at(0) > long_ms;
-  findings.push_back({std::string(refresh_feature), refreshed ? Verdict::enforced : Verdict::fallback,
-                      refreshed ? "adding an element again prolongs it; renewal does not depend on it"
-                                : "adding an element again does not prolong it; renewal takes two sets in turn",
-                      {}, false});
+  findings.push_back(
+      {std::string(refresh_feature),
+       refreshed ? Verdict::enforced : Verdict::fallback,
+       refreshed ? "adding an element again prolongs it; renewal does not depend on it"
+                 : "adding an element again does not prolong it; renewal takes two sets in turn",
+       {},
+       false});
 }
 
 void probe_hooks(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const int sys = make_veth();
   const uint32_t port = sys == 0 ? ::if_nametoindex(port_name) : 0;
   if (port == 0) {
-    for (const std::string_view feature : {tcx_feature, clsact_feature, xdp_feature, uplink_tc_feature}) {
-      findings.push_back(failed(std::string(feature), true, sys != 0 ? sys : ENODEV, "making a veth pair to try it on",
-                                Verdict::unknown, "load the kernel module: modprobe veth"));
+    for (const std::string_view feature :
+         {tcx_feature, clsact_feature, xdp_feature, uplink_tc_feature}) {
+      findings.push_back(failed(std::string(feature), true, sys != 0 ? sys : ENODEV,
+                                "making a veth pair to try it on", Verdict::unknown,
+                                "load the kernel module: modprobe veth"));
     }
     return;
   }
@@ -337,11 +364,16 @@ void probe_network(const ProbeObject& object, std::vector<Finding>& findings) {
   in_child(findings, lost, [&](std::vector<Finding>& found) {
     const bool own = ::unshare(CLONE_NEWNET) == 0;
     const int sys = errno;
-    for (const std::string_view feature : {tcx_feature, clsact_feature, xdp_feature, uplink_tc_feature, nft_feature}) {
+    for (const std::string_view feature :
+         {tcx_feature, clsact_feature, xdp_feature, uplink_tc_feature, nft_feature}) {
       if (own && (object.skeleton || feature == nft_feature)) continue;
-      found.push_back(own ? Finding{std::string(feature), Verdict::unknown, "the programs did not load", {}, true}
-                          : failed(std::string(feature), true, sys, "making a network namespace to try it in",
-                                   Verdict::unknown));
+      found.push_back(own ? Finding{std::string(feature),
+                                    Verdict::unknown,
+                                    "the programs did not load",
+                                    {},
+                                    true}
+                          : failed(std::string(feature), true, sys,
+                                   "making a network namespace to try it in", Verdict::unknown));
     }
     if (!own) return;
     if (object.skeleton) probe_hooks(*object.skeleton, found);

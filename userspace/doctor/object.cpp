@@ -1,8 +1,5 @@
 // Probes of the real BPF object: it loads, its maps do what the daemon needs of them, its programs
 // can be asked, and its events arrive.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <cstdarg>
@@ -13,6 +10,8 @@
 #include <bpf/libbpf.h>
 #include <fmt/format.h>
 #include <linux/bpf.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
@@ -63,16 +62,20 @@ void probe_mmap(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const bool read = ::bpf_map_lookup_elem(fd, &at, &seen) == 0 && seen.gate == mark;
   slots[at].gate = 0;
   ::munmap(mapped, bytes);
-  findings.push_back({feature, read ? Verdict::enforced : Verdict::refused,
-                      read ? "a store from here is what the programs read" : "a store from here is not seen", {},
-                      true});
+  findings.push_back(
+      {feature,
+       read ? Verdict::enforced : Verdict::refused,
+       read ? "a store from here is what the programs read" : "a store from here is not seen",
+       {},
+       true});
 }
 
 void probe_inner_maps(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const std::string feature = "policy tables of any size";
   LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_INNER_MAP | BPF_F_MMAPABLE);
   constexpr uint32_t lines = 7;  // other than the one of the template
-  const UniqueFd inner(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "hf_doctor", 4, sizeof(abi::endpoint_line), lines, &options));
+  const UniqueFd inner(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "hf_doctor", 4,
+                                        sizeof(abi::endpoint_line), lines, &options));
   if (!inner) {
     findings.push_back(failed(feature, true, errno, "making an inner map (BPF_F_INNER_MAP)"));
     return;
@@ -85,7 +88,8 @@ void probe_inner_maps(holdfast_bpf& bpf, std::vector<Finding>& findings) {
     return;
   }
   ::bpf_map_delete_elem(outer, &bank);
-  findings.push_back({feature, Verdict::enforced, "a table is published whole, by one store", {}, true});
+  findings.push_back(
+      {feature, Verdict::enforced, "a table is published whole, by one store", {}, true});
 }
 
 std::vector<uint8_t> test_frame() {
@@ -105,19 +109,22 @@ void probe_test_run(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame.data(), .data_out = answer.data(),
               .data_size_in = static_cast<uint32_t>(frame.size()),
               .data_size_out = static_cast<uint32_t>(answer.size()), .repeat = 1);
-  if (const int err = ::bpf_prog_test_run_opts(::bpf_program__fd(bpf.progs.explain_from_uplink), &options);
+  if (const int err =
+          ::bpf_prog_test_run_opts(::bpf_program__fd(bpf.progs.explain_from_uplink), &options);
       err != 0) {
-    findings.push_back(failed(feature, true, err, "BPF_PROG_TEST_RUN",
-                              Verdict::refused, "explain, and the proof that a lease is torn down, need it"));
+    findings.push_back(failed(feature, true, err, "BPF_PROG_TEST_RUN", Verdict::refused,
+                              "explain, and the proof that a lease is torn down, need it"));
     return;
   }
   abi::verdict verdict{};
   std::memcpy(&verdict, answer.data(), sizeof(verdict));
   const bool right = verdict.reason == abi::HF_REASON_not_ours;
-  findings.push_back({feature, right ? Verdict::enforced : Verdict::refused,
+  findings.push_back({feature,
+                      right ? Verdict::enforced : Verdict::refused,
                       right ? "BPF_PROG_TEST_RUN gives the verdict on a made-up packet"
                             : fmt::format("BPF_PROG_TEST_RUN gave reason {}", verdict.reason),
-                      {}, true});
+                      {},
+                      true});
 }
 
 int on_event(void* seen, void*, size_t) {
@@ -128,7 +135,8 @@ int on_event(void* seen, void*, size_t) {
 void probe_events(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const std::string feature = "drop events";
   bool seen = false;
-  ring_buffer* ring = ::ring_buffer__new(::bpf_map__fd(bpf.maps.drop_events), on_event, &seen, nullptr);
+  ring_buffer* ring =
+      ::ring_buffer__new(::bpf_map__fd(bpf.maps.drop_events), on_event, &seen, nullptr);
   if (ring == nullptr) {
     findings.push_back(failed(feature, true, errno, "reading the ring buffer"));
     return;
@@ -144,19 +152,27 @@ void probe_events(holdfast_bpf& bpf, std::vector<Finding>& findings) {
     findings.push_back(failed(feature, true, err, "running the gate on a packet"));
     return;
   }
-  findings.push_back({feature, seen ? Verdict::enforced : Verdict::refused,
+  findings.push_back({feature,
+                      seen ? Verdict::enforced : Verdict::refused,
                       seen ? "a dropped packet was told of through the ring buffer"
                            : "a dropped packet was not told of through the ring buffer",
-                      {}, true});
+                      {},
+                      true});
 }
 
 void probe_suspend(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const std::string feature = "suspend and resume";
-  const UniqueFd link(::bpf_raw_tracepoint_open("suspend_resume", ::bpf_program__fd(bpf.progs.clock_leap)));
+  const UniqueFd link(
+      ::bpf_raw_tracepoint_open("suspend_resume", ::bpf_program__fd(bpf.progs.clock_leap)));
   if (link) {
-    findings.push_back({feature, Verdict::enforced, "cached clock readings are void after resume", {}, true});
+    findings.push_back(
+        {feature, Verdict::enforced, "cached clock readings are void after resume", {}, true});
   } else if (errno == ENOENT && ::access("/sys/power/state", F_OK) != 0) {
-    findings.push_back({feature, Verdict::enforced, "this kernel cannot suspend, so its clock never leaps", {}, true});
+    findings.push_back({feature,
+                        Verdict::enforced,
+                        "this kernel cannot suspend, so its clock never leaps",
+                        {},
+                        true});
   } else {
     findings.push_back(failed(feature, true, errno, "attaching to the suspend_resume tracepoint"));
   }
@@ -164,7 +180,9 @@ void probe_suspend(holdfast_bpf& bpf, std::vector<Finding>& findings) {
 
 }  // namespace
 
-void ProbeObject::Destroy::operator()(holdfast_bpf* skeleton) const { holdfast_bpf__destroy(skeleton); }
+void ProbeObject::Destroy::operator()(holdfast_bpf* skeleton) const {
+  holdfast_bpf__destroy(skeleton);
+}
 
 ProbeObject load_object(std::vector<Finding>& findings) {
   const std::string feature = "BPF programs";
@@ -180,21 +198,26 @@ ProbeObject load_object(std::vector<Finding>& findings) {
   if (const int err = holdfast_bpf__load(object.skeleton.get()); err != 0) {
     object.skeleton.reset();
     const bool unprivileged = ::geteuid() != 0;
-    findings.push_back(failed(feature, true, err,
-                              libbpf_words().empty() || unprivileged ? "loading them" : libbpf_words()));
+    findings.push_back(
+        failed(feature, true, err,
+               libbpf_words().empty() || unprivileged ? "loading them" : libbpf_words()));
     return object;
   }
   int programs = 0;
   bpf_program* program = nullptr;
   bpf_object__for_each_program(program, object.skeleton->obj)++ programs;
-  findings.push_back({feature, Verdict::enforced, fmt::format("the verifier took all {} of ours", programs), {}, true});
+  findings.push_back({feature,
+                      Verdict::enforced,
+                      fmt::format("the verifier took all {} of ours", programs),
+                      {},
+                      true});
   return object;
 }
 
 void probe_object(const ProbeObject& object, std::vector<Finding>& findings) {
   if (!object.skeleton) {
-    for (const char* feature : {"shared lease slots", "policy tables of any size", "asking the programs",
-                                "drop events", "suspend and resume"})
+    for (const char* feature : {"shared lease slots", "policy tables of any size",
+                                "asking the programs", "drop events", "suspend and resume"})
       findings.push_back(need_object(feature));
     return;
   }

@@ -1,0 +1,96 @@
+"""What `holdfast` makes of its command line, without a daemon: exit codes and where messages go."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HOLDFAST = sys.argv.pop(1)
+NO_SOCKET = "/nonexistent/control.sock"
+
+
+def run(*words, stdin=""):
+    return subprocess.run([HOLDFAST, "--socket", NO_SOCKET, *words], input=stdin, text=True,
+                          capture_output=True, timeout=30, check=False)
+
+
+COMMANDS = [
+    "status", "doctor", "lease ls", "lease show", "lease grant", "lease renew", "lease revoke", "lease release",
+    "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
+    "bundle diff", "drops", "flows", "explain", "node detach",
+]
+
+USAGE = [
+    "", "lease", "frob", "lease frob", "status extra", "status --frob", "lease show", "lease renew",
+    "lease grant", "lease grant acme/shop/prod", "lease grant acme/shop/prod --endpoint web --ttl 90",
+    "lease grant acme/shop/prod --endpoint web --holder root", "lease grant --from x.jsonl acme/shop/prod",
+    "lease renew 00ff --ttl", "lease renew 00ff --generation x", "tenant disable", "bundle check",
+    "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
+]
+
+NEEDS_DAEMON = [
+    "status", "lease ls", "lease show 00ff", "lease grant acme/shop/prod --endpoint web --ttl 90s",
+    "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
+    "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows",
+    "explain tcp 10.0.0.1:1 -> 10.0.0.2:2", "explain icmp_echo fd00::1 fd00::2 --from veth0",
+]
+
+
+class Words(unittest.TestCase):
+    def test_help_everywhere(self):
+        for words in ["", "lease", "route", "tenant", "bundle", "node", *COMMANDS]:
+            done = run(*words.split(), "--help")
+            self.assertEqual((done.returncode, done.stderr), (0, ""), words)
+            self.assertIn("Usage: holdfast", done.stdout)
+            if words in COMMANDS:
+                self.assertIn("Examples:", done.stdout, words)
+        self.assertRegex(run("--version").stdout, r"^holdfast \d+\.\d+\.\d+\n$")
+
+    def test_usage(self):
+        for words in USAGE:
+            done = run(*words.split())
+            self.assertEqual((done.returncode, done.stdout), (2, ""), words)
+            self.assertTrue(done.stderr.startswith("holdfast: "), words)
+            self.assertEqual(done.stderr.count("\n"), 2, f"{words}: a message and a next step: {done.stderr}")
+            error = json.loads(run("--json", *words.split()).stderr)
+            self.assertEqual((error["version"], error["error"]["code"]), (1, "usage"), words)
+
+    def test_daemon_down(self):
+        for words in NEEDS_DAEMON:
+            done = run(*words.split())
+            self.assertEqual((done.returncode, done.stdout), (1, ""), words)
+            self.assertIn("holdfastd is not running", done.stderr)
+            self.assertIn("systemctl start holdfastd", done.stderr)
+            error = json.loads(run(*words.split(), "--json").stderr)["error"]
+            self.assertEqual((error["code"], error["class"]), ("daemon_not_running", "unavailable"), words)
+
+    def test_bundle_check(self):
+        done = run("bundle", "check", "-", "--json", stdin="version: 1\ngeneration: 7\nuplinks: [up0]\ntenants: []\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual({k: json.loads(done.stdout)[k] for k in ("version", "good", "generation")},
+                         {"version": 1, "good": True, "generation": 7})
+        bad = run("bundle", "check", "-", stdin="version: 1\ngeneration: 07\n")
+        self.assertEqual(bad.returncode, 1)
+        self.assertIn("standard input:2", bad.stderr)
+
+    def test_bad_bulk_file_is_named_by_line(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as file:
+            file.write('{"tenant": "a/b/c", "endpoints": ["web"]}\n{"tenant": "a/b/c", "endpoint": "web"}\n')
+        self.addCleanup(os.unlink, file.name)
+        done = run("lease", "grant", "--from", file.name)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f'{file.name}:2: a lease has no "endpoint"', done.stderr)
+
+    def test_full_disk_is_an_error(self):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run([HOLDFAST, "bundle", "check", "-"], stdout=full, stderr=subprocess.PIPE, text=True,
+                                  input="version: 1\ngeneration: 7\nuplinks: [up0]\ntenants: []\n", timeout=30,
+                                  check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("No space left", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
