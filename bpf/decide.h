@@ -361,8 +361,7 @@ HF_GLOBAL int hf_decide_from_uplink_flow(struct packet *p, struct verdict *v, __
 /* From outside, on an uplink: early drop only of what is addressed to tenant property without a lease or a
  * flow, and of what claims a tenant's source. All else is the stack's business. `parse_reason` is what the
  * parser had against the packet, if anything: it counts only against tenant property. */
-HF_GLOBAL int hf_decide_from_uplink(struct packet *p, struct verdict *v, __u32 parse_reason) {
-  if (!p || !v) return HF_REASON_unclassified;
+static __always_inline __u32 hf_decide_from_uplink(struct packet *p, struct verdict *v, __u32 parse_reason) {
   __u32 bank = v->bank;
   if (p->kind != HF_KIND_IP && p->kind != HF_KIND_ICMP_ERROR) return HF_REASON_not_ours;
   const struct endpoint_entry *e = 0;

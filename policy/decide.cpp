@@ -40,7 +40,7 @@ Result<Selector> parse_selector(std::string_view text) {
 }
 
 Status add_endpoint(const PolicyIndex& index, const Tenant& tenant, std::string_view text,
-                    size_t resources_max, std::vector<Resource>& resources) {
+                    const std::optional<Prefix>& peer, size_t resources_max, std::vector<Resource>& resources) {
   const Result<Selector> selector = parse_selector(text);
   if (!selector) return std::unexpected(selector.error());
   const Endpoint* endpoint = index.endpoint(tenant, selector->name);
@@ -51,6 +51,7 @@ Status add_endpoint(const PolicyIndex& index, const Tenant& tenant, std::string_
   bool matched = false;
   for (const Address& address : endpoint->addresses) {
     if (selector->address && *selector->address != address) continue;
+    if (peer && peer->address.is_v4() != address.is_v4()) continue;  // it could never be used
     const uint32_t first = selector->port.value_or(endpoint->listen.first);
     const uint32_t last = selector->port.value_or(endpoint->listen.last);
     if (first < endpoint->listen.first || last > endpoint->listen.last) continue;
@@ -144,7 +145,7 @@ Result<std::vector<Resource>> select_members(const PolicyIndex& index,
                 "name endpoints, and egress in a lease of its own");
   std::vector<Resource> members;
   for (const std::string& text : request.endpoints)
-    if (Status ok = add_endpoint(index, **tenant, text, abi::HF_SLOTS_MAX, members); !ok)
+    if (Status ok = add_endpoint(index, **tenant, text, request.peer, abi::HF_SLOTS_MAX, members); !ok)
       return pass_on(ok);
   return members;
 }
@@ -166,9 +167,13 @@ Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& req
     return fail(ErrorKind::invalid, "no_resources", "the lease names no endpoint and no egress",
                 "add --endpoint NAME or --egress PORT");
   for (const std::string& text : request.endpoints)
-    if (Status ok = add_endpoint(index, *plan.tenant, text, lease_resources_max, plan.resources);
+    if (Status ok = add_endpoint(index, *plan.tenant, text, request.peer, lease_resources_max,
+                                 plan.resources);
         !ok)
       return pass_on(ok);
+  if (request.peer && !request.egress.empty())
+    return fail(ErrorKind::invalid, "peer_on_egress", "an egress lease has no peer prefix",
+                "grant it without --peer; name endpoints and egress in two leases");
   for (const std::string& name : request.egress) {
     const TenantPort* port = index.port(*plan.tenant, name);
     if (port == nullptr)

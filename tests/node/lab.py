@@ -484,9 +484,19 @@ route add default via {gateway.v6}
         for name, value in {"egress": egress, "peer": peer, **options}.items():
             if value is not None:
                 words += [f"--{name}", value]
-        answer = self.cli(*words)
+        # Right after its last lease ended a resource may still be draining, which the answer says.
+        done = wait_until(lambda: self.unless_draining(*words), 5, "the resource is torn down")
+        answer = json.loads(done.stdout)
         assert answer["granted"] == 1, answer
         return answer["leases"][0]
+
+    def unless_draining(self, *words: object) -> subprocess.CompletedProcess | None:
+        done = self.try_cli(*words)
+        if done.returncode == 0:
+            return done
+        if '"draining"' in done.stderr:
+            return None
+        raise CommandFailed(["holdfast", *map(str, words)], done)
 
     def grant_many(self, requests: list[dict]) -> dict:
         path = self.dir / "grants.json"

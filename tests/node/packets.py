@@ -8,6 +8,7 @@ A Probe is one packet from one place of the lab to another. The two questions ev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -20,7 +21,7 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6  # noqa:
 from scapy.layers.l2 import Ether  # noqa: E402
 from scapy.packet import Packet, Raw  # noqa: E402
 
-from lab import ECHO, GATEWAYS, HOSTS, WEB, Lab, wait_until  # noqa: E402
+from lab import ECHO, GATEWAYS, HOSTS, WEB, Capture, Lab, wait_until  # noqa: E402
 
 PACKETS = 5  # of each probe; few enough for the neighbour queue of a first packet
 
@@ -102,6 +103,11 @@ class Probe:
         return bytes(self.packet())
 
 
+def watching(lab: Lab, probe: Probe) -> contextlib.AbstractContextManager[Capture]:
+    """Counts what arrives of a probe. By length too: an ICMP error about an answer quotes the marker as well."""
+    return lab.capture(probe.receiver, probe.marker, probe.interface, {len(probe.frame())})
+
+
 def passes(lab: Lab, probe: Probe, packets: int = PACKETS) -> None:
     """All packets of the probe arrive at its receiver."""
     arrives(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.marker, probe.interface)
@@ -113,7 +119,6 @@ def denied(lab: Lab, probe: Probe, reason: str, hook: str, packets: int = PACKET
 
 
 def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], marker: bytes, interface: str = "eth0") -> None:
-    # By length too: an ICMP error about an answer quotes the marker as well.
     with lab.capture(receiver, marker, interface, {len(frame) for frame in frames}) as capture:
         lab.send(sender, frames)
         try:

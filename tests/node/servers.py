@@ -1,6 +1,6 @@
 """Small real servers and clients that the lab runs inside a namespace, one process for each.
 
-    servers.py serve tcp:8080 udp:9000 http:8081     echo, echo, and an endless download; prints "ready"
+    servers.py serve tcp:8080 udp:9000 page:80 http:81    echo, echo, a web page, an endless download; prints "ready"
     servers.py probe ADDRESS PORT PACKETS_PER_S      UDP echo client; prints its tally as JSON on SIGTERM
 
 Only the standard library; they end with SIGTERM and leave nothing behind.
@@ -51,6 +51,11 @@ def download(connection: socket.socket) -> None:
             time.sleep(ahead_s)
 
 
+def page(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
+
+
 def accept_for_ever(server: socket.socket, session) -> None:
     def guarded(connection: socket.socket) -> None:
         try:
@@ -82,7 +87,7 @@ def serve(services: list[str]) -> None:
             arguments = (listen(socket.SOCK_DGRAM, int(port)),)
             threading.Thread(target=answer_for_ever, args=arguments, daemon=True).start()
         else:
-            session = {"tcp": echo, "http": download}[kind]
+            session = {"tcp": echo, "http": download, "page": page}[kind]
             arguments = (listen(socket.SOCK_STREAM, int(port)), session)
             threading.Thread(target=accept_for_ever, args=arguments, daemon=True).start()
     print("ready", flush=True)

@@ -79,6 +79,8 @@ def test_errors_about_a_flow(both_hooks: Lab, version: int, kind: str) -> None:
     passes(lab, Probe("tenant-a", "client", udp(there, source_port=here), version))
     arrives(lab, "client", "tenant-a", [about] * 3, marker)
     lab.revoke(lease)
+    dropped(lab, "client", "tenant-a", [about] * 3, marker, "icmp_unrelated", "from_uplink")
+    lab.grant(A, egress="a0")
     dropped(lab, "client", "tenant-a", [about] * 3, marker, "lease_revoked", "from_uplink")
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from lab import A, ECHO, HOSTS, Lab, wait_until
-from packets import PACKETS, Probe, denied, dropped_by_nft, passes, udp
+from packets import PACKETS, Probe, denied, dropped_by_nft, passes, udp, watching
 
 TENANT_A = HOSTS["tenant-a"]
 
@@ -42,7 +42,7 @@ def test_nft_alone(both_hooks: Lab, version: int) -> None:
     lab.freeze()
     assert attached_programs(lab) != []
     empty_the_ebpf_side(lab)
-    with lab.capture("tenant-a", leased.marker) as capture:
+    with watching(lab, leased) as capture:
         lab.send("client", [leased.frame()] * PACKETS)
         wait_until(lambda: capture.count() == PACKETS, what="nft lets the leased packets through")
     assert time.monotonic() < end
@@ -68,7 +68,7 @@ def test_ebpf_alone(both_hooks: Lab, version: int) -> None:
     before = lab.counters()
     lab.freeze()
     lab.nft("delete", "table", "inet", "holdfast")
-    with lab.capture("tenant-a", leased.marker) as capture, lab.capture("tenant-b", shut.marker) as strangers:
+    with watching(lab, leased) as capture, watching(lab, shut) as strangers:
         lab.send("client", [leased.frame()] * PACKETS)
         lab.send("client", [shut.frame()] * PACKETS)
         wait_until(lambda: capture.count() == PACKETS, what="eBPF lets the leased packets through")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from lab import A, B, CLOSED, ECHO, FILES, HOSTS, MANY, WEB, CommandFailed, Lab, says, wait_until
-from packets import PROTOCOLS, Probe, denied, echo_reply, passes, syn, udp
+from packets import PROTOCOLS, Probe, denied, echo_reply, passes, syn, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
 TENANT_A, CLIENT = HOSTS["tenant-a"], HOSTS["client"]
@@ -71,14 +71,19 @@ def test_a_lease_opens_only_what_it_names(both_hooks: Lab, protocol: str, versio
     denied(lab, unpublished, "no_endpoint", "from_uplink")
 
 
+def bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_one_address_of_an_endpoint(both_hooks: Lab, version: int) -> None:
     """G1: a lease on web@ADDRESS opens that address and not the endpoint's other one."""
     lab = both_hooks
-    named = f"web@{TENANT_A.v4}" if version == 4 else f"web@[{TENANT_A.v6}]:{WEB}"
-    lab.grant(A, named)
-    passes(lab, Probe("client", "tenant-a", syn(), version))
-    denied(lab, Probe("client", "tenant-a", syn(), 10 - version), "no_lease", "from_uplink")
+    for named in (f"web@{TENANT_A.address(version)}", f"web@{bracketed(TENANT_A.address(version))}:{WEB}"):
+        lease = lab.grant(A, named)
+        passes(lab, Probe("client", "tenant-a", syn(), version))
+        denied(lab, Probe("client", "tenant-a", syn(), 10 - version), "no_lease", "from_uplink")
+        lab.revoke(lease)
 
 
 def test_one_port_of_a_range(both_hooks: Lab) -> None:
@@ -152,8 +157,7 @@ def test_revoking_cuts_a_download(own_both: Lab, version: int) -> None:
     address = TENANT_A.address(version)
     lease = lab.grant(A, "files")
     target = lab.dir / "download"
-    url = f"http://{address}:{FILES}/" if version == 4 else f"http://[{address}]:{FILES}/"
-    lab.popen("client", ["curl", "-s", "-o", str(target), url])
+    lab.popen("client", ["curl", "-s", "-o", str(target), f"http://{bracketed(address)}:{FILES}/"])
     size = lambda: target.stat().st_size if target.exists() else 0  # noqa: E731
     wait_until(lambda: size() > 1_000_000, what="the download runs")
     lab.revoke(lease)
@@ -181,11 +185,10 @@ def test_peer_prefix(both_hooks: Lab, version: int) -> None:
     lab = both_hooks
     inside, outside = {4: ("192.0.2.8/29", "192.0.2.128/25"), 6: ("2001:db8:1::/64", "2001:db8:2::/64")}[version]
     probe = Probe("client", "tenant-a", udp(), version)
-    endpoint = f"echo@{TENANT_A.v4}" if version == 4 else f"echo@[{TENANT_A.v6}]"
-    lease = lab.grant(A, endpoint, peer=outside)
+    lease = lab.grant(A, "echo", peer=outside)
     denied(lab, probe, "peer_not_leased", "from_uplink")
     lab.revoke(lease)
-    lab.grant(A, endpoint, peer=inside)
+    lab.grant(A, "echo", peer=inside)
     passes(lab, probe)
     assert lab.udp("client", TENANT_A.address(version), ECHO)
 
@@ -233,11 +236,11 @@ def test_a_disabled_tenant_goes_dark_at_once(both_hooks: Lab, disabled: str) -> 
 @pytest.mark.parametrize("version", [4, 6])
 def test_release_is_for_holder_and_operator(lab: Lab, version: int) -> None:
     """L17: the holder gives its lease back; another user may not."""
-    lease = lab.grant(A, "echo", holder="uid:65534")
+    lease = lab.grant(A, "echo", holder="uid:61000")
     probe = Probe("client", "tenant-a", udp(), version)
     passes(lab, probe)
-    stranger = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"]
-    holder = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    stranger = ["setpriv", "--reuid=61001", "--regid=61001", "--clear-groups"]
+    holder = ["setpriv", "--reuid=61000", "--regid=61000", "--clear-groups"]
     refused = lab.try_cli("lease", "release", lease["id"], prefix=stranger, json_output=False)
     assert refused.returncode == 1 and "not yours" in refused.stdout + refused.stderr
     passes(lab, probe)
@@ -312,7 +315,7 @@ def test_grace_lets_connections_finish_and_ends_in_the_kernel(both_hooks: Lab) -
     lab.freeze()
     lab.send("client", [probe.frame()])
     end = time.monotonic() + 1.1
-    with lab.capture("tenant-a", probe.marker) as capture:
+    with watching(lab, probe) as capture:
         lab.send("client", [probe.frame()])
         wait_until(lambda: capture.count() == 1, what="it passes within its grace")
         wait_until(lambda: time.monotonic() > end)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from lab import A, B, ECHO, HOSTS, WEB, Lab, policy, says, wait_until
-from packets import PACKETS, PROTOCOLS, Probe, denied, passes, udp
+from packets import PACKETS, PROTOCOLS, Probe, denied, passes, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
 TENANT_A = HOSTS["tenant-a"]
@@ -36,7 +36,7 @@ def counted_after(lab: Lab, probe: Probe, incapacitate, recover) -> tuple[int, i
     lease = lab.grant(A, probe_endpoint(probe), ttl="2s")
     end = deadline_s(lease)
     incapacitate()
-    with lab.capture("tenant-a", probe.marker) as capture:
+    with watching(lab, probe) as capture:
         lab.send("client", [probe.frame()] * PACKETS)
         wait_until(lambda: capture.count() >= PACKETS, what="the lease holds without the daemon")
         before = capture.count()
@@ -97,7 +97,7 @@ def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> N
     with lab.probing("client", address, ECHO) as tally:
         for _ in range(3):
             getattr(lab, how)()
-            with lab.capture("tenant-b", shut.marker) as capture:
+            with watching(lab, shut) as capture:
                 lab.send("client", [shut.frame()] * PACKETS)
                 lab.start()
                 assert capture.count() == 0
@@ -114,7 +114,7 @@ def test_an_adopted_lease_is_the_same_lease(lab: Lab) -> None:
     granted = [
         lab.grant(A, "echo", "ping", ttl="100s", peer="192.0.2.0/24", holder="uid:4711"),
         lab.grant(A, egress="a0", ttl="50s"),
-        lab.grant(B, "web", ttl="2s"),
+        lab.grant(B, "web", ttl="10s"),
     ]
     before = lab.leases()
     assert set(before) == {lease["id"] for lease in granted}
@@ -133,7 +133,7 @@ def test_an_adopted_lease_is_the_same_lease(lab: Lab) -> None:
     passes(lab, probe)
     lab.revoke(granted[0])
     denied(lab, probe, "no_lease", "from_uplink")
-    wait_until(lambda: granted[2]["id"] not in lab.leases(), what="the adopted one ends at its term")
+    wait_until(lambda: granted[2]["id"] not in lab.leases(), 12, "the adopted one ends at its term")
 
 
 def seconds_of(stamp: str) -> float:
@@ -175,7 +175,7 @@ def test_sigterm_stops_serving_and_nothing_else(both_hooks: Lab) -> None:
     lab.daemon.send_signal(signal.SIGTERM)
     lab.stop()
     assert not lab.socket_path.exists()
-    with lab.capture("tenant-a", leased.marker) as open_, lab.capture("tenant-b", shut.marker) as closed:
+    with watching(lab, leased) as open_, watching(lab, shut) as closed:
         lab.send("client", [leased.frame()] * PACKETS + [shut.frame()] * PACKETS)
         wait_until(lambda: open_.count() == PACKETS)
         wait_until(lambda: boot_s() >= end)
@@ -200,7 +200,7 @@ def test_a_stopped_daemon_answers_nobody_and_loses_nothing(lab: Lab) -> None:
     lab.freeze()
     asking = lab.popen("node", lab.holdfast_argv("--json", "lease", "ls"))
     probe = Probe("client", "tenant-a", udp())
-    with lab.capture("tenant-a", probe.marker) as capture:
+    with watching(lab, probe) as capture:
         lab.send("client", [probe.frame()] * PACKETS)
         wait_until(lambda: capture.count() == PACKETS)
     assert asking.poll() is None

@@ -44,7 +44,7 @@ Result<uint64_t> take_part(std::string_view text, std::string_view& rest, size_t
   while (digits < rest.size() && is_digit(rest[digits])) ++digits;
   if (digits == 0) return bad_duration(text, "a number is missing");
   uint64_t whole = 0;
-  if (std::from_chars(rest.data(), rest.data() + digits, whole).ec != std::errc())
+  if (std::from_chars(rest.begin(), rest.begin() + digits, whole).ec != std::errc())
     return bad_duration(text, "it is too long");
   rest.remove_prefix(digits);
 
@@ -200,8 +200,8 @@ Result<std::string> parse_holder(std::string_view text) {
   const std::string_view kind = text.substr(0, colon);
   const std::string_view value = colon == text.npos ? std::string_view() : text.substr(colon + 1);
   uint64_t number = 0;
-  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-  const bool is_number = error == std::errc() && end == value.data() + value.size();
+  const auto [end, error] = std::from_chars(value.begin(), value.end(), number);
+  const bool is_number = error == std::errc() && end == value.end();
   if (kind == "uid" && is_number && number < UINT32_MAX) return fmt::format("uid:{}", number);
   if (kind == "cgroup" && is_number && number != 0) return fmt::format("cgroup:{}", number);
   if (kind == "cgroup" && value.starts_with('/')) {

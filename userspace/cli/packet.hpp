@@ -13,13 +13,13 @@
 namespace holdfast::cli {
 
 struct PacketWords {
-  std::string protocol = {};         // tcp, udp, icmp_echo (or icmp, ping)
-  std::string source = {};           // ADDRESS:PORT, [V6]:PORT; ADDRESS alone for icmp_echo
-  std::string destination = {};      // likewise
-  std::string from = "uplink";  // or the interface it enters by
-  bool syn = false;             // tcp: opens a connection (the default)
-  bool ack = false;             // tcp: of an established one; icmp_echo: the reply
-  std::string source_mac = {};       // matters from a tenant port; the port's own when empty
+  std::string protocol = {};     // tcp, udp, icmp_echo (or icmp, ping)
+  std::string source = {};       // ADDRESS:PORT, [V6]:PORT; ADDRESS alone for icmp_echo
+  std::string destination = {};  // likewise
+  std::string from = "uplink";   // or the interface it enters by
+  bool syn = false;              // tcp: opens a connection (the default)
+  bool ack = false;              // tcp: of an established one; icmp_echo: the reply
+  std::string source_mac = {};   // matters from a tenant port; the port's own when empty
 };
 
 struct Packet {

@@ -313,7 +313,10 @@ std::string render_drops(const Value& reply, const Style& style) {
     if (text_of(row, "verdict") == "drop" && packets != 0) rows.push_back({&row, packets});
   }
   if (rows.empty()) return "Nothing was dropped since the programs were loaded.\n";
-  std::ranges::stable_sort(rows, std::ranges::greater(), &Row::packets);
+  std::ranges::sort(rows, [](const Row& a, const Row& b) {
+    // Equal ones in the order of the reply, whose rows lie behind one another.
+    return a.packets != b.packets ? a.packets > b.packets : a.value < b.value;
+  });
   Table table({{"HOOK"}, {"REASON"}, {"PACKETS", Align::right}, {"BYTES", Align::right}, {"WHY"}});
   for (const Row& row : rows) {
     table.add({text_of(*row.value, "hook"), Cell(text_of(*row.value, "reason"), Colour::yellow),

@@ -78,6 +78,7 @@ std::string Table::render(const Style& style) {
   if (rows_.empty()) return out;
   if (!titles_done_) {
     std::vector<Cell> titles;
+    titles.reserve(columns_.size());
     for (const Column& column : columns_) titles.emplace_back(column.title, Colour::bold);
     append_row(out, titles, style);
     titles_done_ = true;

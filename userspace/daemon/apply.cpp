@@ -137,12 +137,13 @@ Status probe_denied(DataPlane& plane, uint32_t slot) {
 
 // Attaches and verifies; what cannot be guarded is not armed.
 template <typename Attach>
-void guard(std::span<const Interface> interfaces, nft::Changes& widen,
+void guard(std::span<const Interface> interfaces, PolicyChange& change,
            std::vector<std::pair<std::string, Error>>& dark, Attach attach) {
   for (const Interface& at : interfaces) {
     Status ok = attach(at);
     if (ok) continue;
-    std::erase(widen.arm, at.ifindex);
+    std::erase(change.widen.arm, at.ifindex);
+    change.narrow.disarm.push_back(at.ifindex);
     dark.emplace_back(at.name, std::move(ok.error()));
   }
 }
@@ -172,8 +173,7 @@ Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& optio
   Probe probe(*object);
   return std::unique_ptr<DataPlane>(new DataPlane{
       std::move(*object), Slots(std::move(*slots), std::move(*records)), std::move(*tenants),
-      std::move(*banks), std::move(attachments), probe, std::move(*nft),
-                    std::move(*watch)});
+      std::move(*banks), std::move(attachments), probe, std::move(*nft), std::move(*watch)});
 }
 
 nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) {
@@ -269,9 +269,9 @@ Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {
 Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane,
                                                                PolicyChange& change) {
   std::vector<std::pair<std::string, Error>> dark;
-  guard(change.tenant_ports, change.widen, dark,
+  guard(change.tenant_ports, change, dark,
         [&](const Interface& at) { return plane.attachments.attach_tenant_port(at); });
-  guard(change.uplinks, change.widen, dark,
+  guard(change.uplinks, change, dark,
         [&](const Interface& at) { return plane.attachments.attach_uplink(at); });
 
   if (change.insist && !dark.empty()) return std::unexpected(std::move(dark.front().second));

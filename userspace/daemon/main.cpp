@@ -33,6 +33,8 @@ constexpr int exit_unenforceable = 3;
 
 // Hooks and interfaces are looked at this often, beside every notice of a change.
 constexpr uint64_t drift_check_period_ns = 5 * ns_per_s;
+// How long a start waits for another daemon to be gone.
+constexpr uint64_t lock_patience_ns = 3 * ns_per_s;
 // Bursts of netlink notices are taken together.
 constexpr uint64_t notice_delay_ns = 20 * ns_per_ms;
 
@@ -125,7 +127,12 @@ Result<UniqueFd> lock_state(const std::string& state_dir) {
   const std::string path = state_dir + "/lock";
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!fd) return fail_sys(errno, "lock", "opening " + path);
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
+  // A daemon that was killed a moment ago may still be on its way out.
+  const uint64_t patience_ends = boot_now_ns() + lock_patience_ns;
+  do {
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) return fd;
+    ::usleep(50'000);
+  } while (boot_now_ns() < patience_ends);
   return fail(ErrorKind::conflict, "already_running",
               fmt::format("another holdfastd holds {}", path),
               "stop it first, or give each its own --state-dir");
@@ -165,7 +172,10 @@ class Daemon {
                           {"generation", node_->policy().generation},
                           {"socket", options_.runtime_dir + "/control.sock"}});
     const Status ended = loop_->run();
-    // Serving ends here; enforcing does not: pins, tables and deadlines stay.
+    // Serving ends here; enforcing does not: pins, tables and deadlines stay. A second SIGTERM finds us on
+    // the way out and changes nothing.
+    ::signal(SIGTERM, SIG_IGN);
+    ::signal(SIGINT, SIG_IGN);
     ::sd_notify(0, "STOPPING=1");
     server_.reset();
     log::notice("stopped", {{"leases_left_in_force", detached_ ? 0 : node_->lease_count()}});
@@ -192,6 +202,7 @@ class Daemon {
   }
 
   void on_signal(int signal) {
+    if (signal == SIGHUP && detached_) return;
     if (signal != SIGHUP) return loop_->stop();  // a second one finds us stopping already
     ::sd_notify(0,
                 fmt::format("RELOADING=1\nMONOTONIC_USEC={}", read_clock_ns(CLOCK_MONOTONIC) / 1000)
@@ -256,7 +267,11 @@ class Daemon {
   }
 
   Result<std::vector<std::string>> detach() {
+    // Nothing may put back what is being removed.
     detached_ = true;
+    link_fd_watch_.reset();
+    nft_fd_watch_.reset();
+    for (wire::Timer* timer : {&network_timer_, &nft_timer_, &drift_timer_}) timer->reset();
     Result<std::vector<std::string>> removed = detach_node(*node_, options_.node);
     // The answer goes out first.
     loop_->defer(

@@ -11,6 +11,7 @@
 #include <linux/if_link.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
+#include <net/if_arp.h>
 #include <sys/socket.h>
 
 namespace holdfast {
@@ -72,6 +73,7 @@ int on_link(const nlmsghdr* header, void* data) {
   const auto* info = static_cast<const ifinfomsg*>(::mnl_nlmsg_get_payload(header));
   LinkInfo link;
   link.ifindex = static_cast<uint32_t>(info->ifi_index);
+  link.ethernet = info->ifi_type == ARPHRD_ETHER;
   for_each_attribute(header, sizeof(*info), [&](const nlattr* attribute) {
     switch (::mnl_attr_get_type(attribute)) {
       case IFLA_IFNAME: link.name = ::mnl_attr_get_str(attribute); break;
@@ -152,7 +154,7 @@ Status check_tenant_interface(const LinkInfo& link) {
         fmt::format("interface {} belongs to {}: frames between its ports would not pass our hooks",
                     link.name, link.master_name.empty() ? "another interface" : link.master_name),
         "take it out (ip link set " + link.name + " nomaster) and route to it instead");
-  if (link.kind == "veth" || link.kind == "tun") return {};
+  if ((link.kind == "veth" || link.kind == "tun") && link.ethernet) return {};
   return fail(ErrorKind::unsupported, "port_kind",
               fmt::format("interface {} is {}: a tenant port is the host end of a veth, or a tap",
                           link.name, link.kind.empty() ? "plain hardware" : "a " + link.kind),
@@ -164,6 +166,10 @@ Status check_uplink_interface(const LinkInfo& link) {
     return fail(ErrorKind::unsupported, "uplink_has_master",
                 fmt::format("uplink {} belongs to {}", link.name, link.master_name),
                 "name the bridge or bond itself as the uplink");
+  if (!link.ethernet)
+    return fail(ErrorKind::unsupported, "uplink_kind",
+                fmt::format("uplink {} carries no Ethernet frames", link.name),
+                "name the interface below it");
   return {};
 }
 

@@ -15,8 +15,9 @@ namespace holdfast {
 struct LinkInfo {
   uint32_t ifindex = 0;
   std::string name;
-  std::string kind;     // IFLA_INFO_KIND: "veth", "tun", "macvlan", ...; empty for plain hardware
-  uint32_t master = 0;  // ifindex of the bridge or bond it belongs to
+  std::string kind;       // IFLA_INFO_KIND: "veth", "tun", "macvlan", ...; empty for plain hardware
+  bool ethernet = false;  // frames with Ethernet headers: a tap has them, a tun does not
+  uint32_t master = 0;    // ifindex of the bridge or bond it belongs to
   std::string master_name;
 };
 

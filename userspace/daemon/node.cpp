@@ -19,12 +19,27 @@
 namespace holdfast {
 namespace {
 
+constexpr std::string_view interface_missing_code = "interface_missing";
+
 // Of a node that was never given a policy: nothing is leased, everything is denied.
 Policy empty_policy(uint32_t slots) {
   Policy policy;
   policy.failsafe_ports = {failsafe_port_default};
   policy.leases_max = std::min(node_leases_default, slots);
   return policy;
+}
+
+Error interface_missing(const std::string& name) {
+  return {ErrorKind::unavailable, interface_missing_code, 0,
+          fmt::format("there is no interface {} here", name),
+          "create it, or take it out of the policy"};
+}
+
+std::vector<std::string> interfaces_of(const Policy& policy) {
+  std::vector<std::string> names = policy.uplinks;
+  for (const Tenant& tenant : policy.tenants)
+    for (const TenantPort& port : tenant.ports) names.push_back(port.interface);
+  return names;
 }
 
 nft::HostRules host_rules(const Policy& policy) {
@@ -96,7 +111,6 @@ class Node::Book final : public SlotBook {
 };
 
 // ---- start
-// ------------------------------------------------------------------------------------------------
 
 Result<std::unique_ptr<Node>> Node::open(wire::EventLoop& loop, const NodeOptions& options) {
   Result<std::unique_ptr<DataPlane>> plane = DataPlane::open(options.plane);
@@ -151,35 +165,52 @@ Status Node::load_policy() {
   return {};
 }
 
-// Leases whose pinned state is whole and whose resource the policy still names go on; all others
-// end.
-void Node::adopt_leases() {
-  std::set<uint32_t> egress;
-  for (const auto& [name, slot] : egress_slots_) egress.insert(slot);
+// Is every slot of the lease that begins here open, of this lease, bound under its tenant's epoch and still
+// the slot of a resource that the policy in force names?
+bool Node::is_whole(uint32_t first_slot) const {
+  const LeaseId id = LeaseId::of(plane_->slots.record(first_slot));
   const uint64_t now = boot_now_ns();
+  for (const uint32_t slot : slots_of(first_slot)) {
+    if (slot >= plane_->slots.size() || !plane_->slots.bound(slot)) return false;
+    const abi::lease_record& record = plane_->slots.record(slot);
+    const abi::lease_slot& gate = plane_->slots.slot(slot);
+    if (LeaseId::of(record) != id || record.first_slot != first_slot ||
+        abi::hf_gate_deadline_boot_ns(gate.gate) <= now ||
+        gate.tenant_epoch != plane_->tenants[gate.tenant].epoch ||
+        index_->tenant_by_id(record.tenant_id) == nullptr)
+      return false;
+    if (record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
+      const auto found = plane_->banks.endpoint(record.endpoint);
+      if (!found || found->slot != slot) return false;
+    } else if (std::none_of(egress_slots_.begin(), egress_slots_.end(),
+                            [&](const auto& entry) { return entry.second == slot; })) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Leases whose pinned state is whole go on; of all others every slot ends. A daemon that was killed while it
+// opened or closed a lease of several slots leaves such a half one.
+void Node::adopt_leases() {
   std::vector<uint32_t> ended;
   std::vector<Term> live;
+  std::vector<bool> adopted(plane_->slots.size(), false);
   for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot) {
     const abi::lease_record& record = plane_->slots.record(slot);
-    if (record.phase == 0) continue;
-    if (record.phase == abi::HF_PHASE_FENCED) continue;
-    const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot));
-    bool keep = plane_->slots.bound(slot) && deadline > now &&
-                index_->tenant_by_id(record.tenant_id) != nullptr;
-    if (keep && record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
-      const auto found = plane_->banks.endpoint(record.endpoint);
-      keep = found && found->slot == slot;
-    } else if (keep) {
-      keep = egress.contains(slot);
+    if (record.phase == 0 || record.phase == abi::HF_PHASE_FENCED) continue;
+    if (record.first_slot != slot || !is_whole(slot)) continue;
+    for (const uint32_t part : slots_of(slot)) {
+      adopted[part] = true;
+      live.push_back({part, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(part))});
     }
-    if (!keep) {
-      ended.push_back(slot);
-      continue;
-    }
-    live.push_back({slot, deadline});
-    if (record.first_slot == slot)
-      leases_.add(LeaseId::of(record), slot, record.incarnation, deadline,
-                  plane_->slots.slot(slot).tenant);
+    leases_.add(LeaseId::of(record), slot, record.incarnation,
+                abi::hf_gate_deadline_boot_ns(plane_->slots.gate(slot)),
+                plane_->slots.slot(slot).tenant);
+  }
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot) {
+    const uint32_t phase = plane_->slots.record(slot).phase;
+    if (phase != 0 && phase != abi::HF_PHASE_FENCED && !adopted[slot]) ended.push_back(slot);
   }
   if (Status ok = restore_elements(*plane_, live); !ok)
     log::error("nft_elements_missing",
@@ -192,7 +223,6 @@ void Node::adopt_leases() {
 }
 
 // ---- policy
-// -----------------------------------------------------------------------------------------------
 
 Result<PushOutcome> Node::push_policy(Policy policy, bool dry_run) {
   return change_policy(std::make_shared<const Policy>(std::move(policy)), dry_run, false);
@@ -227,10 +257,7 @@ Result<NodeFacts> Node::gather_facts(const Policy& policy, bool lenient) {
   facts.addresses = network_.addresses;
   const auto add = [&](const std::string& name, auto check) -> Status {
     const LinkInfo* link = network_.find(name);
-    Status ok = link != nullptr ? check(*link)
-                                : fail(ErrorKind::unavailable, "interface_missing",
-                                       fmt::format("there is no interface {} here", name),
-                                       "create it first, or take it out of the policy");
+    Status ok = link != nullptr ? check(*link) : Status(std::unexpected(interface_missing(name)));
     if (ok) facts.ifindex.emplace(name, link->ifindex);
     // Once in force, a policy outlives its interfaces: they stay dark and come back by themselves.
     return lenient ? Status{} : ok;
@@ -357,29 +384,18 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   change.insist = !lenient;
   describe_nft_change(*next, *facts, change);
 
-  // Generation 0 is the policy of a node that was never given one: it is made anew at every start.
-  if (next->generation != 0)
-    if (Status ok = write_state_file(options_.state_dir, "policy.json", canonical); !ok)
-      return pass_on(ok);
   for (const auto& [name, ifindex] : facts->ifindex) attached_.insert(ifindex);
   auto dark = swap_policy(*plane_, change);
   if (!dark) {
-    if (policy_ && policy_->generation != 0) {
-      // The stored policy is the one in force again, and nft as wide as it was.
-      if (Status ok =
-              write_state_file(options_.state_dir, "policy.json", render_policy_json(*policy_));
-          !ok)
-        log::error("policy_not_restored", {{"cause", ok.error().text()}});
-      PolicyChange back;
-      describe_nft_change(*policy_, facts_, back);
-      if (Status ok = plane_->nft.apply(back.widen); !ok)
-        log::error("nft_not_restored", {{"cause", ok.error().text()}});
-      detach_all_but(facts_);
-    }
+    if (policy_) restore_nft_of_policy_in_force();
     return pass_on(dark);
   }
 
   // The policy is in force. What it no longer names ends now.
+  Status stored;
+  // Generation 0 is the policy of a node that was never given one: it is made anew at every start.
+  if (next->generation != 0)
+    stored = write_state_file(options_.state_dir, "policy.json", canonical);
   std::vector<bool> used(plane_->slots.size(), false);
   std::vector<Term> moved;
   const auto follow = [&](uint32_t slot, uint32_t ifindex) {
@@ -430,9 +446,14 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   facts_ = std::move(*facts);
   egress_slots_ = std::move(compiled->egress_slots);
   slot_used_ = std::move(used);
+  for (const std::string& name : interfaces_of(*policy_))
+    if (!facts_.ifindex.contains(name)) dark->emplace_back(name, interface_missing(name));
   dark_ = *dark;
   outcome.dark = std::move(*dark);
-  outcome.leases_ended = static_cast<uint32_t>(ended.size());
+  outcome.leases_ended =
+      static_cast<uint32_t>(std::count_if(ended.begin(), ended.end(), [&](uint32_t slot) {
+        return plane_->slots.record(slot).first_slot == slot;
+      }));
   outcome.applied = true;
   if (!ended.empty()) tear_down(std::move(ended), "torndown", {});
 
@@ -444,7 +465,18 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
                                    {"changes", outcome.changes.size()},
                                    {"leases_ended", outcome.leases_ended},
                                    {"dark", dark_.size()}});
+  if (!stored) return pass_on(stored, "the policy is in force, but would not survive a restart");
   return outcome;
+}
+
+// After a swap that failed before its flip: nft as wide as the policy in force has it.
+void Node::restore_nft_of_policy_in_force() {
+  PolicyChange back;
+  describe_nft_change(*policy_, facts_, back);
+  Status ok = plane_->nft.ensure(host_rules(*policy_));
+  if (ok) ok = plane_->nft.apply(back.widen);
+  if (!ok) log::error("nft_not_restored", {{"cause", ok.error().text()}});
+  detach_all_but(facts_);
 }
 
 void Node::detach_all_but(const NodeFacts& facts) {
@@ -466,8 +498,11 @@ void Node::refresh_network() {
     log::error("network_unknown", {{"cause", now.error().text()}});
     return;
   }
-  bool drifted =
-      before.ifindex != now->ifindex || before.addresses != now->addresses || !dark_.empty();
+  // What is dark for another reason than not being there is tried again.
+  const bool retry = std::any_of(dark_.begin(), dark_.end(), [](const auto& entry) {
+    return entry.second.code != interface_missing_code;
+  });
+  bool drifted = before.ifindex != now->ifindex || before.addresses != now->addresses || retry;
   for (const Tenant& tenant : policy_->tenants)
     for (const TenantPort& port : tenant.ports)
       if (const auto at = now->ifindex.find(port.interface); at != now->ifindex.end() && !drifted)

@@ -104,8 +104,9 @@ class Node {
   Result<Grant> grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next);
   Result<LeaseView> renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
                           std::optional<uint64_t> generation);
-  // Closes now, with grace 0; `done` is called when the teardown is proved or has failed.
-  void revoke(const LeaseId& id, uint64_t grace_ns, Done done);
+  // Closes now, with grace 0; `done` is called when the teardown is proved or has failed. Without a
+  // grace the lease's own is taken.
+  void revoke(const LeaseId& id, std::optional<uint64_t> grace_ns, Done done);
   void release(const Actor& actor, const LeaseId& id, Done done);
 
   Result<LeaseView> lease(const LeaseId& id) const;
@@ -135,6 +136,7 @@ class Node {
   Status start();
   Status load_policy();
   Status save_policy(const Policy& policy) const;
+  bool is_whole(uint32_t first_slot) const;
   void adopt_leases();
   std::vector<Term> live_terms() const;
 
@@ -144,6 +146,7 @@ class Node {
   bool tenant_disabled(uint32_t index) const;
   void describe_nft_change(const Policy& next, const NodeFacts& facts, PolicyChange& change) const;
   void detach_all_but(const NodeFacts& facts);
+  void restore_nft_of_policy_in_force();
 
   // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything
   // fails.
@@ -159,6 +162,7 @@ class Node {
   // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown,
   // failed_closed.
   void tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done);
+  void settle(uint32_t slot, const Status& proved);
   void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                          const Done& done);
   void expire_due();

@@ -22,7 +22,6 @@ std::string lease_text(const abi::lease_record& record) {
 }  // namespace
 
 // ---- grant
-// ------------------------------------------------------------------------------------------------
 
 Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
                                abi::lease_record& record) const {
@@ -176,7 +175,6 @@ Result<Grant> Node::grant(const Actor& actor,
 }
 
 // ---- renew
-// ------------------------------------------------------------------------------------------------
 
 Result<uint32_t> Node::find_live(const LeaseId& id) const {
   const std::optional<uint32_t> slot = leases_.find(id);
@@ -225,12 +223,12 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
 }
 
 // ---- end
-// --------------------------------------------------------------------------------------------------
 
-void Node::revoke(const LeaseId& id, uint64_t grace_ns, Done done) {
+void Node::revoke(const LeaseId& id, std::optional<uint64_t> grace, Done done) {
   const Result<uint32_t> slot = find_live(id);
   if (!slot) return done(std::unexpected(slot.error()));
-  const uint64_t ends = boot_now_ns() + grace_ns;
+  const uint64_t grace_ns = grace.value_or(plane_->slots.record(*slot).grace_ms * ns_per_ms);
+  const uint64_t ends = boot_now_ns() + std::min(grace_ns, lease_term_max_ns);
   const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(*slot));
   if (grace_ns == 0) return tear_down(slots_of(*slot), "torndown", std::move(done));
   journal_.record("lease.revoke_warning",
@@ -271,22 +269,33 @@ void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done
   });
 }
 
+// Free, or fenced: the end of one slot's teardown.
+void Node::settle(uint32_t slot, const Status& proved) {
+  plane_->slots.set_phase(slot, proved ? 0U : static_cast<uint32_t>(abi::HF_PHASE_FENCED));
+  draining_[slot] = false;
+  if (!proved) return;
+  const abi::lease_record& record = plane_->slots.record(slot);
+  if (record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
+    const auto entry = plane_->banks.endpoint(record.endpoint);
+    slot_used_[slot] = entry && entry->slot == slot;
+  } else {
+    slot_used_[slot] = std::any_of(egress_slots_.begin(), egress_slots_.end(),
+                                   [&](const auto& entry) { return entry.second == slot; });
+  }
+}
+
 void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                              const Done& done) {
   const size_t now = std::min(slots.size(), teardown_slots_per_turn);
   const auto part = std::span(slots).first(now);
-  Status ok = finish_teardown(*plane_, part);
+  // Together first, since that is one transaction; if that fails each by itself, so that what
+  // cannot be proved down fences nobody else's.
+  const Status together = finish_teardown(*plane_, part);
+  Status ok;
   for (const uint32_t slot : part) {
-    plane_->slots.set_phase(slot, ok ? 0U : static_cast<uint32_t>(abi::HF_PHASE_FENCED));
-    draining_[slot] = false;
-    const abi::lease_record& record = plane_->slots.record(slot);
-    if (ok && record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
-      const auto entry = plane_->banks.endpoint(record.endpoint);
-      slot_used_[slot] = entry && entry->slot == slot;
-    } else if (ok) {
-      slot_used_[slot] = std::any_of(egress_slots_.begin(), egress_slots_.end(),
-                                     [&](const auto& entry) { return entry.second == slot; });
-    }
+    const Status own = together ? together : finish_teardown(*plane_, std::span(&slot, 1));
+    settle(slot, own);
+    if (!own) ok = own;
   }
   const std::string lease = lease_text(plane_->slots.record(slots.front()));
   if (ok) {
@@ -300,15 +309,11 @@ void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_vie
         fmt::format("the teardown of lease {} could not be proved: {}", lease, ok.error().text()),
         "the gate denies; the resource stays fenced until an operator clears it");
   }
-  if (now < slots.size() && ok) {
+  if (now < slots.size()) {
     auto rest = std::make_shared<std::vector<uint32_t>>(slots.begin() + static_cast<ptrdiff_t>(now),
                                                         slots.end());
     loop_.defer([this, rest, outcome, done] { teardown_finished(*rest, outcome, done); });
     return;
-  }
-  for (const uint32_t slot : std::span(slots).subspan(now)) {
-    plane_->slots.set_phase(slot, abi::HF_PHASE_FENCED);
-    draining_[slot] = false;
   }
   if (done) done(ok);
 }
@@ -345,7 +350,6 @@ void Node::arm_expiry_timer() {
 }
 
 // ---- tenants
-// ----------------------------------------------------------------------------------------------
 
 Status Node::disable_tenant(std::string_view name) {
   const Tenant* tenant = index_->tenant(name);
@@ -403,11 +407,10 @@ void Node::tear_down_tenant(uint32_t index) {
 }
 
 // ---- views
-// ------------------------------------------------------------------------------------------------
 
 std::vector<uint32_t> Node::slots_of(uint32_t first_slot) const {
   std::vector<uint32_t> slots;
-  for (uint32_t slot = first_slot; slot != abi::HF_NO_SLOT && slots.size() < lease_resources_max;
+  for (uint32_t slot = first_slot; slot < plane_->slots.size() && slots.size() < lease_resources_max;
        slot = plane_->slots.record(slot).next_slot)
     slots.push_back(slot);
   return slots;

@@ -22,6 +22,10 @@ constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;
 constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
 
+// A teardown takes a grace period and two netlink round trips; after two seconds it is not that.
+constexpr uint64_t drain_attempt_period_ns = 20 * ns_per_ms;
+constexpr uint32_t drain_attempts_max = 100;
+
 std::string address_port(const uint32_t (&address)[4], uint16_t port_be) {
   const Address a = address_of(address);
   return port_be == 0 ? format_address(a) : format_address_port({a, ntohs(port_be)});
@@ -178,7 +182,7 @@ void Verbs::handle(const wire::Peer& peer, wire::Request request, wire::Responde
       "lease.grant",    "lease.renew",   "lease.revoke", "lease.release",
       "tenant.disable", "tenant.enable", "bundle.push",  "node.detach"};
   if (std::find(std::begin(changing), std::end(changing), request.verb) != std::end(changing))
-    return change(peer, request, std::move(responder));
+    return change(peer, std::move(request), std::move(responder), 0);
   if (peer.role == wire::Role::none)
     return responder.fail(
         Error{ErrorKind::denied, "not_in_group", 0,
@@ -213,8 +217,26 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
               "`holdfast status`");
 }
 
-void Verbs::change(const wire::Peer& peer, const wire::Request& request,
-                   wire::Responder responder) {
+// Tries a change again when what stands in its way may have gone.
+void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Responder responder,
+                         uint32_t attempt) {
+  struct Waiting {
+    wire::Peer peer;
+    wire::Request request;
+    wire::Responder responder;
+    wire::Timer timer;
+  };
+  auto waiting =
+      std::make_shared<Waiting>(Waiting{peer, std::move(request), std::move(responder), {}});
+  waiting->timer = loop_.after(drain_attempt_period_ns, [this, waiting, attempt] {
+    if (waiting->responder.is_open())
+      change(waiting->peer, std::move(waiting->request), std::move(waiting->responder), attempt);
+    loop_.defer([waiting] { waiting->timer.reset(); });
+  });
+}
+
+void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
+                   uint32_t attempt) {
   const bool own_lease = request.verb == "lease.renew" || request.verb == "lease.release";
   const bool allowed = peer.role == wire::Role::operates || own_lease;
   if (!allowed || (request.verb == "node.detach" && peer.uid != 0)) {
@@ -232,6 +254,9 @@ void Verbs::change(const wire::Peer& peer, const wire::Request& request,
     return lease_end(peer, request, std::move(responder));
   if (request.verb == "lease.grant") {
     answer = lease_grant(peer, request);
+    // What is being torn down is free in a moment: the grant waits for it instead of being refused.
+    if (!answer && answer.error().code == "draining" && attempt < drain_attempts_max)
+      return change_later(peer, std::move(request), std::move(responder), attempt + 1);
   } else if (request.verb == "lease.renew") {
     answer = lease_renew(peer, request.args);
   } else if (request.verb == "bundle.push") {
@@ -262,7 +287,6 @@ void Verbs::change(const wire::Peer& peer, const wire::Request& request,
 }
 
 // ---- leases
-// -----------------------------------------------------------------------------------------------
 
 Value Verbs::lease_value(const LeaseView& lease) const {
   Value resources = Value::array();
@@ -375,22 +399,26 @@ void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request,
   if (!text) return responder.fail(text.error());
   const Result<LeaseId> id = parse_lease_id(*text);
   if (!id) return responder.fail(id.error());
-  const Result<uint64_t> grace = request.args.get_u64_or("grace_ns", 0);
-  if (!grace) return responder.fail(grace.error());
+  std::optional<uint64_t> grace;
+  if (request.args.has("grace_ns")) {
+    const Result<uint64_t> given = request.args.get_u64("grace_ns", 0, lease_term_max_ns);
+    if (!given) return responder.fail(given.error());
+    grace = *given;
+  }
   auto waiting = std::make_shared<wire::Responder>(std::move(responder));
-  const bool graceful = request.verb == "lease.revoke" && *grace != 0;
-  const auto done = [waiting, id = *id, graceful](const Status& ok) {
+  const auto done = [this, waiting, id = *id](const Status& ok) {
     if (!ok) return waiting->fail(ok.error());
+    // Still listed: its grace runs.
+    const bool graceful = node_.lease(id).has_value();
     waiting->answer(Value::map(
         {{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
   };
   if (request.verb == "lease.release")
     return node_.release({peer.uid, peer.role == wire::Role::operates}, *id, done);
-  node_.revoke(*id, *grace, done);
+  node_.revoke(*id, grace, done);
 }
 
 // ---- policy
-// -----------------------------------------------------------------------------------------------
 
 Verbs::Answer Verbs::bundle_push(const wire::Request& request) {
   if (!request.has_body)
@@ -427,7 +455,6 @@ Verbs::Answer Verbs::bundle_show() const {
 }
 
 // ---- reading
-// ----------------------------------------------------------------------------------------------
 
 Verbs::Answer Verbs::status(const wire::Peer& peer) const {
   const DataPlane& plane = node_.plane();

@@ -32,7 +32,10 @@ class Verbs {
   using Answer = Result<cbor::Value>;
 
   Answer read(const wire::Peer& peer, const wire::Request& request);
-  void change(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
+  void change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
+              uint32_t attempt);
+  void change_later(const wire::Peer& peer, wire::Request request, wire::Responder responder,
+                    uint32_t attempt);
 
   Answer status(const wire::Peer& peer) const;
   Answer lease_list(const cbor::Value& args) const;

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 #include <linux/magic.h>
 #include <openssl/sha.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 
@@ -114,6 +115,11 @@ Result<KernelObject> KernelObject::load(const KernelObjectOptions& options) {
   for (const char* part : {"", "/maps", "/programs", "/links"})
     if (Status ok = make_directory(object.root_ + part, 0700); !ok) return pass_on(ok);
 
+  object.lock_.reset(::open(object.root_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!object.lock_ || ::flock(object.lock_.get(), LOCK_EX | LOCK_NB) != 0)
+    return fail(ErrorKind::conflict, "already_running",
+                fmt::format("another holdfastd enforces with the pins under {}", object.root_),
+                "stop it first, or give each its own --pin-dir, --table and --state-dir");
   object.skeleton_.reset(holdfast_bpf__open());
   if (!object.skeleton_) return fail_sys(errno, "bpf_open", "opening the embedded BPF object");
   bpf_object* bpf = object.skeleton_->obj;

@@ -57,6 +57,7 @@ class KernelObject {
   KernelObject() = default;
 
   std::unique_ptr<holdfast_bpf, Destroy> skeleton_;
+  UniqueFd lock_;  // one daemon per set of pins
   std::string root_;
   bool adopted_ = false;
 };

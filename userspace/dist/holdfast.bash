@@ -1,12 +1,13 @@
 # bash completion for holdfast(1). Lease ids and tenant names come from the daemon, silently none if it
 # is down or may not be asked.
 
-# _holdfast_ask KEY COMMAND...: the values of a key in what the daemon answers as JSON.
+# _holdfast_ask COLUMN COMMAND...: a column of the table that a command prints, without its title. What is
+# said instead of an empty table is one line, and so is not taken for a row.
 _holdfast_ask() {
-  local key=$1
+  local column=$1
   shift
-  timeout 2 "${_holdfast_program[@]}" "$@" --json 2>/dev/null </dev/null |
-    grep -oE "\"$key\" ?: ?(\"[^\"]*\"|[0-9]+)" | sed -E 's/^"[^"]*" ?: ?//; s/"//g'
+  timeout 2 "${_holdfast_program[@]}" "$@" 2>/dev/null </dev/null |
+    awk -v column="$column" 'NR > 1 { print $column }'
 }
 
 _holdfast() {
@@ -21,7 +22,8 @@ _holdfast() {
         _holdfast_program+=(--socket "${COMP_WORDS[i + 1]}")
         ((++i))
         ;;
-      --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from) ((++i)) ;;
+      --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --tenant | --limit | \
+        --source-mac | --pin-dir) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -29,11 +31,17 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --from) files=1 ;;
+    --socket | --pin-dir) files=1 ;;
+    --from)
+      files=1
+      [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
+      ;;
+    --endpoint) candidates=$(_holdfast_ask 2 route ls) ;;
+    --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
     --ttl) candidates="30s 60s 2m 5m" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup:" ;;
-    --endpoint | --egress | --peer | --generation) return ;;
+    --egress | --peer | --generation | --limit | --source-mac) return ;;
     *)
       local flags="--json --socket --help"
       case "${words[*]}" in
@@ -44,22 +52,28 @@ _holdfast() {
         bundle) candidates="check push show diff" ;;
         node) candidates="detach" ;;
         "lease grant")
-          candidates=$(_holdfast_ask name tenant ls)
-          flags+=" --from"
+          candidates=$(_holdfast_ask 1 tenant ls)
+          flags+=" --from --holder --ttl --grace"
           ;;
-        "lease grant "*) flags+=" --endpoint --egress --peer --holder --ttl --grace" ;;
-        "tenant disable" | "tenant enable") candidates=$(_holdfast_ask name tenant ls) ;;
-        "lease show" | "lease release") candidates=$(_holdfast_ask id lease ls) ;;
+        "lease grant "*) flags+=" --endpoint --egress --each --peer --holder --ttl --grace" ;;
+        "tenant disable" | "tenant enable") candidates=$(_holdfast_ask 1 tenant ls) ;;
+        "lease ls" | flows) flags+=" --tenant --limit" ;;
+        doctor) flags+=" --pin-dir" ;;
+        explain) candidates="tcp udp icmp_echo" flags+=" --from --syn --ack --source-mac" ;;
+        "explain "*) flags+=" --from --syn --ack --source-mac" ;;
+        "node detach") flags+=" --yes" ;;
+        "lease show" | "lease release"*) candidates=$(_holdfast_ask 1 lease ls --limit 200) ;;
         "lease renew")
-          candidates=$(_holdfast_ask id lease ls)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
           flags+=" --ttl --generation"
           ;;
         "lease renew "*) flags+=" --ttl --generation" ;;
         "lease revoke"*)
-          candidates=$(_holdfast_ask id lease ls)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
           flags+=" --grace"
           ;;
-        "bundle check" | "bundle push" | "bundle diff") files=1 ;;
+        "bundle push") files=1 flags+=" --dry-run" ;;
+        "bundle check" | "bundle diff") files=1 ;;
         drops) flags+=" --follow" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0

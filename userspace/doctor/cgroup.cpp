@@ -56,7 +56,8 @@ bpf_insn leave() {
 // A program that denies everything to the cgroup it is attached to.
 UniqueFd load_denial(bpf_prog_type type, bpf_attach_type attach) {
   const std::array<bpf_insn, 2> code{set_result(0), leave()};
-  LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = attach);
+  auto options = sized<bpf_prog_load_opts>();
+  options.expected_attach_type = attach;
   return UniqueFd(::bpf_prog_load(type, "hf_doctor", "GPL", code.data(), code.size(), &options));
 }
 
@@ -163,8 +164,9 @@ void probe_lsm(std::vector<Finding>& findings) {
         leave(),
         set_result(0),
         leave()};
-    LIBBPF_OPTS(bpf_prog_load_opts, options, .expected_attach_type = BPF_LSM_MAC,
-                .attach_btf_id = static_cast<uint32_t>(hook));
+    auto options = sized<bpf_prog_load_opts>();
+    options.expected_attach_type = BPF_LSM_MAC;
+    options.attach_btf_id = static_cast<uint32_t>(hook);
     const UniqueFd program(
         ::bpf_prog_load(BPF_PROG_TYPE_LSM, "hf_doctor", "GPL", code.data(), code.size(), &options));
     if (!program) {

@@ -53,8 +53,8 @@ std::string with_errno(std::string_view what, int sys) {
   return fmt::format("{}: {}", what, std::strerror(sys < 0 ? -sys : sys));
 }
 
-Finding failed(std::string feature, bool essential, int sys, std::string detail, Verdict verdict,
-               std::string next_step) {
+Finding failed(std::string feature, bool essential, int sys, const std::string& detail,
+               Verdict verdict, std::string next_step) {
   sys = sys < 0 ? -sys : sys;
   Finding finding{std::move(feature), verdict, with_errno(detail, sys), std::move(next_step),
                   essential};

@@ -96,7 +96,8 @@ void probe_io_uring(std::vector<Finding>& findings) {
   const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 2, &params)));
   const int sys = errno;
   if (ring) {
-    findings.push_back({"io_uring", Verdict::enforced, "usable", {}, false});
+    findings.push_back(
+        {"io_uring", Verdict::enforced, "usable; holdfastd does not depend on it", {}, false});
     return;
   }
   int disabled = 0;
@@ -153,7 +154,13 @@ void probe_pin_dir(const std::string& pin_dir, std::vector<Finding>& findings) {
     findings.push_back(failed(finding.feature, true, sys, "reading back " + path));
     return;
   }
-  finding.detail = parent + " is shared by the whole machine, and holds pins";
+  // check_pin_dir() compares with what the first process sees, if that may be looked at.
+  const std::string of_init = "/proc/1/root" + parent;
+  finding.detail =
+      ::access(of_init.c_str(), F_OK) == 0
+          ? parent + " is shared by the whole machine, and holds pins"
+          : fmt::format("{} holds pins; whether the whole machine shares it cannot be seen: {}",
+                        parent, with_errno(of_init, errno));
   findings.push_back(std::move(finding));
 }
 

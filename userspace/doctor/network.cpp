@@ -154,7 +154,8 @@ Finding works(std::string_view feature, bool runs, std::string detail) {
 }
 
 Finding probe_tcx(const Lab& lab) {
-  LIBBPF_OPTS(bpf_link_create_opts, options, .flags = before_all);
+  auto options = sized<bpf_link_create_opts>();
+  options.flags = before_all;
   const auto attach = [&](const bpf_program* program, bpf_attach_type type) {
     return UniqueFd(
         ::bpf_link_create(::bpf_program__fd(program), static_cast<int>(lab.port), type, &options));
@@ -176,14 +177,20 @@ Finding probe_tcx(const Lab& lab) {
 }
 
 Finding probe_clsact(const Lab& lab) {
-  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(lab.port),
-              .attach_point = BPF_TC_INGRESS);
+  auto hook = sized<bpf_tc_hook>();
+  hook.ifindex = static_cast<int>(lab.port);
+  hook.attach_point = BPF_TC_INGRESS;
   if (const int err = ::bpf_tc_hook_create(&hook); err != 0)
     return failed(std::string(clsact_feature), false, err, "making a clsact qdisc");
   const auto attach = [&](bpf_tc_attach_point point, const bpf_program* program, uint32_t flags) {
-    LIBBPF_OPTS(bpf_tc_hook, at, .ifindex = static_cast<int>(lab.port), .attach_point = point);
-    LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = ::bpf_program__fd(program), .flags = flags,
-                .handle = 1, .priority = 1);
+    auto at = sized<bpf_tc_hook>();
+    at.ifindex = static_cast<int>(lab.port);
+    at.attach_point = point;
+    auto options = sized<bpf_tc_opts>();
+    options.prog_fd = ::bpf_program__fd(program);
+    options.flags = flags;
+    options.handle = 1;
+    options.priority = 1;
     return ::bpf_tc_attach(&at, &options);
   };
   int err = attach(BPF_TC_INGRESS, lab.bpf.progs.from_tenant, 0);
@@ -200,7 +207,8 @@ Finding probe_clsact(const Lab& lab) {
 }
 
 Finding probe_xdp(const Lab& lab) {
-  LIBBPF_OPTS(bpf_link_create_opts, options, .flags = XDP_FLAGS_DRV_MODE);
+  auto options = sized<bpf_link_create_opts>();
+  options.flags = XDP_FLAGS_DRV_MODE;
   const UniqueFd link(::bpf_link_create(::bpf_program__fd(lab.bpf.progs.uplink_xdp),
                                         static_cast<int>(lab.port), BPF_XDP, &options));
   if (!link)
@@ -215,10 +223,13 @@ Finding probe_xdp(const Lab& lab) {
 }
 
 Finding probe_uplink_tc(const Lab& lab) {
-  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(lab.port),
-              .attach_point = BPF_TC_INGRESS);
-  LIBBPF_OPTS(bpf_tc_opts, options, .prog_fd = ::bpf_program__fd(lab.bpf.progs.uplink_tc),
-              .handle = 1, .priority = 1);
+  auto hook = sized<bpf_tc_hook>();
+  hook.ifindex = static_cast<int>(lab.port);
+  hook.attach_point = BPF_TC_INGRESS;
+  auto options = sized<bpf_tc_opts>();
+  options.prog_fd = ::bpf_program__fd(lab.bpf.progs.uplink_tc);
+  options.handle = 1;
+  options.priority = 1;
   int err = ::bpf_tc_hook_create(&hook);
   if (err == 0) err = ::bpf_tc_attach(&hook, &options);
   if (err != 0) return failed(std::string(uplink_tc_feature), false, err, "attaching a filter");

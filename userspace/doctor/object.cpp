@@ -72,7 +72,8 @@ void probe_mmap(holdfast_bpf& bpf, std::vector<Finding>& findings) {
 
 void probe_inner_maps(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const std::string feature = "policy tables of any size";
-  LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+  auto options = sized<bpf_map_create_opts>();
+  options.map_flags = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
   constexpr uint32_t lines = 7;  // other than the one of the template
   const UniqueFd inner(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "hf_doctor", 4,
                                         sizeof(abi::endpoint_line), lines, &options));
@@ -106,9 +107,12 @@ void probe_test_run(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   const std::string feature = "asking the programs";
   std::vector<uint8_t> frame = test_frame();
   std::vector<uint8_t> answer(frame.size() + 256);
-  LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame.data(), .data_out = answer.data(),
-              .data_size_in = static_cast<uint32_t>(frame.size()),
-              .data_size_out = static_cast<uint32_t>(answer.size()), .repeat = 1);
+  auto options = sized<bpf_test_run_opts>();
+  options.data_in = frame.data();
+  options.data_out = answer.data();
+  options.data_size_in = static_cast<uint32_t>(frame.size());
+  options.data_size_out = static_cast<uint32_t>(answer.size());
+  options.repeat = 1;
   if (const int err =
           ::bpf_prog_test_run_opts(::bpf_program__fd(bpf.progs.explain_from_uplink), &options);
       err != 0) {
@@ -143,8 +147,10 @@ void probe_events(holdfast_bpf& bpf, std::vector<Finding>& findings) {
   }
   // The gate drops what comes from an interface that is nobody's port.
   std::vector<uint8_t> frame = test_frame();
-  LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame.data(),
-              .data_size_in = static_cast<uint32_t>(frame.size()), .repeat = 1);
+  auto options = sized<bpf_test_run_opts>();
+  options.data_in = frame.data();
+  options.data_size_in = static_cast<uint32_t>(frame.size());
+  options.repeat = 1;
   const int err = ::bpf_prog_test_run_opts(::bpf_program__fd(bpf.progs.from_tenant), &options);
   ::ring_buffer__consume(ring);
   ::ring_buffer__free(ring);
@@ -180,8 +186,8 @@ void probe_suspend(holdfast_bpf& bpf, std::vector<Finding>& findings) {
 
 }  // namespace
 
-void ProbeObject::Destroy::operator()(holdfast_bpf* skeleton) const {
-  holdfast_bpf__destroy(skeleton);
+void ProbeObject::Destroy::operator()(holdfast_bpf* loaded) const {
+  holdfast_bpf__destroy(loaded);
 }
 
 ProbeObject load_object(std::vector<Finding>& findings) {
@@ -197,10 +203,9 @@ ProbeObject load_object(std::vector<Finding>& findings) {
   ::bpf_map__set_max_entries(object.skeleton->maps.records, slots_small);
   if (const int err = holdfast_bpf__load(object.skeleton.get()); err != 0) {
     object.skeleton.reset();
-    const bool unprivileged = ::geteuid() != 0;
-    findings.push_back(
-        failed(feature, true, err,
-               libbpf_words().empty() || unprivileged ? "loading them" : libbpf_words()));
+    // Of a missing capability libbpf only guesses the cause.
+    const bool say_why = !libbpf_words().empty() && err != -EPERM;
+    findings.push_back(failed(feature, true, err, say_why ? libbpf_words() : "loading them"));
     return object;
   }
   int programs = 0;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "policy/address.hpp"
 #include "policy/parse.hpp"
 
 namespace holdfast {
@@ -87,6 +88,22 @@ TEST(Decide, Grants) {
     for (const Resource& resource : plan->resources) names.push_back(resource_name(resource));
     EXPECT_EQ(names, c.resources);
   }
+}
+
+TEST(Decide, APeerTakesTheAddressesOfItsFamily) {
+  const Result<Policy> policy = parse_policy(text, "test");
+  ASSERT_TRUE(policy);
+  const PolicyIndex index(*policy);
+  GrantRequest request = ask({"web"});
+  request.peer = *parse_prefix("2001:db8::/32");
+  const Result<GrantPlan> plan = decide_grant(index, request);
+  ASSERT_TRUE(plan);
+  ASSERT_EQ(plan->resources.size(), 1U);
+  EXPECT_EQ(resource_name(plan->resources[0]), "web@[fd00::2]:443");
+  request.egress = {"p"};
+  const Result<GrantPlan> refused = decide_grant(index, request);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, "peer_on_egress");
 }
 
 TEST(Decide, SelectsEveryMember) {

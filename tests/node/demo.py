@@ -1,0 +1,264 @@
+"""The demo behind scripts/demo: Holdfast's main job with real clients, step by step.
+
+    client (curl, ping, iperf3) ---- uplink0 [node: holdfastd] ta ---- tenant-a
+                                                               tb ---- tenant-b      (lab.py)
+
+Each step prints what was tried and what happened. Exits with 1 if any step is not as it should be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, wait_until
+
+TENANT_A, TENANT_B, CLIENT = HOSTS["tenant-a"], HOSTS["tenant-b"], HOSTS["client"]
+COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+MANY_LEASES = 500
+
+
+def paint(code: str, text: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if COLOURS else text
+
+
+class Show:
+    """Prints steps, and remembers whether all of them were as they should be."""
+
+    def __init__(self) -> None:
+        self.steps = self.failures = 0
+
+    def chapter(self, title: str) -> None:
+        print(f"\n{paint('1', title)}", flush=True)
+
+    def step(self, tried: str, expected: str, happened: object, as_it_should_be: object) -> None:
+        self.steps += 1
+        if not as_it_should_be:
+            self.failures += 1
+        mark = paint("32", "OK    ") if as_it_should_be else paint("31", "FAILED")
+        print(f"  {mark}  {tried}\n          {happened}", flush=True)
+        if not as_it_should_be:
+            print(f"          expected: {expected}", flush=True)
+
+    def quote(self, text: str, lines_max: int = 12) -> None:
+        for line in text.rstrip().splitlines()[:lines_max]:
+            print(paint("2", f"          | {line}"), flush=True)
+
+
+def curl(lab: Lab, role: str, url: str, limit_s: float = 1.0) -> tuple[bool, str]:
+    done = lab.run(role, ["curl", "-sS", "-o", "/dev/null", "-m", f"{limit_s:g}", "-w", "%{http_code}", url], check=False)
+    if done.returncode == 0:
+        return True, f"HTTP {done.stdout}"
+    return False, done.stderr.strip() or f"curl ended with {done.returncode}"
+
+
+def ping(lab: Lab, role: str, address: str) -> tuple[bool, str]:
+    done = lab.run(role, ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.5", address], check=False)
+    found = re.search(r".*packet loss", done.stdout)
+    return done.returncode == 0, found.group(0) if found else done.stderr.strip()
+
+
+def human(lab: Lab, *words: object) -> str:
+    """What a person sees of a command."""
+    done = lab.try_cli(*words, json_output=False)
+    return done.stdout + done.stderr
+
+
+def rate_of(line: str) -> float | None:
+    found = re.search(r"([\d.]+) Mbits/sec", line)
+    return float(found.group(1)) if found else None
+
+
+# ---- the chapters ------------------------------------------------------------------------------------------
+
+
+def default_deny(lab: Lab, show: Show) -> None:
+    show.chapter("Without a lease nothing passes")
+    passed, what = curl(lab, "client", f"http://{TENANT_A.v4}:{WEB}/")
+    show.step(f"curl http://{TENANT_A.v4}:{WEB}/ from outside", "a timeout", what, not passed)
+    passed, what = ping(lab, "client", TENANT_A.v6)
+    show.step(f"ping {TENANT_A.v6} from outside", "no answer", what, not passed)
+    passed, what = ping(lab, "tenant-a", CLIENT.v4)
+    show.step(f"ping {CLIENT.v4} from inside tenant A", "no answer", what, not passed)
+
+
+def grant(lab: Lab, show: Show) -> None:
+    show.chapter("A lease lets exactly its traffic through")
+    lease = lab.grant(A, "web", "ping", ttl="60s")
+    show.step(
+        f"holdfast lease grant {A} --endpoint web --endpoint ping --ttl 60s",
+        "a lease",
+        f"lease {lease['id']}, active: {', '.join(lease['resources'])}",
+        lease["state"] == "active",
+    )
+    for host in (TENANT_A.v4, f"[{TENANT_A.v6}]"):
+        passed, what = curl(lab, "client", f"http://{host}:{WEB}/")
+        show.step(f"curl http://{host}:{WEB}/", "HTTP 200", what, passed)
+    passed, what = ping(lab, "client", TENANT_A.v4)
+    show.step(f"ping {TENANT_A.v4}", "three answers", what, passed)
+    passed, what = curl(lab, "client", f"http://{TENANT_B.v4}:{WEB}/")
+    show.step(f"curl http://{TENANT_B.v4}:{WEB}/, the other tenant, which has no lease", "a timeout", what, not passed)
+    show.quote(human(lab, "lease", "ls"))
+    lab.revoke(lease)
+    passed, what = curl(lab, "client", f"http://{TENANT_A.v4}:{WEB}/")
+    show.step(f"holdfast lease revoke {lease['id']}, then curl again", "a timeout", what, not passed)
+
+
+def cut_download(lab: Lab, show: Show) -> None:
+    show.chapter("Revoking cuts what is running")
+    lease = lab.grant(A, "files", "perf", ttl="60s")
+    target = lab.dir / "download"
+    client = lab.popen("client", ["curl", "-sS", "-o", str(target), f"http://{TENANT_A.v4}:{FILES}/"])
+    size: Callable[[], int] = lambda: target.stat().st_size if target.exists() else 0  # noqa: E731
+    wait_until(lambda: size() > 20_000_000, 20, "the download runs")
+    before = size()
+    show.step(f"curl downloads from http://{TENANT_A.v4}:{FILES}/", "bytes come", f"{before / 1e6:.0f} MB so far", True)
+
+    lab.popen("tenant-a", ["iperf3", "-s", "-1", "-p", str(PERF)])
+    wait_until(lambda: f":{PERF}" in lab.run("tenant-a", ["ss", "-Hltn"]).stdout, what="iperf3 listens")
+    perf = lab.popen("client", ["iperf3", "-c", TENANT_A.v4, "-p", str(PERF), "-t", "60", "-i", "0.5", "--forceflush"])
+    rate = next(rate for line in perf.stdout if (rate := rate_of(line)) is not None)
+    show.step(f"iperf3 -c {TENANT_A.v4} beside it", "a rate", f"{rate:.0f} Mbit/s", rate > 1)
+
+    begin = time.monotonic()
+    lab.revoke(lease)
+    took_ms = (time.monotonic() - begin) * 1e3
+    at_revoke = size()
+    rates = [rate for _, rate in zip(range(3), filter(None.__ne__, map(rate_of, perf.stdout)))]
+    grew = size() - at_revoke
+    show.step(
+        "holdfast lease revoke, while both run",
+        "not a byte more for curl, 0 Mbit/s for iperf3",
+        f"answered after {took_ms:.0f} ms; in the {time.monotonic() - begin:.1f} s since, "
+        f"curl received {grew} bytes more and iperf3 went to {rates[-1]:.0f} Mbit/s",
+        # What curl's kernel had received before the revoke, curl may still write after it.
+        grew < 1_000_000 and rates[-1] == 0 and client.poll() is None,
+    )
+
+
+def expiry(lab: Lab, show: Show) -> None:
+    show.chapter("A lease ends on time, whatever happens to the daemon")
+    cases: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
+        ("running", lambda: None, lambda: None),
+        ("stopped (SIGSTOP)", lab.freeze, lab.thaw),
+        ("killed (SIGKILL)", lab.kill, lab.start),
+    ]
+    for state, incapacitate, recover in cases:
+        lease = lab.grant(A, "echo", ttl="2s")
+        end = time.clock_gettime(time.CLOCK_BOOTTIME) + lease["remaining_ns"] / 1e9
+        incapacitate()
+        # A packet every 2 ms; the last one that is answered tells when the lease ended.
+        last = 0.0
+        with lab.socket("client", 4, 2) as client:
+            client.connect((TENANT_A.v4, ECHO))
+            client.settimeout(0.002)
+            while (now := time.clock_gettime(time.CLOCK_BOOTTIME)) < end + 0.5:
+                client.send(b"%f" % now)
+                try:
+                    last = max(last, float(client.recv(64)))
+                except TimeoutError:
+                    pass
+        late_ms = (last - end) * 1e3
+        recover()
+        show.step(
+            f"a lease of 2 s, with holdfastd {state}",
+            "answers until its deadline, and none after",
+            f"the last answered packet left {abs(late_ms):.0f} ms {'after' if late_ms > 0 else 'before'} the deadline",
+            -100 < late_ms <= 0,
+        )
+    wait_until(lambda: not lab.leases(), 10, "the daemon cleared away what had expired")
+
+
+def lateral(lab: Lab, show: Show) -> None:
+    show.chapter("Tenants are strangers, and the reason is told")
+    lab.grant(A, egress="a0", ttl="60s")
+    opened = lab.grant(B, "web", ttl="60s")
+    passed, what = ping(lab, "tenant-a", CLIENT.v4)
+    show.step("tenant A, under an egress lease, pings the world outside", "answers", what, passed)
+    passed, what = curl(lab, "client", f"http://{TENANT_B.v4}:{WEB}/")
+    show.step("the world outside reaches tenant B's web, which is leased", "HTTP 200", what, passed)
+    before = lab.counter("lateral", "from_tenant")
+    passed, what = curl(lab, "tenant-a", f"http://{TENANT_B.v4}:{WEB}/")
+    show.step("tenant A tries tenant B's web", "a timeout", what, not passed)
+    words = ["tcp", f"{TENANT_A.v4}:40000", f"{TENANT_B.v4}:{WEB}", "--from", TENANT_A.interface]
+    reasons = [step["reason"] for step in lab.explain(*words)["steps"]]
+    show.step(f"holdfast explain {' '.join(words)}", "lateral", f"the reason is {reasons[-1]}", reasons[-1] == "lateral")
+    show.quote(human(lab, "explain", *words))
+    counted = lab.counter("lateral", "from_tenant") - before
+    show.step("holdfast drops", "lateral, counted", f"{counted} packets dropped as lateral", counted >= 1)
+    show.quote(human(lab, "drops"), 20)
+    lab.revoke(opened)
+    lab.grant(B, "web", ttl="60s", peer=f"{TENANT_A.v4}/32")
+    passed, what = curl(lab, "tenant-a", f"http://{TENANT_B.v4}:{WEB}/")
+    show.step("once a lease of B's names A as its peer", "HTTP 200", what, passed)
+
+
+def disable(lab: Lab, show: Show) -> None:
+    show.chapter("A whole tenant goes dark at once")
+    requests = [{"tenant": A, "endpoints": [f"many@{TENANT_A.v4}:{MANY + n}"], "ttl": "60s"} for n in range(MANY_LEASES)]
+    path = lab.dir / "grants.json"
+    path.write_text(json.dumps(requests))
+    granted = lab.cli("lease", "grant", "--from", path)["granted"]
+    ports = [MANY, MANY + MANY_LEASES // 2, MANY + MANY_LEASES - 1]
+    passing = sum(lab.udp("client", TENANT_A.v4, port, 0.5) for port in ports)
+    show.step(
+        f"holdfast lease grant --from a file with {MANY_LEASES} leases",
+        "all of them, and they pass",
+        f"{granted} granted; {passing} of {len(ports)} that were tried answer",
+        granted == MANY_LEASES and passing == len(ports),
+    )
+    begin = time.monotonic()
+    lab.cli("tenant", "disable", A)
+    took_ms = (time.monotonic() - begin) * 1e3
+    passing = sum(lab.udp("client", TENANT_A.v4, port, 0.2) for port in ports)
+    show.step(
+        f"holdfast tenant disable {A}",
+        "none answers",
+        f"answered after {took_ms:.0f} ms; {passing} of {len(ports)} answer",
+        passing == 0,
+    )
+    lab.cli("tenant", "enable", A)
+    wait_until(lambda: not any(lease["tenant"] == A for lease in lab.leases().values()), 10, "the teardown is done")
+    passing = sum(lab.udp("client", TENANT_A.v4, port, 0.2) for port in ports)
+    show.step(f"holdfast tenant enable {A}", "nothing revives", f"{passing} of {len(ports)} answer", passing == 0)
+
+
+def main() -> int:
+    def interrupted(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    show = Show()
+    begin = time.monotonic()
+    try:
+        with Lab() as lab:
+            lab.serve("tenant-a", f"page:{WEB}", f"http:{FILES}", f"udp:{ECHO}", *many_ports())
+            lab.serve("tenant-b", f"page:{WEB}")
+            print(f"lab: a client, a node with holdfastd, two tenants, in network namespaces {lab.tag}-*")
+            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable):
+                try:
+                    chapter(lab, show)
+                except (AssertionError, OSError, TimeoutError, StopIteration, subprocess.SubprocessError) as error:
+                    show.step(f"chapter {chapter.__name__}", "to get through", f"{type(error).__name__}: {error}", False)
+                lab.reset()
+    except KeyboardInterrupt as interruption:
+        print(f"\ninterrupted ({interruption or 'SIGINT'}); everything was taken down", flush=True)
+        return 130
+    good = show.steps - show.failures
+    print(f"\n{good} of {show.steps} steps as they should be, in {time.monotonic() - begin:.0f} s; nothing is left behind")
+    return 1 if show.failures else 0
+
+
+def many_ports() -> list[str]:
+    return [f"udp:{port}" for port in (MANY, MANY + MANY_LEASES // 2, MANY + MANY_LEASES - 1)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
