@@ -21,12 +21,12 @@ namespace holdfast::abi {
 
 enum {
   HF_ABI_VERSION = 1,
-  HF_TENANTS_MAX = 4096,        /* index into `tenants`; one flow table each */
-  HF_SLOTS_MAX = 1 << 20,       /* the largest --leases-max: 32 MiB of slots, 128 MiB of records */
-  HF_NO_SLOT = 0xffffffff,      /* "no lease slot": a verdict that no lease decided */
-  HF_VLAN_DEPTH_MAX = 2,        /* QinQ; a third tag is malformed */
-  HF_IPV6_EXTENSIONS_MAX = 6,   /* RFC 8200 lists six kinds, each at most once except one */
-  HF_LEASE_TERM_MAX_S = 300,    /* G3 */
+  HF_TENANTS_MAX = 4096,      /* index into `tenants`; one flow table each */
+  HF_SLOTS_MAX = 1 << 20,     /* the largest --leases-max: 32 MiB of slots, 128 MiB of records */
+  HF_NO_SLOT = 0xffffffff,    /* "no lease slot": a verdict that no lease decided */
+  HF_VLAN_DEPTH_MAX = 2,      /* QinQ; a third tag is malformed */
+  HF_IPV6_EXTENSIONS_MAX = 6, /* RFC 8200 lists six kinds, each at most once except one */
+  HF_LEASE_TERM_MAX_S = 300,  /* G3 */
 };
 
 /* ---- the gate word ---------------------------------------------------------------------------------
@@ -40,7 +40,9 @@ static inline __u64 hf_gate(__u64 deadline_boot_ns, __u32 incarnation) {
   return (deadline_boot_ns >> HF_GATE_TICK_SHIFT << HF_GATE_INCARNATION_BITS) |
          (incarnation & HF_GATE_INCARNATION_MASK);
 }
-static inline __u32 hf_gate_incarnation(__u64 gate) { return (__u32)(gate & HF_GATE_INCARNATION_MASK); }
+static inline __u32 hf_gate_incarnation(__u64 gate) {
+  return (__u32)(gate & HF_GATE_INCARNATION_MASK);
+}
 static inline __u64 hf_gate_deadline_boot_ns(__u64 gate) {
   return gate >> HF_GATE_INCARNATION_BITS << HF_GATE_TICK_SHIFT;
 }
@@ -79,9 +81,9 @@ HF_ABI_ASSERT(sizeof(struct endpoint_hash) == 16, "endpoint_hash is ABI");
 
 /* One element. The word every packet reads once, first. */
 struct control {
-  __u32 active_bank;  /* 0 or 1: index into the policy_* outer maps */
-  __u32 clock_epoch;  /* grows when the machine suspends or resumes: voids every cached clock reading */
-  __u64 generation;   /* of the policy in the active bank */
+  __u32 active_bank; /* 0 or 1: index into the policy_* outer maps */
+  __u32 clock_epoch; /* grows when the machine suspends or resumes: voids every cached clock reading */
+  __u64 generation;  /* of the policy in the active bank */
   __u8 policy_digest[32];
   struct endpoint_hash endpoint_hash[2]; /* by bank */
 };
@@ -108,9 +110,9 @@ enum {
 
 struct endpoint_key {
   __u32 address[4];
-  __u16 port;     /* network order; 0 for ICMP echo */
-  __u8 protocol;  /* IPPROTO_TCP, _UDP, _ICMP (echo over v4) or _ICMPV6 (echo over v6) */
-  __u8 reserved;  /* zero */
+  __u16 port;    /* network order; 0 for ICMP echo */
+  __u8 protocol; /* IPPROTO_TCP, _UDP, _ICMP (echo over v4) or _ICMPV6 (echo over v6) */
+  __u8 reserved; /* zero */
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_key) == 20, "endpoint_key is ABI");
 
@@ -133,7 +135,7 @@ HF_ABI_ASSERT(sizeof(struct endpoint_line) == 64, "endpoint_line is a cache line
 
 /* Both line numbers of a key, in the low and the high half. Multiply-xorshift after the finalizer of
  * MurmurHash3 (Appleby); the seed is drawn for each table. */
-static inline __u64 hf_endpoint_hash(const __u32 *address, __u16 port, __u8 protocol, __u64 seed) {
+static inline __u64 hf_endpoint_hash(const __u32* address, __u16 port, __u8 protocol, __u64 seed) {
   __u64 a = (__u64)address[0] << 32 | address[1];
   __u64 b = (__u64)address[2] << 32 | address[3];
   __u64 c = (__u64)port << 8 | protocol;
@@ -150,8 +152,8 @@ struct address_key {
 };
 
 enum hf_address_kind {
-  HF_ADDRESS_TENANT = 1, /* belongs to a tenant port */
-  HF_ADDRESS_HOST = 2,   /* one of the node's own: tenants do not reach it */
+  HF_ADDRESS_TENANT = 1,   /* belongs to a tenant port */
+  HF_ADDRESS_HOST = 2,     /* one of the node's own: tenants do not reach it */
   HF_ADDRESS_METADATA = 3, /* a metadata service address: tenants do not reach it */
 };
 
@@ -201,7 +203,7 @@ struct fragment_key {
   __u32 identification;
   __u32 ifindex;
   __u8 protocol;
-  __u8 direction; /* hf_direction */
+  __u8 direction;   /* hf_direction */
   __u8 reserved[2]; /* zero */
 };
 HF_ABI_ASSERT(sizeof(struct fragment_key) == 44, "fragment_key is ABI");
@@ -251,11 +253,11 @@ static inline __u32 hf_reason_index(__u32 direction, __u32 reason) {
 
 /* What a verdict function answers: pure, nothing is changed by making one. */
 struct verdict {
-  __u32 reason;   /* hf_reason; its class in reasons.def says pass or drop */
-  __u32 slot;     /* of the lease that decided, or HF_NO_SLOT */
-  __u32 tenant;   /* HF_TENANTS_MAX if none is known */
-  __u32 bank;     /* the policy bank it was made under */
-  __u64 gate;     /* the gate word that decided, 0 if none */
+  __u32 reason;      /* hf_reason; its class in reasons.def says pass or drop */
+  __u32 slot;        /* of the lease that decided, or HF_NO_SLOT */
+  __u32 tenant;      /* HF_TENANTS_MAX if none is known */
+  __u32 bank;        /* the policy bank it was made under */
+  __u64 gate;        /* the gate word that decided, 0 if none */
   __u64 now_boot_ns; /* 0 if no clock was needed */
 };
 HF_ABI_ASSERT(sizeof(struct verdict) == 32, "verdict is ABI");
@@ -291,7 +293,7 @@ struct drop_event {
   __u32 ifindex;
   __u32 length; /* bytes on the wire */
   __u8 protocol;
-  __u8 direction; /* hf_direction */
+  __u8 direction;   /* hf_direction */
   __u8 reserved[2]; /* zero */
 };
 HF_ABI_ASSERT(sizeof(struct drop_event) == 88, "drop_event is ABI");
@@ -308,21 +310,21 @@ enum hf_resource_kind { HF_RESOURCE_ENDPOINT = 1, HF_RESOURCE_EGRESS = 2 };
 struct lease_record {
   __u64 lease_id[2];
   __u64 granted_boot_ns;
-  __u64 generation;       /* grows at bind, renew, revoke, teardown */
+  __u64 generation; /* grows at bind, renew, revoke, teardown */
   __u64 tenant_id;
-  __u64 holder;           /* uid, or cgroup id */
-  __u32 holder_kind;      /* hf_holder_kind */
+  __u64 holder;      /* uid, or cgroup id */
+  __u32 holder_kind; /* hf_holder_kind */
   __u32 incarnation;
-  __u32 next_slot;        /* further slots of the same lease, or HF_NO_SLOT */
-  __u32 first_slot;       /* the slot that leads the lease */
+  __u32 next_slot;  /* further slots of the same lease, or HF_NO_SLOT */
+  __u32 first_slot; /* the slot that leads the lease */
   __u32 grace_ms;
-  __u32 resource_kind;    /* hf_resource_kind */
-  __u32 ifindex;          /* of the port, when bound */
-  __u32 peer_prefix_bits; /* 0..128 over `peer`, valid with HF_SLOT_PEER */
+  __u32 resource_kind;          /* hf_resource_kind */
+  __u32 ifindex;                /* of the port, when bound */
+  __u32 peer_prefix_bits;       /* 0..128 over `peer`, valid with HF_SLOT_PEER */
   struct endpoint_key endpoint; /* HF_RESOURCE_ENDPOINT */
   __u32 peer[4];
-  __u32 phase;            /* hf_lease_phase */
-  __u32 reserved[2];      /* zero */
+  __u32 phase;       /* hf_lease_phase */
+  __u32 reserved[2]; /* zero */
 };
 HF_ABI_ASSERT(sizeof(struct lease_record) == 128, "lease_record is ABI");
 

@@ -20,7 +20,7 @@ struct wire_size {
   __u32 bytes;
 };
 
-static __always_inline struct wire_size hf_wire_size(const struct hook *at, __u32 header_length) {
+static __always_inline struct wire_size hf_wire_size(const struct hook* at, __u32 header_length) {
   struct wire_size size = {.packets = 1, .bytes = at->length};
   if (at->gso_size && at->length > header_length) {
     size.packets = (at->length - header_length + at->gso_size - 1) / at->gso_size;
@@ -29,17 +29,17 @@ static __always_inline struct wire_size hf_wire_size(const struct hook *at, __u3
   return size;
 }
 
-HF_GLOBAL int hf_commit_flow(struct packet *p, struct verdict *v, __u32 ifindex) {
+HF_GLOBAL int hf_commit_flow(struct packet* p, struct verdict* v, __u32 ifindex) {
   if (!p || !v) return 0;
   struct flow flow = {.slot = v->slot, .incarnation = hf_gate_incarnation(v->gate)};
   hf_flow_key_from(&flow.key, p, ifindex);
   __u32 tenant = v->tenant;
-  void *table = bpf_map_lookup_elem(&flows, &tenant);
+  void* table = bpf_map_lookup_elem(&flows, &tenant);
   /* A table that is full evicts; an update that fails leaves the reply unmatched, which denies. */
   return table ? bpf_map_update_elem(table, &flow.key, &flow, BPF_ANY) : 0;
 }
 
-HF_GLOBAL int hf_commit_fragment(struct packet *p, struct verdict *v, struct hook *at) {
+HF_GLOBAL int hf_commit_fragment(struct packet* p, struct verdict* v, struct hook* at) {
   if (!p || !v || !at) return 0;
   struct fragment_state state = {.slot = v->slot,
                                  .incarnation = hf_gate_incarnation(v->gate),
@@ -49,14 +49,14 @@ HF_GLOBAL int hf_commit_fragment(struct packet *p, struct verdict *v, struct hoo
   if (p->fragment == HF_FRAGMENT_FIRST) {
     return bpf_map_update_elem(&fragments, &state.key, &state, BPF_ANY);
   }
-  struct fragment_state *first = bpf_map_lookup_elem(&fragments, &state.key);
+  struct fragment_state* first = bpf_map_lookup_elem(&fragments, &state.key);
   if (first && __builtin_memcmp(&first->key, &state.key, sizeof(state.key)) == 0)
     first->next_offset = p->fragment_end;
   return 0;
 }
 
-HF_GLOBAL int hf_commit_event(struct packet *p, struct verdict *v, struct hook *at,
-                              struct reason_counter *counter) {
+HF_GLOBAL int hf_commit_event(struct packet* p, struct verdict* v, struct hook* at,
+                              struct reason_counter* counter) {
   if (!p || !v || !at || !counter) return 0;
   __u64 jiffy = bpf_jiffies64();
   if (counter->last_event_jiffy == jiffy) {
@@ -64,7 +64,7 @@ HF_GLOBAL int hf_commit_event(struct packet *p, struct verdict *v, struct hook *
     return 0;
   }
   counter->last_event_jiffy = jiffy; /* a full ring is not asked again before the next jiffy either */
-  struct drop_event *event = bpf_ringbuf_reserve(&drop_events, sizeof(*event), 0);
+  struct drop_event* event = bpf_ringbuf_reserve(&drop_events, sizeof(*event), 0);
   if (!event) {
     counter->events_lost++;
     return 0;
@@ -85,7 +85,7 @@ HF_GLOBAL int hf_commit_event(struct packet *p, struct verdict *v, struct hook *
 }
 
 /* Commits `v`; returns whether the packet passes. */
-static __always_inline int hf_commit(struct packet *p, struct verdict *v, struct hook *at) {
+static __always_inline int hf_commit(struct packet* p, struct verdict* v, struct hook* at) {
   struct wire_size size = hf_wire_size(at, p->header_length);
   __u32 reason = v->reason;
   __u32 direction = at->direction;
@@ -96,16 +96,16 @@ static __always_inline int hf_commit(struct packet *p, struct verdict *v, struct
     if (p->fragment) hf_commit_fragment(p, v, at);
   }
   __u32 index = hf_reason_index(direction, reason);
-  struct reason_counter *counter = bpf_map_lookup_elem(&reason_counters, &index);
+  struct reason_counter* counter = bpf_map_lookup_elem(&reason_counters, &index);
   if (counter) {
     counter->total.packets += size.packets;
     counter->total.bytes += size.bytes;
     if (!passes) hf_commit_event(p, v, at, counter);
   }
   __u32 tenant = v->tenant;
-  struct tenant_counter *metered = bpf_map_lookup_elem(&tenant_counters, &tenant);
+  struct tenant_counter* metered = bpf_map_lookup_elem(&tenant_counters, &tenant);
   if (metered) {
-    struct counter *c = &metered->dropped;
+    struct counter* c = &metered->dropped;
     if (passes && direction == HF_TO_TENANT) c = &metered->to_tenant;
     if (passes && direction == HF_FROM_TENANT) c = &metered->from_tenant;
     if (!passes || direction != HF_FROM_UPLINK) {

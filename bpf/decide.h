@@ -21,10 +21,10 @@
 #define HF_FRAGMENT_LIFETIME_NS 30000000000ULL /* the kernel's own reassembly time-out, ipfrag_time */
 
 /* What a packet reads once, before anything else. */
-static __always_inline void hf_begin(struct verdict *v) {
+static __always_inline void hf_begin(struct verdict* v) {
   __u32 zero = 0;
-  const struct control *c = bpf_map_lookup_elem(&control, &zero);
-  v->bank = c ? *(const volatile __u32 *)&c->active_bank & 1 : 0;
+  const struct control* c = bpf_map_lookup_elem(&control, &zero);
+  v->bank = c ? *(const volatile __u32*)&c->active_bank & 1 : 0;
 }
 
 /* The boot clock, at most one jiffy old while the deadline is far, true when it is near. tc and XDP run with
@@ -32,23 +32,23 @@ static __always_inline void hf_begin(struct verdict *v) {
  * two stores, hence the order: jiffies vouch for a boot_ns that is already there. */
 static __always_inline __u64 hf_now_boot_ns(__u64 deadline_boot_ns) {
   __u32 zero = 0;
-  const struct control *c = bpf_map_lookup_elem(&control, &zero);
-  struct clock_reading *r = bpf_map_lookup_elem(&clock_readings, &zero);
+  const struct control* c = bpf_map_lookup_elem(&control, &zero);
+  struct clock_reading* r = bpf_map_lookup_elem(&clock_readings, &zero);
   if (!c || !r) return bpf_ktime_get_boot_ns();
   __u64 jiffies = bpf_jiffies64();
-  __u32 epoch = *(const volatile __u32 *)&c->clock_epoch;
-  if (*(volatile __u64 *)&r->jiffies == jiffies && *(volatile __u32 *)&r->clock_epoch == epoch) {
-    __u64 now = *(volatile __u64 *)&r->boot_ns;
+  __u32 epoch = *(const volatile __u32*)&c->clock_epoch;
+  if (*(volatile __u64*)&r->jiffies == jiffies && *(volatile __u32*)&r->clock_epoch == epoch) {
+    __u64 now = *(volatile __u64*)&r->boot_ns;
     if (now + HF_CLOCK_NEAR_NS < deadline_boot_ns) return now;
   }
   __u64 now = bpf_ktime_get_boot_ns();
-  *(volatile __u64 *)&r->boot_ns = now;
-  *(volatile __u32 *)&r->clock_epoch = epoch;
-  *(volatile __u64 *)&r->jiffies = jiffies;
+  *(volatile __u64*)&r->boot_ns = now;
+  *(volatile __u32*)&r->clock_epoch = epoch;
+  *(volatile __u64*)&r->jiffies = jiffies;
   return now;
 }
 
-static __always_inline int hf_peer_covers(const struct lease_record *record, const __u32 *peer) {
+static __always_inline int hf_peer_covers(const struct lease_record* record, const __u32* peer) {
   __u32 bits = record->peer_prefix_bits;
   for (int i = 0; i < 4; i++) {
     __u32 mask = bits >= 32 ? 0xffffffff : bits ? __builtin_bswap32(0xffffffff << (32 - bits)) : 0;
@@ -60,11 +60,11 @@ static __always_inline int hf_peer_covers(const struct lease_record *record, con
 
 /* Is the lease in `slot` live for `peer`? Returns `pass` or the reason why not. A flow names the
  * incarnation it began under; an endpoint does not. */
-static __always_inline __u32 hf_check_slot(struct verdict *v, __u32 slot, __u32 incarnation,
-                                           const __u32 *peer, __u32 pass, __u32 none) {
-  const struct lease_slot *s = bpf_map_lookup_elem(&slots, &slot);
+static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 incarnation, const __u32* peer,
+                                           __u32 pass, __u32 none) {
+  const struct lease_slot* s = bpf_map_lookup_elem(&slots, &slot);
   if (!s) return none;
-  __u64 gate = *(const volatile __u64 *)&s->gate;
+  __u64 gate = *(const volatile __u64*)&s->gate;
   v->slot = slot;
   v->gate = gate;
   v->tenant = s->tenant;
@@ -72,40 +72,40 @@ static __always_inline __u32 hf_check_slot(struct verdict *v, __u32 slot, __u32 
     return HF_REASON_lease_revoked;
   if (gate >> HF_GATE_INCARNATION_BITS == 0) return none;
   __u32 tenant = s->tenant;
-  const struct tenant_state *t = bpf_map_lookup_elem(&tenants, &tenant);
-  if (!t || *(const volatile __u32 *)&t->epoch != s->tenant_epoch) return HF_REASON_tenant_disabled;
+  const struct tenant_state* t = bpf_map_lookup_elem(&tenants, &tenant);
+  if (!t || *(const volatile __u32*)&t->epoch != s->tenant_epoch) return HF_REASON_tenant_disabled;
   __u64 deadline_boot_ns = hf_gate_deadline_boot_ns(gate);
   v->now_boot_ns = hf_now_boot_ns(deadline_boot_ns);
   if (v->now_boot_ns >= deadline_boot_ns) return HF_REASON_lease_expired;
   if (s->flags & HF_SLOT_PEER) {
-    const struct lease_record *record = bpf_map_lookup_elem(&records, &slot);
+    const struct lease_record* record = bpf_map_lookup_elem(&records, &slot);
     if (!record || !hf_peer_covers(record, peer)) return HF_REASON_peer_not_leased;
   }
   return pass;
 }
 
 static __always_inline int hf_slot_names_peer(__u32 slot) {
-  const struct lease_slot *s = bpf_map_lookup_elem(&slots, &slot);
+  const struct lease_slot* s = bpf_map_lookup_elem(&slots, &slot);
   return s && (s->flags & HF_SLOT_PEER);
 }
 
-static __always_inline int hf_is_endpoint(const struct endpoint_entry *e, const __u32 *address, __u16 port,
+static __always_inline int hf_is_endpoint(const struct endpoint_entry* e, const __u32* address, __u16 port,
                                           __u8 protocol) {
   return e->key.address[3] == address[3] && e->key.port == port && e->key.protocol == protocol &&
          e->key.address[0] == address[0] && e->key.address[1] == address[1] && e->key.address[2] == address[2];
 }
 
-static __always_inline const struct endpoint_entry *hf_find_endpoint(__u32 bank, const __u32 *address,
+static __always_inline const struct endpoint_entry* hf_find_endpoint(__u32 bank, const __u32* address,
                                                                      __u16 port, __u8 protocol) {
   __u32 zero = 0;
-  const struct control *c = bpf_map_lookup_elem(&control, &zero);
-  void *table = bpf_map_lookup_elem(&policy_endpoints, &bank);
+  const struct control* c = bpf_map_lookup_elem(&control, &zero);
+  void* table = bpf_map_lookup_elem(&policy_endpoints, &bank);
   if (!c || !table) return 0;
   __u64 lines = hf_endpoint_hash(address, port, protocol, c->endpoint_hash[bank & 1].seed);
   __u32 mask = c->endpoint_hash[bank & 1].mask;
   for (int i = 0; i < 2; i++) {
     __u32 line = (__u32)lines & mask;
-    const struct endpoint_line *l = bpf_map_lookup_elem(table, &line);
+    const struct endpoint_line* l = bpf_map_lookup_elem(table, &line);
     if (!l) return 0;
     if (hf_is_endpoint(&l->entries[0], address, port, protocol)) return &l->entries[0];
     if (hf_is_endpoint(&l->entries[1], address, port, protocol)) return &l->entries[1];
@@ -114,17 +114,17 @@ static __always_inline const struct endpoint_entry *hf_find_endpoint(__u32 bank,
   return 0;
 }
 
-static __always_inline struct address_owner *hf_find_owner(__u32 bank, const __u32 *address) {
-  void *table = bpf_map_lookup_elem(&policy_addresses, &bank);
+static __always_inline struct address_owner* hf_find_owner(__u32 bank, const __u32* address) {
+  void* table = bpf_map_lookup_elem(&policy_addresses, &bank);
   return table ? bpf_map_lookup_elem(table, address) : 0;
 }
 
-static __always_inline struct tenant_port *hf_find_port(__u32 bank, __u32 ifindex) {
-  void *table = bpf_map_lookup_elem(&policy_ports, &bank);
+static __always_inline struct tenant_port* hf_find_port(__u32 bank, __u32 ifindex) {
+  void* table = bpf_map_lookup_elem(&policy_ports, &bank);
   return table ? bpf_map_lookup_elem(table, &ifindex) : 0;
 }
 
-static __always_inline void hf_flow_key_from(struct flow_key *key, const struct packet *p, __u32 ifindex) {
+static __always_inline void hf_flow_key_from(struct flow_key* key, const struct packet* p, __u32 ifindex) {
   hf_copy_address(key->local, p->source);
   hf_copy_address(key->remote, p->destination);
   key->local_port = p->source_port;
@@ -133,7 +133,7 @@ static __always_inline void hf_flow_key_from(struct flow_key *key, const struct 
   key->protocol = p->protocol;
 }
 
-static __always_inline void hf_flow_key_to(struct flow_key *key, const struct packet *p, __u32 ifindex) {
+static __always_inline void hf_flow_key_to(struct flow_key* key, const struct packet* p, __u32 ifindex) {
   hf_copy_address(key->local, p->destination);
   hf_copy_address(key->remote, p->source);
   key->local_port = p->destination_port;
@@ -142,31 +142,31 @@ static __always_inline void hf_flow_key_to(struct flow_key *key, const struct pa
   key->protocol = p->protocol;
 }
 
-static __always_inline struct flow *hf_find_flow(__u32 tenant, const struct flow_key *key) {
-  void *table = bpf_map_lookup_elem(&flows, &tenant);
+static __always_inline struct flow* hf_find_flow(__u32 tenant, const struct flow_key* key) {
+  void* table = bpf_map_lookup_elem(&flows, &tenant);
   if (!table) return 0;
-  struct flow *flow = bpf_map_lookup_elem(table, key);
+  struct flow* flow = bpf_map_lookup_elem(table, key);
   /* An LRU element may have been recycled for another key under us (TRAPS). */
   if (!flow || __builtin_memcmp(&flow->key, key, sizeof(*key)) != 0) return 0;
   return flow;
 }
 
 /* An ICMP error that passes, passes as that. */
-static __always_inline __u32 hf_passed_as(const struct packet *p, __u32 reason) {
+static __always_inline __u32 hf_passed_as(const struct packet* p, __u32 reason) {
   return p->kind == HF_KIND_ICMP_ERROR && hf_reason_passes(reason) ? HF_REASON_icmp_error : reason;
 }
 
 /* An endpoint serves what comes to it, and answers: for TCP anything but opening a connection itself, for
  * echo only requests in and replies out. */
-static __always_inline int hf_endpoint_serves(const struct packet *p, int to_endpoint) {
+static __always_inline int hf_endpoint_serves(const struct packet* p, int to_endpoint) {
   if (p->kind == HF_KIND_ICMP_ERROR) return 1;
   if (p->protocol == HF_PROTO_TCP) return to_endpoint || !p->initiates;
   if (p->protocol == HF_PROTO_UDP) return 1;
   return to_endpoint ? p->initiates : !p->initiates;
 }
 
-static __always_inline void hf_fragment_key_of(struct fragment_key *key, const struct packet *p,
-                                               __u32 ifindex, __u8 direction) {
+static __always_inline void hf_fragment_key_of(struct fragment_key* key, const struct packet* p, __u32 ifindex,
+                                               __u8 direction) {
   hf_copy_address(key->source, p->outer_source);
   hf_copy_address(key->destination, p->outer_destination);
   key->identification = p->fragment_id;
@@ -176,50 +176,50 @@ static __always_inline void hf_fragment_key_of(struct fragment_key *key, const s
   key->direction = direction;
 }
 
-HF_GLOBAL int hf_decide_fragment(struct packet *p, struct verdict *v, __u32 ifindex, __u32 direction) {
+HF_GLOBAL int hf_decide_fragment(struct packet* p, struct verdict* v, __u32 ifindex, __u32 direction) {
   if (!p || !v) return HF_REASON_unclassified;
   struct fragment_key key = {};
   hf_fragment_key_of(&key, p, ifindex, (__u8)direction);
-  const struct fragment_state *first = bpf_map_lookup_elem(&fragments, &key);
+  const struct fragment_state* first = bpf_map_lookup_elem(&fragments, &key);
   if (!first || __builtin_memcmp(&first->key, &key, sizeof(key)) != 0) return HF_REASON_fragment_orphan;
   v->now_boot_ns = bpf_ktime_get_boot_ns();
   if (v->now_boot_ns - first->first_boot_ns > HF_FRAGMENT_LIFETIME_NS) return HF_REASON_fragment_orphan;
   if (p->fragment_offset < first->next_offset) return HF_REASON_fragment_overlap;
-  const __u32 *peer = direction == HF_FROM_TENANT ? p->outer_destination : p->outer_source;
+  const __u32* peer = direction == HF_FROM_TENANT ? p->outer_destination : p->outer_source;
   return hf_check_slot(v, first->slot, first->incarnation, peer, HF_REASON_fragment, HF_REASON_no_lease);
 }
 
 /* What is not to an endpoint: a reply to what the tenant began, or nothing. */
-HF_GLOBAL int hf_decide_to_tenant_flow(struct packet *p, struct verdict *v, __u32 ifindex) {
+HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u32 ifindex) {
   if (!p || !v) return HF_REASON_unclassified;
   __u32 bank = v->bank;
-  const struct tenant_port *port = hf_find_port(bank, ifindex);
+  const struct tenant_port* port = hf_find_port(bank, ifindex);
   if (!port) return HF_REASON_unknown_port;
   v->tenant = port->tenant;
   struct flow_key key = {};
   hf_flow_key_to(&key, p, ifindex);
-  const struct flow *flow = hf_find_flow(port->tenant, &key);
+  const struct flow* flow = hf_find_flow(port->tenant, &key);
   if (flow) {
     __u32 reason =
         hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
     return hf_passed_as(p, reason);
   }
   if (p->kind == HF_KIND_ICMP_ERROR) return HF_REASON_icmp_unrelated;
-  const struct address_owner *owner = hf_find_owner(bank, p->outer_destination);
+  const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
   return owner && owner->ifindex == ifindex ? HF_REASON_no_endpoint : HF_REASON_wrong_port;
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
  * endpoint: one hash lookup, the gate, the tenant, the clock. An endpoint's address and port belong to its
  * lease alone: while that is not live, no flow opens them either. */
-static __always_inline __u32 hf_decide_to_tenant(struct packet *p, __u32 ifindex, struct verdict *v) {
+static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex, struct verdict* v) {
   if (p->vlan_tags) return HF_REASON_vlan;
   if (p->kind == HF_KIND_NEIGHBOUR && p->icmp_type == 137) return HF_REASON_icmp_unrelated; /* a redirect */
   if (p->kind == HF_KIND_ARP || p->kind == HF_KIND_NEIGHBOUR)
     return hf_find_port(v->bank, ifindex) ? HF_REASON_neighbour : HF_REASON_unknown_port;
   if (p->fragment == HF_FRAGMENT_LATER) return hf_decide_fragment(p, v, ifindex, HF_TO_TENANT);
 
-  const struct endpoint_entry *e = hf_find_endpoint(v->bank, p->destination, p->destination_port, p->protocol);
+  const struct endpoint_entry* e = hf_find_endpoint(v->bank, p->destination, p->destination_port, p->protocol);
   if (!e || !hf_endpoint_serves(p, 1)) return hf_decide_to_tenant_flow(p, v, ifindex);
   if (e->ifindex != ifindex) return HF_REASON_wrong_port;
   return hf_passed_as(
@@ -228,15 +228,15 @@ static __always_inline __u32 hf_decide_to_tenant(struct packet *p, __u32 ifindex
 
 /* Link-local, unicast or multicast. Hop limit 255 alone does not keep neighbour discovery on the link: the node
  * would forward it, and what a tenant puts into it would leave without a lease (G1). */
-static __always_inline int hf_is_on_link(const __u32 *a) {
+static __always_inline int hf_is_on_link(const __u32* a) {
   __u8 first = (__u8)(a[0] & 0xff), second = (__u8)(a[0] >> 8 & 0xff);
   return (first == 0xff && (second & 0xf) == 2) || (first == 0xfe && (second & 0xc0) == 0x80);
 }
 
 /* ARP and neighbour discovery from a tenant: for the port's own addresses, with the port's own MAC. */
-static __always_inline __u32 hf_check_neighbour(const struct packet *p, __u32 bank, __u32 ifindex,
-                                                const struct tenant_port *port) {
-  const __u32 *claimed = p->source;
+static __always_inline __u32 hf_check_neighbour(const struct packet* p, __u32 bank, __u32 ifindex,
+                                                const struct tenant_port* port) {
+  const __u32* claimed = p->source;
   if (p->neighbour_has_mac && __builtin_memcmp(p->neighbour_mac, port->mac, 6) != 0)
     return HF_REASON_spoofed_neighbour;
   if (p->kind == HF_KIND_ARP) {
@@ -245,26 +245,26 @@ static __always_inline __u32 hf_check_neighbour(const struct packet *p, __u32 ba
   } else {
     if (p->icmp_type == 134 || p->icmp_type == 137) return HF_REASON_spoofed_neighbour;
     if (!hf_is_on_link(p->destination)) {
-      const struct address_owner *to = hf_find_owner(bank, p->destination);
+      const struct address_owner* to = hf_find_owner(bank, p->destination);
       if (!to || to->kind != HF_ADDRESS_HOST) return HF_REASON_destination_denied;
     }
     int unspecified = !(p->source[0] | p->source[1] | p->source[2] | p->source[3]);
     if (p->icmp_type == 136) {
-      const struct address_owner *target = hf_find_owner(bank, p->neighbour_target);
+      const struct address_owner* target = hf_find_owner(bank, p->neighbour_target);
       if (!target || target->kind != HF_ADDRESS_TENANT || target->ifindex != ifindex)
         return HF_REASON_spoofed_neighbour;
     }
     if (unspecified && p->icmp_type == 133) return HF_REASON_neighbour;
     if (unspecified) claimed = p->neighbour_target; /* duplicate address detection, RFC 4862 5.4 */
   }
-  const struct address_owner *owner = hf_find_owner(bank, claimed);
+  const struct address_owner* owner = hf_find_owner(bank, claimed);
   if (!owner || owner->kind != HF_ADDRESS_TENANT || owner->ifindex != ifindex)
     return HF_REASON_spoofed_neighbour;
   return HF_REASON_neighbour;
 }
 
 /* Destinations no tenant sends to: multicast, broadcast, unspecified, loopback, link-local. */
-static __always_inline int hf_destination_denied(const __u32 *a) {
+static __always_inline int hf_destination_denied(const __u32* a) {
   if (a[0] == 0 && a[1] == 0 && a[2] == HF_IP4_MAPPED) {
     __u8 first = (__u8)(a[3] & 0xff), second = (__u8)(a[3] >> 8 & 0xff);
     return first == 0 || first == 127 || first >= 224 || (first == 169 && second == 254);
@@ -275,32 +275,32 @@ static __always_inline int hf_destination_denied(const __u32 *a) {
 }
 
 /* Across a tenant boundary a packet goes only to an endpoint whose live lease names this peer. */
-HF_GLOBAL int hf_may_cross(struct packet *p, __u32 bank) {
+HF_GLOBAL int hf_may_cross(struct packet* p, __u32 bank) {
   if (!p) return 0;
   struct verdict v = {};
-  const struct endpoint_entry *to = hf_find_endpoint(bank & 1, p->destination, p->destination_port, p->protocol);
+  const struct endpoint_entry* to =
+      hf_find_endpoint(bank & 1, p->destination, p->destination_port, p->protocol);
   return to && hf_endpoint_serves(p, 1) && hf_slot_names_peer(to->slot) &&
          hf_check_slot(&v, to->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease) ==
              HF_REASON_endpoint;
 }
 
 /* From the tenant behind `ifindex`: tc ingress of the port's host end. */
-HF_GLOBAL int hf_decide_from_tenant(struct packet *p, struct verdict *v, __u32 ifindex) {
+HF_GLOBAL int hf_decide_from_tenant(struct packet* p, struct verdict* v, __u32 ifindex) {
   if (!p || !v) return HF_REASON_unclassified;
   __u32 bank = v->bank;
-  const struct tenant_port *port = hf_find_port(bank, ifindex);
+  const struct tenant_port* port = hf_find_port(bank, ifindex);
   if (!port) return HF_REASON_unknown_port;
   v->tenant = port->tenant;
   if (__builtin_memcmp(p->source_mac, port->mac, 6) != 0) return HF_REASON_spoofed_mac;
   if (p->vlan_tags) return HF_REASON_vlan;
   if (p->kind == HF_KIND_ARP || p->kind == HF_KIND_NEIGHBOUR) return hf_check_neighbour(p, bank, ifindex, port);
 
-  const struct endpoint_entry *e = 0;
-  if (p->fragment != HF_FRAGMENT_LATER)
-    e = hf_find_endpoint(bank, p->source, p->source_port, p->protocol);
+  const struct endpoint_entry* e = 0;
+  if (p->fragment != HF_FRAGMENT_LATER) e = hf_find_endpoint(bank, p->source, p->source_port, p->protocol);
   /* An endpoint behind this port proves that the source is the port's own. */
   if (!e || e->ifindex != ifindex || p->kind == HF_KIND_ICMP_ERROR) {
-    const struct address_owner *source = hf_find_owner(bank, p->outer_source);
+    const struct address_owner* source = hf_find_owner(bank, p->outer_source);
     if (!source || source->kind != HF_ADDRESS_TENANT || source->ifindex != ifindex)
       return HF_REASON_spoofed_address;
   }
@@ -311,7 +311,7 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet *p, struct verdict *v, __u32 i
     return HF_REASON_spoofed_neighbour;
 
   int lateral = 0;
-  const struct address_owner *owner = hf_find_owner(bank, p->outer_destination);
+  const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
   if (owner) {
     if (owner->kind == HF_ADDRESS_METADATA) return HF_REASON_metadata;
     if (owner->kind == HF_ADDRESS_HOST) return HF_REASON_host;
@@ -330,7 +330,7 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet *p, struct verdict *v, __u32 i
 
   struct flow_key key = {};
   hf_flow_key_from(&key, p, ifindex);
-  const struct flow *flow = hf_find_flow(port->tenant, &key);
+  const struct flow* flow = hf_find_flow(port->tenant, &key);
   if (p->kind == HF_KIND_ICMP_ERROR && !flow) return HF_REASON_icmp_unrelated;
   __u32 reason = hf_check_slot(v, port->egress_slot, HF_ANY_INCARNATION, p->destination, HF_REASON_egress,
                                HF_REASON_no_egress_lease);
@@ -345,15 +345,16 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet *p, struct verdict *v, __u32 i
   return HF_REASON_egress;
 }
 
-HF_GLOBAL int hf_decide_from_uplink_flow(struct packet *p, struct verdict *v, __u32 ifindex, __u32 egress_slot) {
+HF_GLOBAL int hf_decide_from_uplink_flow(struct packet* p, struct verdict* v, __u32 ifindex,
+                                         __u32 egress_slot) {
   if (!p || !v) return HF_REASON_unclassified;
   __u32 none = p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
   /* Without an egress lease the port has no live flows: no need to look for one. */
-  const struct lease_slot *egress = bpf_map_lookup_elem(&slots, &egress_slot);
-  if (!egress || *(const volatile __u64 *)&egress->gate >> HF_GATE_INCARNATION_BITS == 0) return none;
+  const struct lease_slot* egress = bpf_map_lookup_elem(&slots, &egress_slot);
+  if (!egress || *(const volatile __u64*)&egress->gate >> HF_GATE_INCARNATION_BITS == 0) return none;
   struct flow_key key = {};
   hf_flow_key_to(&key, p, ifindex);
-  const struct flow *flow = hf_find_flow(v->tenant, &key);
+  const struct flow* flow = hf_find_flow(v->tenant, &key);
   if (!flow) return none;
   return hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
 }
@@ -361,17 +362,17 @@ HF_GLOBAL int hf_decide_from_uplink_flow(struct packet *p, struct verdict *v, __
 /* From outside, on an uplink: early drop only of what is addressed to tenant property without a lease or a
  * flow, and of what claims a tenant's source. All else is the stack's business. `parse_reason` is what the
  * parser had against the packet, if anything: it counts only against tenant property. */
-static __always_inline __u32 hf_decide_from_uplink(struct packet *p, struct verdict *v, __u32 parse_reason) {
+static __always_inline __u32 hf_decide_from_uplink(struct packet* p, struct verdict* v, __u32 parse_reason) {
   __u32 bank = v->bank;
   if (p->kind != HF_KIND_IP && p->kind != HF_KIND_ICMP_ERROR) return HF_REASON_not_ours;
-  const struct endpoint_entry *e = 0;
+  const struct endpoint_entry* e = 0;
   if (!parse_reason && p->fragment != HF_FRAGMENT_LATER)
     e = hf_find_endpoint(bank, p->destination, p->destination_port, p->protocol);
   __u32 reason;
   if (e && hf_endpoint_serves(p, 1)) {
     reason = hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
   } else {
-    const struct address_owner *owner = hf_find_owner(bank, p->outer_destination);
+    const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
     if (!owner || owner->kind != HF_ADDRESS_TENANT) {
       reason = HF_REASON_not_ours;
     } else if (parse_reason) {
@@ -387,7 +388,7 @@ static __always_inline __u32 hf_decide_from_uplink(struct packet *p, struct verd
   }
   /* Whoever is dropped anyway need not be asked who he claims to be. */
   if (!hf_reason_passes(reason)) return reason;
-  const struct address_owner *source = hf_find_owner(bank, p->outer_source);
+  const struct address_owner* source = hf_find_owner(bank, p->outer_source);
   if (source && source->kind == HF_ADDRESS_TENANT) return HF_REASON_spoofed_address;
   return hf_passed_as(p, reason);
 }

@@ -139,33 +139,33 @@ struct hf_ipv6_fragment {
 #define HF_IP4_MAPPED 0xffff0000u /* third word of ::ffff:a.b.c.d, as loaded on a little-endian machine */
 #define hf_be16(x) ((__u16)__builtin_bswap16((__u16)(x)))
 
-static __always_inline void hf_map_ipv4(__u32 *out, __u32 address) {
+static __always_inline void hf_map_ipv4(__u32* out, __u32 address) {
   out[0] = 0;
   out[1] = 0;
   out[2] = HF_IP4_MAPPED;
   out[3] = address;
 }
 
-static __always_inline void hf_copy_address(__u32 *out, const __u32 *in) {
+static __always_inline void hf_copy_address(__u32* out, const __u32* in) {
   out[0] = in[0];
   out[1] = in[1];
   out[2] = in[2];
   out[3] = in[3];
 }
 
-static __always_inline int hf_same_address(const __u32 *a, const __u32 *b) {
+static __always_inline int hf_same_address(const __u32* a, const __u32* b) {
   return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
 /* The ports of a TCP, UDP or echo header of which at least the first 8 bytes are there, as they stand. */
-static __always_inline __u32 hf_quoted_ports(struct packet *p, const void *l4, __u8 protocol, int v6) {
+static __always_inline __u32 hf_quoted_ports(struct packet* p, const void* l4, __u8 protocol, int v6) {
   if (protocol == HF_PROTO_TCP || protocol == HF_PROTO_UDP) {
-    const struct hf_udp *ports = (const struct hf_udp *)l4;
+    const struct hf_udp* ports = (const struct hf_udp*)l4;
     p->source_port = ports->destination;
     p->destination_port = ports->source;
     return HF_PARSED;
   }
-  const struct hf_icmp *icmp = (const struct hf_icmp *)l4;
+  const struct hf_icmp* icmp = (const struct hf_icmp*)l4;
   if (protocol != (v6 ? HF_PROTO_ICMPV6 : HF_PROTO_ICMP)) return HF_REASON_icmp_unrelated;
   if (icmp->type == (v6 ? 128 : 8)) { /* it asked: the answer would come to its identifier */
     p->source_port = 0;
@@ -181,22 +181,22 @@ static __always_inline __u32 hf_quoted_ports(struct packet *p, const void *l4, _
 }
 
 /* ::ffff:a.b.c.d on the wire would alias an IPv4 entry of the tables (RFC 4038 4.2). */
-static __always_inline int hf_is_mapped(const __u32 *a) {
+static __always_inline int hf_is_mapped(const __u32* a) {
   return a[0] == 0 && a[1] == 0 && a[2] == HF_IP4_MAPPED;
 }
 
 /* An ICMP error: takes the quoted packet's tuple, turned round. `quoted` is where the quoted IP header is,
  * `length` how many bytes of quote the outer IP header promises: what trails it in the frame is no quote. */
-static __always_inline __u32 hf_parse_quoted(struct packet *p, const void *quoted, const void *end,
+static __always_inline __u32 hf_parse_quoted(struct packet* p, const void* quoted, const void* end,
                                              __u32 length, int v6) {
-  const void *l4;
+  const void* l4;
   __u8 protocol;
 
   if (length < (v6 ? sizeof(struct hf_ipv6) : sizeof(struct hf_ipv4)) + 8) return HF_REASON_truncated;
   if (v6) {
-    const struct hf_ipv6 *ip = (const struct hf_ipv6 *)quoted;
-    if ((const void *)(ip + 1) > end) return HF_REASON_truncated;
-    if ((((const __u8 *)ip)[0] >> 4) != 6) return HF_REASON_icmp_unrelated;
+    const struct hf_ipv6* ip = (const struct hf_ipv6*)quoted;
+    if ((const void*)(ip + 1) > end) return HF_REASON_truncated;
+    if ((((const __u8*)ip)[0] >> 4) != 6) return HF_REASON_icmp_unrelated;
     for (int i = 0; i < 4; i++) {
       p->source[i] = ip->destination[i];
       p->destination[i] = ip->source[i];
@@ -205,8 +205,8 @@ static __always_inline __u32 hf_parse_quoted(struct packet *p, const void *quote
     protocol = ip->next_header;
     l4 = ip + 1;
   } else {
-    const struct hf_ipv4 *ip = (const struct hf_ipv4 *)quoted;
-    if ((const void *)(ip + 1) > end) return HF_REASON_truncated;
+    const struct hf_ipv4* ip = (const struct hf_ipv4*)quoted;
+    if ((const void*)(ip + 1) > end) return HF_REASON_truncated;
     if (ip->version_ihl != 0x45) return HF_REASON_icmp_unrelated;
     if (hf_be16(ip->fragment) & 0x1fff) return HF_REASON_icmp_unrelated;
     hf_map_ipv4(p->source, ip->destination);
@@ -214,7 +214,7 @@ static __always_inline __u32 hf_parse_quoted(struct packet *p, const void *quote
     protocol = ip->protocol;
     l4 = ip + 1;
   }
-  if ((const char *)l4 + 8 > (const char *)end) return HF_REASON_truncated;
+  if ((const char*)l4 + 8 > (const char*)end) return HF_REASON_truncated;
   /* The error goes to whoever sent the quoted packet. */
   if (!hf_same_address(p->destination, p->outer_destination)) return HF_REASON_icmp_unrelated;
   p->protocol = protocol;
@@ -223,10 +223,10 @@ static __always_inline __u32 hf_parse_quoted(struct packet *p, const void *quote
 }
 
 /* Neighbour discovery (RFC 4861): always with hop limit 255, never fragmented. */
-static __always_inline __u32 hf_parse_neighbour(struct packet *p, const void *frame, const void *l4,
-                                                const void *end, __u32 l4_length) {
-  const __u8 *bytes = (const __u8 *)l4;
-  const __u8 *options;
+static __always_inline __u32 hf_parse_neighbour(struct packet* p, const void* frame, const void* l4,
+                                                const void* end, __u32 l4_length) {
+  const __u8* bytes = (const __u8*)l4;
+  const __u8* options;
   __u32 left;
 
   p->kind = HF_KIND_NEIGHBOUR;
@@ -235,7 +235,7 @@ static __always_inline __u32 hf_parse_neighbour(struct packet *p, const void *fr
     if (l4_length < 8) return HF_REASON_truncated;
     left = l4_length - 8;
   } else if (p->icmp_type == 135 || p->icmp_type == 136) {
-    if (l4_length < 24 || (const void *)(bytes + 24) > end) return HF_REASON_truncated;
+    if (l4_length < 24 || (const void*)(bytes + 24) > end) return HF_REASON_truncated;
     __builtin_memcpy(p->neighbour_target, bytes + 8, 16);
     options = bytes + 24;
     left = l4_length - 24;
@@ -244,8 +244,8 @@ static __always_inline __u32 hf_parse_neighbour(struct packet *p, const void *fr
   }
   for (int i = 0; i < HF_ND_OPTIONS_MAX; i++) {
     if (left == 0) return HF_PARSED;
-    if ((const char *)options - (const char *)frame > HF_HEADERS_MAX - 8) return HF_REASON_l4_header;
-    if (left < 8 || (const void *)(options + 8) > end) return HF_REASON_truncated;
+    if ((const char*)options - (const char*)frame > HF_HEADERS_MAX - 8) return HF_REASON_l4_header;
+    if (left < 8 || (const void*)(options + 8) > end) return HF_REASON_truncated;
     __u32 length = (__u32)options[1] * 8;
     if (length == 0 || length > left) return HF_REASON_l4_header;
     if (options[0] == 1 || options[0] == 2) {
@@ -263,11 +263,11 @@ static __always_inline __u32 hf_parse_neighbour(struct packet *p, const void *fr
 
 /* `l4_length`: bytes of L4 that the IP header promises; known to be in the frame, though maybe not in the
  * linear part that `end` bounds. */
-static __always_inline __u32 hf_parse_l4(struct packet *p, const void *frame, const void *l4, const void *end,
+static __always_inline __u32 hf_parse_l4(struct packet* p, const void* frame, const void* l4, const void* end,
                                          __u32 l4_length, int v6, __u8 hop_limit) {
   if (p->protocol == HF_PROTO_TCP) {
-    const struct hf_tcp *tcp = (const struct hf_tcp *)l4;
-    if (l4_length < sizeof(*tcp) || (const void *)(tcp + 1) > end)
+    const struct hf_tcp* tcp = (const struct hf_tcp*)l4;
+    if (l4_length < sizeof(*tcp) || (const void*)(tcp + 1) > end)
       return p->fragment ? HF_REASON_fragment_overlap : HF_REASON_truncated;
     __u32 header = (__u32)(tcp->offset >> 4) * 4;
     if (header < sizeof(*tcp) || header > l4_length) return HF_REASON_l4_header;
@@ -275,30 +275,30 @@ static __always_inline __u32 hf_parse_l4(struct packet *p, const void *frame, co
     p->source_port = tcp->source;
     p->destination_port = tcp->destination;
     p->initiates = (tcp->flags & (HF_TCP_SYN | HF_TCP_ACK)) == HF_TCP_SYN;
-    p->header_length = (__u16)((const char *)l4 - (const char *)frame + header);
+    p->header_length = (__u16)((const char*)l4 - (const char*)frame + header);
     p->kind = HF_KIND_IP;
     return HF_PARSED;
   }
   if (p->protocol == HF_PROTO_UDP) {
-    const struct hf_udp *udp = (const struct hf_udp *)l4;
-    if (l4_length < sizeof(*udp) || (const void *)(udp + 1) > end)
+    const struct hf_udp* udp = (const struct hf_udp*)l4;
+    if (l4_length < sizeof(*udp) || (const void*)(udp + 1) > end)
       return p->fragment ? HF_REASON_fragment_overlap : HF_REASON_truncated;
     __u32 length = hf_be16(udp->length);
     /* A first fragment carries less than its UDP header promises. */
     if (length < sizeof(*udp) || (length > l4_length && !p->fragment)) return HF_REASON_l4_header;
     p->source_port = udp->source;
     p->destination_port = udp->destination;
-    p->header_length = (__u16)((const char *)l4 - (const char *)frame + sizeof(*udp));
+    p->header_length = (__u16)((const char*)l4 - (const char*)frame + sizeof(*udp));
     p->kind = HF_KIND_IP;
     return HF_PARSED;
   }
   if (p->protocol != (v6 ? HF_PROTO_ICMPV6 : HF_PROTO_ICMP)) return HF_REASON_protocol;
 
-  const struct hf_icmp *icmp = (const struct hf_icmp *)l4;
-  if (l4_length < sizeof(*icmp) || (const void *)(icmp + 1) > end)
+  const struct hf_icmp* icmp = (const struct hf_icmp*)l4;
+  if (l4_length < sizeof(*icmp) || (const void*)(icmp + 1) > end)
     return p->fragment ? HF_REASON_fragment_overlap : HF_REASON_truncated;
   p->icmp_type = icmp->type;
-  p->header_length = (__u16)((const char *)l4 - (const char *)frame + sizeof(*icmp));
+  p->header_length = (__u16)((const char*)l4 - (const char*)frame + sizeof(*icmp));
   if (icmp->type == (v6 ? 128 : 8)) {
     p->source_port = icmp->identifier;
     p->initiates = 1;
@@ -313,7 +313,7 @@ static __always_inline __u32 hf_parse_l4(struct packet *p, const void *frame, co
   /* Errors and neighbour discovery are never sent in pieces by anyone honest (RFC 6980). */
   if (p->fragment) return HF_REASON_protocol;
   if (v6) {
-    if (icmp->type >= 1 && icmp->type <= 4) 
+    if (icmp->type >= 1 && icmp->type <= 4)
       return hf_parse_quoted(p, icmp + 1, end, l4_length - (__u32)sizeof(*icmp), 1);
     if (icmp->type >= 133 && icmp->type <= 137) {
       if (hop_limit != 255 || icmp->code != 0) return HF_REASON_l4_header;
@@ -326,10 +326,10 @@ static __always_inline __u32 hf_parse_l4(struct packet *p, const void *frame, co
   return icmp->type == 5 ? HF_REASON_icmp_unrelated : HF_REASON_protocol;
 }
 
-static __always_inline __u32 hf_parse_ipv4(struct packet *p, const void *frame, const void *l3,
-                                           const void *end, __u32 l3_room) {
-  const struct hf_ipv4 *ip = (const struct hf_ipv4 *)l3;
-  if ((const void *)(ip + 1) > end || l3_room < sizeof(*ip)) return HF_REASON_truncated;
+static __always_inline __u32 hf_parse_ipv4(struct packet* p, const void* frame, const void* l3, const void* end,
+                                           __u32 l3_room) {
+  const struct hf_ipv4* ip = (const struct hf_ipv4*)l3;
+  if ((const void*)(ip + 1) > end || l3_room < sizeof(*ip)) return HF_REASON_truncated;
   hf_map_ipv4(p->outer_source, ip->source);
   hf_map_ipv4(p->outer_destination, ip->destination);
   hf_copy_address(p->source, p->outer_source);
@@ -352,27 +352,27 @@ static __always_inline __u32 hf_parse_ipv4(struct packet *p, const void *frame, 
     if (l4_length == 0 || p->fragment_end > 65535 - sizeof(*ip)) return HF_REASON_ip_header;
     if ((fragment & 0x2000) && (l4_length & 7)) return HF_REASON_ip_header;
     p->fragment = p->fragment_offset ? HF_FRAGMENT_LATER : HF_FRAGMENT_FIRST;
-    p->header_length = (__u16)((const char *)(ip + 1) - (const char *)frame);
+    p->header_length = (__u16)((const char*)(ip + 1) - (const char*)frame);
     if (p->fragment == HF_FRAGMENT_LATER) return HF_PARSED;
   }
   return hf_parse_l4(p, frame, ip + 1, end, l4_length, 0, 0);
 }
 
-static __always_inline __u32 hf_parse_ipv6(struct packet *p, const void *frame, const void *l3,
-                                           const void *end, __u32 l3_room) {
-  const struct hf_ipv6 *ip = (const struct hf_ipv6 *)l3;
-  if ((const void *)(ip + 1) > end || l3_room < sizeof(*ip)) return HF_REASON_truncated;
+static __always_inline __u32 hf_parse_ipv6(struct packet* p, const void* frame, const void* l3, const void* end,
+                                           __u32 l3_room) {
+  const struct hf_ipv6* ip = (const struct hf_ipv6*)l3;
+  if ((const void*)(ip + 1) > end || l3_room < sizeof(*ip)) return HF_REASON_truncated;
   for (int i = 0; i < 4; i++) {
     p->source[i] = p->outer_source[i] = ip->source[i];
     p->destination[i] = p->outer_destination[i] = ip->destination[i];
   }
   p->kind = HF_KIND_IP;
-  if ((((const __u8 *)ip)[0] >> 4) != 6) return HF_REASON_ip_header;
+  if ((((const __u8*)ip)[0] >> 4) != 6) return HF_REASON_ip_header;
   if (hf_is_mapped(p->source) || hf_is_mapped(p->destination)) return HF_REASON_ip_header;
   __u32 left = hf_be16(ip->payload_length);
   if (left + sizeof(*ip) > l3_room) return HF_REASON_truncated;
 
-  const __u8 *header = (const __u8 *)(ip + 1);
+  const __u8* header = (const __u8*)(ip + 1);
   __u8 next = ip->next_header;
   int fragmented = 0;
   for (int i = 0; i <= HF_IPV6_EXTENSIONS_MAX; i++) {
@@ -384,8 +384,8 @@ static __always_inline __u32 hf_parse_ipv6(struct packet *p, const void *frame, 
     p->protocol = next;
     if (i == HF_IPV6_EXTENSIONS_MAX) return HF_REASON_ip_extension;
     if (next == HF_PROTO_FRAGMENT) { /* 8 bytes, its second byte reserved */
-      const struct hf_ipv6_fragment *f = (const struct hf_ipv6_fragment *)header;
-      if (left < sizeof(*f) || (const void *)(f + 1) > end) return HF_REASON_truncated;
+      const struct hf_ipv6_fragment* f = (const struct hf_ipv6_fragment*)header;
+      if (left < sizeof(*f) || (const void*)(f + 1) > end) return HF_REASON_truncated;
       __u32 offset = hf_be16(f->offset);
       if (fragmented) return HF_REASON_ip_extension; /* a fragment of a fragment */
       fragmented = 1;
@@ -397,17 +397,17 @@ static __always_inline __u32 hf_parse_ipv6(struct packet *p, const void *frame, 
         p->fragment_offset = offset & 0xfff8;
         p->fragment_end = p->fragment_offset + left;
         /* The datagram put together again has the headers before this one too. */
-        __u32 before = (__u32)(header - (const __u8 *)(ip + 1)) - (__u32)sizeof(*f);
+        __u32 before = (__u32)(header - (const __u8*)(ip + 1)) - (__u32)sizeof(*f);
         if (left == 0 || before + p->fragment_end > 65535) return HF_REASON_ip_header;
         if ((offset & 1) && (left & 7)) return HF_REASON_ip_header;
         p->fragment = p->fragment_offset ? HF_FRAGMENT_LATER : HF_FRAGMENT_FIRST;
         p->protocol = next;
-        p->header_length = (__u16)((const char *)header - (const char *)frame);
+        p->header_length = (__u16)((const char*)header - (const char*)frame);
         if (p->fragment == HF_FRAGMENT_LATER) return HF_PARSED;
       }
       continue;
     }
-    if (left < 8 || (const void *)(header + 8) > end) return HF_REASON_truncated;
+    if (left < 8 || (const void*)(header + 8) > end) return HF_REASON_truncated;
     if (next == HF_PROTO_HOP_BY_HOP) { /* stands first or nowhere (RFC 8200 4.1) */
       if (i != 0) return HF_REASON_ip_extension;
       length = ((__u32)header[1] + 1) * 8;
@@ -416,7 +416,7 @@ static __always_inline __u32 hf_parse_ipv6(struct packet *p, const void *frame, 
     } else if (next == HF_PROTO_AH) {
       length = ((__u32)header[1] + 2) * 4;
       if (length < 12) return HF_REASON_ip_extension; /* its fixed part */
-    } else if (next == HF_PROTO_ROUTING) { /* it would move the destination under us */
+    } else if (next == HF_PROTO_ROUTING) {            /* it would move the destination under us */
       return HF_REASON_ip_options;
     } else if (next == HF_PROTO_ESP || next == HF_PROTO_NONE) {
       return HF_REASON_protocol;
@@ -430,14 +430,14 @@ static __always_inline __u32 hf_parse_ipv6(struct packet *p, const void *frame, 
     next = header[0];
     header += length;
     left -= length;
-    if (header - (const __u8 *)frame > HF_TRANSPORT_OFFSET_MAX) return HF_REASON_ip_extension;
+    if (header - (const __u8*)frame > HF_TRANSPORT_OFFSET_MAX) return HF_REASON_ip_extension;
   }
   return HF_REASON_ip_extension;
 }
 
-static __always_inline __u32 hf_parse_arp(struct packet *p, const void *l3, const void *end) {
-  const struct hf_arp *arp = (const struct hf_arp *)l3;
-  if ((const void *)(arp + 1) > end) return HF_REASON_truncated;
+static __always_inline __u32 hf_parse_arp(struct packet* p, const void* l3, const void* end) {
+  const struct hf_arp* arp = (const struct hf_arp*)l3;
+  if ((const void*)(arp + 1) > end) return HF_REASON_truncated;
   if (arp->hardware != hf_be16(1) || arp->protocol != hf_be16(ETH_P_IP) || arp->hardware_length != 6 ||
       arp->protocol_length != 4 || (arp->operation != hf_be16(1) && arp->operation != hf_be16(2)))
     return HF_REASON_l4_header;
@@ -452,11 +452,10 @@ static __always_inline __u32 hf_parse_arp(struct packet *p, const void *l3, cons
 /* Parses the frame at [data, end); `frame_length` is its whole length, of which [data, end) may be only the
  * linear part (at least min(frame_length, HF_HEADERS_MAX) bytes). *p must be zeroed by the caller. Returns
  * HF_PARSED or a drop reason; with a reason, p->kind tells whether the addresses were found before it. */
-static __always_inline __u32 hf_parse(struct packet *p, const void *data, const void *end,
-                                      __u32 frame_length) {
-  const struct ethhdr *eth = (const struct ethhdr *)data;
-  const __u8 *l3 = (const __u8 *)(eth + 1);
-  if ((const void *)l3 > end) return HF_REASON_truncated;
+static __always_inline __u32 hf_parse(struct packet* p, const void* data, const void* end, __u32 frame_length) {
+  const struct ethhdr* eth = (const struct ethhdr*)data;
+  const __u8* l3 = (const __u8*)(eth + 1);
+  if ((const void*)l3 > end) return HF_REASON_truncated;
   __builtin_memcpy(p->source_mac, eth->h_source, 6);
   __u16 type = eth->h_proto;
   __u32 l2_length = sizeof(*eth);
@@ -464,8 +463,8 @@ static __always_inline __u32 hf_parse(struct packet *p, const void *data, const 
   for (int i = 0; i <= HF_VLAN_DEPTH_MAX; i++) {
     if (type != hf_be16(ETH_P_8021Q) && type != hf_be16(ETH_P_8021AD)) break;
     if (i == HF_VLAN_DEPTH_MAX) return HF_REASON_vlan;
-    if ((const void *)(l3 + 4) > end) return HF_REASON_truncated;
-    type = *(const __u16 *)(l3 + 2);
+    if ((const void*)(l3 + 4) > end) return HF_REASON_truncated;
+    type = *(const __u16*)(l3 + 2);
     l3 += 4;
     l2_length += 4;
     p->vlan_tags++;

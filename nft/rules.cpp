@@ -233,30 +233,16 @@ class RuleWriter {
           load_meta(load == Load::iif ? NFT_META_IIF : NFT_META_OIF, slot);
           if (schema(set).interval) to_network_order(slot);
           break;
-        case Load::source:
-          load_address(true, slot);
-          break;
-        case Load::destination:
-          load_address(false, slot);
-          break;
-        case Load::protocol:
-          load_meta(NFT_META_L4PROTO, slot);
-          break;
-        case Load::source_port:
-          load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, slot);
-          break;
-        case Load::destination_port:
-          load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, slot);
-          break;
+        case Load::source: load_address(true, slot); break;
+        case Load::destination: load_address(false, slot); break;
+        case Load::protocol: load_meta(NFT_META_L4PROTO, slot); break;
+        case Load::source_port: load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, slot); break;
+        case Load::destination_port: load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, slot); break;
         case Load::flow_endpoint:
           load_ct(v4 ? NFT_CT_SRC_IP : NFT_CT_SRC_IP6, IP_CT_DIR_REPLY, slot);
           break;
-        case Load::flow_protocol:
-          load_ct(NFT_CT_PROTOCOL, -1, slot);
-          break;
-        case Load::flow_port:
-          load_ct(NFT_CT_PROTO_SRC, IP_CT_DIR_REPLY, slot);
-          break;
+        case Load::flow_protocol: load_ct(NFT_CT_PROTOCOL, -1, slot); break;
+        case Load::flow_port: load_ct(NFT_CT_PROTO_SRC, IP_CT_DIR_REPLY, slot); break;
         case Load::flow_origin:
           load_ct(v4 ? NFT_CT_SRC_IP : NFT_CT_SRC_IP6, IP_CT_DIR_ORIGINAL, slot);
           break;

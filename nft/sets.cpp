@@ -73,16 +73,11 @@ constexpr uint32_t padded(uint32_t bytes) {
 // nft's own numbers (enum datatypes in its datatype.h), six bits each in a concatenation.
 uint32_t nft_type(Part part) {
   switch (part) {
-    case interface:
-      return 20;
-    case ipv4:
-      return 7;
-    case ipv6:
-      return 8;
-    case protocol:
-      return 12;
-    case service:
-      return 13;
+    case interface: return 20;
+    case ipv4: return 7;
+    case ipv6: return 8;
+    case protocol: return 12;
+    case service: return 13;
   }
   CHECK(false);
 }
@@ -156,14 +151,10 @@ std::optional<SetId> find_set(std::string_view name) {
 uint8_t part_bytes(Part part) {
   switch (part) {
     case interface:
-    case ipv4:
-      return 4;
-    case ipv6:
-      return 16;
-    case protocol:
-      return 1;
-    case service:
-      return 2;
+    case ipv4: return 4;
+    case ipv6: return 16;
+    case protocol: return 1;
+    case service: return 2;
   }
   CHECK(false);
 }
@@ -238,15 +229,9 @@ std::string describe(const LeaseElement& element, Side side) {
   if (element.kind == LeaseElement::Kind::egress) return out;
   out += ", " + format_address(element.address);
   switch (element.protocol) {
-    case Protocol::icmp_echo:
-      out += " echo";
-      break;
-    case Protocol::tcp:
-      out += fmt::format(" tcp {}", element.port);
-      break;
-    case Protocol::udp:
-      out += fmt::format(" udp {}", element.port);
-      break;
+    case Protocol::icmp_echo: out += " echo"; break;
+    case Protocol::tcp: out += fmt::format(" tcp {}", element.port); break;
+    case Protocol::udp: out += fmt::format(" udp {}", element.port); break;
   }
   if (element.peer) out += ", peer " + format_prefix(*element.peer);
   return out;

@@ -147,17 +147,10 @@ void for_each_element(const nlmsghdr* message, Visit visit) {
       ElementAnswer answer;
       for_each_nested(element, [&](const nlattr* attribute) {
         switch (attribute_type(attribute)) {
-          case NFTA_SET_ELEM_KEY:
-            answer.key = value(attribute);
-            break;
-          case NFTA_SET_ELEM_KEY_END:
-            answer.key_end = value(attribute);
-            break;
-          case NFTA_SET_ELEM_EXPIRATION:
-            answer.expiration_ms = attribute_be(attribute);
-            break;
-          default:
-            break;
+          case NFTA_SET_ELEM_KEY: answer.key = value(attribute); break;
+          case NFTA_SET_ELEM_KEY_END: answer.key_end = value(attribute); break;
+          case NFTA_SET_ELEM_EXPIRATION: answer.expiration_ms = attribute_be(attribute); break;
+          default: break;
         }
       });
       visit(answer);
@@ -504,18 +497,13 @@ struct Item {
 
 ElementKey key_of(const Changes& changes, Item item) {
   switch (item.list) {
-    case List::arm:
-      return interface_key(SetId::armed, changes.arm[item.index]);
-    case List::disarm:
-      return interface_key(SetId::armed, changes.disarm[item.index]);
-    case List::add_tenants:
-      return interface_key(SetId::tenants, changes.add_tenants[item.index]);
+    case List::arm: return interface_key(SetId::armed, changes.arm[item.index]);
+    case List::disarm: return interface_key(SetId::armed, changes.disarm[item.index]);
+    case List::add_tenants: return interface_key(SetId::tenants, changes.add_tenants[item.index]);
     case List::remove_tenants:
       return interface_key(SetId::tenants, changes.remove_tenants[item.index]);
-    case List::own:
-      return owned_key(changes.own[item.index]);
-    case List::disown:
-      return owned_key(changes.disown[item.index]);
+    case List::own: return owned_key(changes.own[item.index]);
+    case List::disown: return owned_key(changes.disown[item.index]);
     case List::writes:
       return lease_key(changes.writes[item.index].element, changes.writes[item.index].side);
     case List::removals:
@@ -530,18 +518,14 @@ uint32_t timeout_of(const Changes& changes, Item item) {
 
 std::string describe(const Changes& changes, Item item) {
   switch (item.list) {
-    case List::arm:
-      return fmt::format("armed: interface {}", changes.arm[item.index]);
-    case List::disarm:
-      return fmt::format("armed: interface {}", changes.disarm[item.index]);
+    case List::arm: return fmt::format("armed: interface {}", changes.arm[item.index]);
+    case List::disarm: return fmt::format("armed: interface {}", changes.disarm[item.index]);
     case List::add_tenants:
       return fmt::format("tenants: interface {}", changes.add_tenants[item.index]);
     case List::remove_tenants:
       return fmt::format("tenants: interface {}", changes.remove_tenants[item.index]);
-    case List::own:
-      return describe(changes.own[item.index]);
-    case List::disown:
-      return describe(changes.disown[item.index]);
+    case List::own: return describe(changes.own[item.index]);
+    case List::disown: return describe(changes.disown[item.index]);
     case List::writes:
       return describe(changes.writes[item.index].element, changes.writes[item.index].side);
     case List::removals:

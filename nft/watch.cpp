@@ -124,8 +124,7 @@ std::optional<Event> event_of(const nlmsghdr* message, const std::string& table)
       kind = EventKind::elements_removed;
       name = NFTA_SET_ELEM_LIST_SET;
       break;
-    default:
-      return {};
+    default: return {};
   }
   Attributes found = read_attributes(message, name, -1);
   if (found.first != table) return {};
@@ -141,30 +140,18 @@ std::optional<Event> event_of(const nlmsghdr* message, const std::string& table)
 
 const char* name_of(EventKind kind) {
   switch (kind) {
-    case EventKind::table_removed:
-      return "table removed";
-    case EventKind::table_changed:
-      return "table made or changed";
-    case EventKind::chain_removed:
-      return "chain removed";
-    case EventKind::chain_changed:
-      return "chain made or changed";
-    case EventKind::rule_removed:
-      return "rule removed from chain";
-    case EventKind::rule_added:
-      return "rule added to chain";
-    case EventKind::set_removed:
-      return "set removed";
-    case EventKind::set_changed:
-      return "set made or changed";
-    case EventKind::elements_removed:
-      return "element removed from set";
-    case EventKind::elements_added:
-      return "element added to set";
-    case EventKind::flowtable_added:
-      return "flowtable made";
-    case EventKind::overrun:
-      return "notices were lost";
+    case EventKind::table_removed: return "table removed";
+    case EventKind::table_changed: return "table made or changed";
+    case EventKind::chain_removed: return "chain removed";
+    case EventKind::chain_changed: return "chain made or changed";
+    case EventKind::rule_removed: return "rule removed from chain";
+    case EventKind::rule_added: return "rule added to chain";
+    case EventKind::set_removed: return "set removed";
+    case EventKind::set_changed: return "set made or changed";
+    case EventKind::elements_removed: return "element removed from set";
+    case EventKind::elements_added: return "element added to set";
+    case EventKind::flowtable_added: return "flowtable made";
+    case EventKind::overrun: return "notices were lost";
   }
   CHECK(false);
 }

@@ -52,9 +52,9 @@ class Watch {
 
   int fd() const { return fd_.get(); }  // readable when there is something to drain
 
-  // Stops and resumes listening. While anybody listens, the kernel makes a notice for every element of a
-  // transaction, ours too, only to have the filter drop it: a quarter of the time of a bulk load. What
-  // others do meanwhile is missed; look at the table afterwards (Table::check_rules).
+  // Stops and resumes listening. While anybody listens, the kernel makes a notice for every element
+  // of a transaction, ours too, only to have the filter drop it: a quarter of the time of a bulk
+  // load. What others do meanwhile is missed; look at the table afterwards (Table::check_rules).
   Status pause();
   Status resume();
 

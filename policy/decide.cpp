@@ -40,7 +40,8 @@ Result<Selector> parse_selector(std::string_view text) {
 }
 
 Status add_endpoint(const PolicyIndex& index, const Tenant& tenant, std::string_view text,
-                    const std::optional<Prefix>& peer, size_t resources_max, std::vector<Resource>& resources) {
+                    const std::optional<Prefix>& peer, size_t resources_max,
+                    std::vector<Resource>& resources) {
   const Result<Selector> selector = parse_selector(text);
   if (!selector) return std::unexpected(selector.error());
   const Endpoint* endpoint = index.endpoint(tenant, selector->name);
@@ -145,7 +146,8 @@ Result<std::vector<Resource>> select_members(const PolicyIndex& index,
                 "name endpoints, and egress in a lease of its own");
   std::vector<Resource> members;
   for (const std::string& text : request.endpoints)
-    if (Status ok = add_endpoint(index, **tenant, text, request.peer, abi::HF_SLOTS_MAX, members); !ok)
+    if (Status ok = add_endpoint(index, **tenant, text, request.peer, abi::HF_SLOTS_MAX, members);
+        !ok)
       return pass_on(ok);
   return members;
 }

@@ -307,15 +307,12 @@ class YamlReader {
       case FYET_NONE:
       case FYET_STREAM_START:
       case FYET_STREAM_END:
-      case FYET_DOCUMENT_END:
-        return {};
-      case FYET_DOCUMENT_START:
-        return take_document_start(event.document_start);
+      case FYET_DOCUMENT_END: return {};
+      case FYET_DOCUMENT_START: return take_document_start(event.document_start);
       case FYET_ALIAS:
         go_to(event.alias.anchor);
         return "an alias (*); policies have none, write the value out";
-      case FYET_SCALAR:
-        return take_scalar(event.scalar);
+      case FYET_SCALAR: return take_scalar(event.scalar);
       case FYET_SEQUENCE_START:
         return open(event.sequence_start.anchor, event.sequence_start.tag,
                     event.sequence_start.sequence_start, NodeKind::list);
@@ -323,8 +320,7 @@ class YamlReader {
         return open(event.mapping_start.anchor, event.mapping_start.tag,
                     event.mapping_start.mapping_start, NodeKind::map);
       case FYET_SEQUENCE_END:
-      case FYET_MAPPING_END:
-        return std::string(builder_.close());
+      case FYET_MAPPING_END: return std::string(builder_.close());
     }
     return "a YAML construct that policies have none of; remove it";
   }

@@ -342,12 +342,9 @@ std::string listen_text(PortRange listen) {
 
 std::string_view protocol_text(Protocol protocol) {
   switch (protocol) {
-    case Protocol::icmp_echo:
-      return "icmp_echo";
-    case Protocol::tcp:
-      return "tcp";
-    case Protocol::udp:
-      return "udp";
+    case Protocol::icmp_echo: return "icmp_echo";
+    case Protocol::tcp: return "tcp";
+    case Protocol::udp: return "udp";
   }
   return "?";
 }
@@ -372,18 +369,13 @@ std::string PolicyReader::describe(const Node& node) const {
   std::string text = quote_text(document_.text(node));
   std::string_view plain = std::string_view(text).substr(1, text.size() - 2);
   switch (kind_of(node)) {
-    case ScalarKind::text:
-      return fmt::format("the text {}", text);
-    case ScalarKind::null:
-      return "nothing";
-    case ScalarKind::boolean:
-      return fmt::format("the boolean {}", plain);
+    case ScalarKind::text: return fmt::format("the text {}", text);
+    case ScalarKind::null: return "nothing";
+    case ScalarKind::boolean: return fmt::format("the boolean {}", plain);
     case ScalarKind::integer:
     case ScalarKind::octal_like:
-    case ScalarKind::other_number:
-      return fmt::format("the number {}", plain);
-    case ScalarKind::fraction:
-      return fmt::format("the fraction {}", plain);
+    case ScalarKind::other_number: return fmt::format("the number {}", plain);
+    case ScalarKind::fraction: return fmt::format("the fraction {}", plain);
     case ScalarKind::yaml11:
       return fmt::format("{}, which YAML 1.1 reads as a boolean, a number or a date", plain);
   }
@@ -468,8 +460,7 @@ std::optional<uint64_t> PolicyReader::read_integer(const Node& node, const Path&
   std::string shown = quote_text(text);
   std::string_view plain = std::string_view(shown).substr(1, shown.size() - 2);
   switch (kind_of(node)) {
-    case ScalarKind::integer:
-      break;
+    case ScalarKind::integer: break;
     case ScalarKind::octal_like:
       error(node, path,
             fmt::format("{} has a leading zero, which some programs read as octal", plain),
@@ -486,9 +477,7 @@ std::optional<uint64_t> PolicyReader::read_integer(const Node& node, const Path&
         return {};
       }
       [[fallthrough]];
-    default:
-      wrong_type(node, path, expected);
-      return {};
+    default: wrong_type(node, path, expected); return {};
   }
   uint64_t value = 0;
   auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), value);

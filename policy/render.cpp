@@ -19,12 +19,9 @@ using Json = nlohmann::ordered_json;
 
 std::string_view protocol_text(Protocol protocol) {
   switch (protocol) {
-    case Protocol::icmp_echo:
-      return "icmp_echo";
-    case Protocol::tcp:
-      return "tcp";
-    case Protocol::udp:
-      return "udp";
+    case Protocol::icmp_echo: return "icmp_echo";
+    case Protocol::tcp: return "tcp";
+    case Protocol::udp: return "udp";
   }
   return "?";
 }

@@ -74,14 +74,10 @@ class Decoder {
     }
     out.headers = rest.offset();
     switch (type) {
-      case 0x0800:
-        return ip4(rest);
-      case 0x86dd:
-        return ip6(rest);
-      case 0x0806:
-        return arp(rest);
-      default:
-        return Refusal::link;
+      case 0x0800: return ip4(rest);
+      case 0x86dd: return ip6(rest);
+      case 0x0806: return arp(rest);
+      default: return Refusal::link;
     }
   }
 
@@ -193,8 +189,7 @@ class Decoder {
         case 139:  // HIP
         case 140:  // Shim6
           return Refusal::network;
-        default:
-          return Refusal::transport;
+        default: return Refusal::transport;
       }
       if (size > rest.size()) return Refusal::truncated;
       if (size > kExtensionBytesMax) return Refusal::network;
@@ -225,12 +220,9 @@ class Decoder {
         if (length > l4.size() && !out.fragment) return Refusal::transport;
         return datagram(l4.u16(0), l4.u16(2), false, l4.offset() + 8);
       }
-      case 1:
-        return family == Family::v4 ? icmp(l4, family, hop_limit) : Refusal::transport;
-      case 58:
-        return family == Family::v6 ? icmp(l4, family, hop_limit) : Refusal::transport;
-      default:
-        return Refusal::transport;
+      case 1: return family == Family::v4 ? icmp(l4, family, hop_limit) : Refusal::transport;
+      case 58: return family == Family::v6 ? icmp(l4, family, hop_limit) : Refusal::transport;
+      default: return Refusal::transport;
     }
   }
 

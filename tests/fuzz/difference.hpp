@@ -20,16 +20,11 @@ inline Address address_of(const __u32* words) {
 
 inline Meaning meaning_of(const abi::packet& p) {
   switch (p.kind) {
-    case abi::HF_KIND_IP:
-      return Meaning::datagram;
-    case abi::HF_KIND_ICMP_ERROR:
-      return Meaning::icmp_error;
-    case abi::HF_KIND_ARP:
-      return Meaning::arp;
-    case abi::HF_KIND_NEIGHBOUR:
-      return Meaning::neighbour;
-    default:
-      return Meaning::nothing;
+    case abi::HF_KIND_IP: return Meaning::datagram;
+    case abi::HF_KIND_ICMP_ERROR: return Meaning::icmp_error;
+    case abi::HF_KIND_ARP: return Meaning::arp;
+    case abi::HF_KIND_NEIGHBOUR: return Meaning::neighbour;
+    default: return Meaning::nothing;
   }
 }
 

@@ -383,9 +383,9 @@ route add default via {gateway.v6}
                 if time.monotonic() > end:
                     raise TimeoutError(f"holdfastd was not ready within {START_LIMIT_S} s:\n{self.log[-3000:]}")
 
-    def try_start(self, **changes: object) -> subprocess.CompletedProcess:
+    def try_start(self, prefix: Sequence[str] = (), **changes: object) -> subprocess.CompletedProcess:
         """For a start that must be refused: runs a daemon until it ends by itself."""
-        argv = self.inside("node", self.daemon_argv(**changes))
+        argv = self.inside("node", [*prefix, *self.daemon_argv(**changes)])
         return subprocess.run(argv, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
 
     def stop(self, check: bool = True) -> None:

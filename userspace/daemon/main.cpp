@@ -172,8 +172,8 @@ class Daemon {
                           {"generation", node_->policy().generation},
                           {"socket", options_.runtime_dir + "/control.sock"}});
     const Status ended = loop_->run();
-    // Serving ends here; enforcing does not: pins, tables and deadlines stay. A second SIGTERM finds us on
-    // the way out and changes nothing.
+    // Serving ends here; enforcing does not: pins, tables and deadlines stay. A second SIGTERM
+    // finds us on the way out and changes nothing.
     ::signal(SIGTERM, SIG_IGN);
     ::signal(SIGINT, SIG_IGN);
     ::sd_notify(0, "STOPPING=1");

@@ -165,8 +165,8 @@ Status Node::load_policy() {
   return {};
 }
 
-// Is every slot of the lease that begins here open, of this lease, bound under its tenant's epoch and still
-// the slot of a resource that the policy in force names?
+// Is every slot of the lease that begins here open, of this lease, bound under its tenant's epoch
+// and still the slot of a resource that the policy in force names?
 bool Node::is_whole(uint32_t first_slot) const {
   const LeaseId id = LeaseId::of(plane_->slots.record(first_slot));
   const uint64_t now = boot_now_ns();
@@ -190,8 +190,8 @@ bool Node::is_whole(uint32_t first_slot) const {
   return true;
 }
 
-// Leases whose pinned state is whole go on; of all others every slot ends. A daemon that was killed while it
-// opened or closed a lease of several slots leaves such a half one.
+// Leases whose pinned state is whole go on; of all others every slot ends. A daemon that was killed
+// while it opened or closed a lease of several slots leaves such a half one.
 void Node::adopt_leases() {
   std::vector<uint32_t> ended;
   std::vector<Term> live;

@@ -410,7 +410,8 @@ void Node::tear_down_tenant(uint32_t index) {
 
 std::vector<uint32_t> Node::slots_of(uint32_t first_slot) const {
   std::vector<uint32_t> slots;
-  for (uint32_t slot = first_slot; slot < plane_->slots.size() && slots.size() < lease_resources_max;
+  for (uint32_t slot = first_slot;
+       slot < plane_->slots.size() && slots.size() < lease_resources_max;
        slot = plane_->slots.record(slot).next_slot)
     slots.push_back(slot);
   return slots;

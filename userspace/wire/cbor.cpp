@@ -44,44 +44,25 @@ int compare_encodings(const uint8_t* a, size_t a_size, const uint8_t* b, size_t 
 
 std::string_view describe(Fault fault) {
   switch (fault) {
-    case Fault::none:
-      return "nothing is wrong";
-    case Fault::truncated:
-      return "the bytes end inside an item";
-    case Fault::trailing:
-      return "bytes follow the item";
-    case Fault::wrong_type:
-      return "another type than expected";
-    case Fault::not_shortest:
-      return "an integer or length is not in its shortest form";
-    case Fault::indefinite:
-      return "indefinite length";
-    case Fault::reserved:
-      return "reserved additional information";
-    case Fault::float_refused:
-      return "floating point is not used here";
-    case Fault::simple_refused:
-      return "a simple value other than false, true and null";
-    case Fault::tag_refused:
-      return "a tag is not allowed here";
-    case Fault::bad_utf8:
-      return "text is not UTF-8";
-    case Fault::key_type:
-      return "a map key of this type is not allowed";
-    case Fault::key_order:
-      return "map keys are not in ascending order";
-    case Fault::duplicate_key:
-      return "a map key is repeated";
-    case Fault::out_of_range:
-      return "an integer is out of range";
-    case Fault::too_deep:
-      return "nested too deeply";
-    case Fault::too_long:
-      return "more bytes or items than allowed";
-    case Fault::past_end:
-      return "fewer items than expected";
-    case Fault::items_left:
-      return "more items than expected";
+    case Fault::none: return "nothing is wrong";
+    case Fault::truncated: return "the bytes end inside an item";
+    case Fault::trailing: return "bytes follow the item";
+    case Fault::wrong_type: return "another type than expected";
+    case Fault::not_shortest: return "an integer or length is not in its shortest form";
+    case Fault::indefinite: return "indefinite length";
+    case Fault::reserved: return "reserved additional information";
+    case Fault::float_refused: return "floating point is not used here";
+    case Fault::simple_refused: return "a simple value other than false, true and null";
+    case Fault::tag_refused: return "a tag is not allowed here";
+    case Fault::bad_utf8: return "text is not UTF-8";
+    case Fault::key_type: return "a map key of this type is not allowed";
+    case Fault::key_order: return "map keys are not in ascending order";
+    case Fault::duplicate_key: return "a map key is repeated";
+    case Fault::out_of_range: return "an integer is out of range";
+    case Fault::too_deep: return "nested too deeply";
+    case Fault::too_long: return "more bytes or items than allowed";
+    case Fault::past_end: return "fewer items than expected";
+    case Fault::items_left: return "more items than expected";
   }
   return "unknown fault";
 }
@@ -203,45 +184,27 @@ Type Reader::peek() {
   }
   const uint8_t first = input_[position_];
   switch (first >> 5) {
-    case major_unsigned:
-      return Type::unsigned_integer;
-    case major_negative:
-      return Type::negative_integer;
-    case major_bytes:
-      return Type::bytes;
-    case major_text:
-      return Type::text;
-    case major_array:
-      return Type::array;
-    case major_map:
-      return Type::map;
-    case major_tag:
-      return Type::tag;
-    default:
-      break;
+    case major_unsigned: return Type::unsigned_integer;
+    case major_negative: return Type::negative_integer;
+    case major_bytes: return Type::bytes;
+    case major_text: return Type::text;
+    case major_array: return Type::array;
+    case major_map: return Type::map;
+    case major_tag: return Type::tag;
+    default: break;
   }
   switch (first & 0x1f) {
     case simple_false:
-    case simple_true:
-      return Type::boolean;
-    case simple_null:
-      return Type::null;
+    case simple_true: return Type::boolean;
+    case simple_null: return Type::null;
     case 25:
     case 26:
-    case 27:
-      set_fault(Fault::float_refused, position_);
-      break;
+    case 27: set_fault(Fault::float_refused, position_); break;
     case 28:
     case 29:
-    case 30:
-      set_fault(Fault::reserved, position_);
-      break;
-    case 31:
-      set_fault(Fault::indefinite, position_);
-      break;
-    default:
-      set_fault(Fault::simple_refused, position_);
-      break;
+    case 30: set_fault(Fault::reserved, position_); break;
+    case 31: set_fault(Fault::indefinite, position_); break;
+    default: set_fault(Fault::simple_refused, position_); break;
   }
   return Type::end;
 }
@@ -384,36 +347,16 @@ void Reader::skip() {
   const uint32_t base = depth_;
   do {
     switch (peek()) {
-      case Type::unsigned_integer:
-        u64();
-        break;
-      case Type::negative_integer:
-        negative();
-        break;
-      case Type::bytes:
-        bytes();
-        break;
-      case Type::text:
-        text();
-        break;
-      case Type::array:
-        array();
-        break;
-      case Type::map:
-        map();
-        break;
-      case Type::tag:
-        set_fault(Fault::tag_refused, position_);
-        break;
-      case Type::boolean:
-        boolean();
-        break;
-      case Type::null:
-        null();
-        break;
-      case Type::end:
-        set_fault(Fault::past_end, position_);
-        break;
+      case Type::unsigned_integer: u64(); break;
+      case Type::negative_integer: negative(); break;
+      case Type::bytes: bytes(); break;
+      case Type::text: text(); break;
+      case Type::array: array(); break;
+      case Type::map: map(); break;
+      case Type::tag: set_fault(Fault::tag_refused, position_); break;
+      case Type::boolean: boolean(); break;
+      case Type::null: null(); break;
+      case Type::end: set_fault(Fault::past_end, position_); break;
     }
     while (ok() && depth_ > base && frames_[depth_ - 1].left == 0) end();
   } while (ok() && depth_ > base);

@@ -281,17 +281,14 @@ Result<UniqueFd> sealed_memfd(std::initializer_list<std::span<const uint8_t>> pi
 
 Retry default_retry(const Error& error) {
   switch (error.kind) {
-    case ErrorKind::unavailable:
-      return {Retry::When::after_ms, retry_unavailable_ms};
+    case ErrorKind::unavailable: return {Retry::When::after_ms, retry_unavailable_ms};
     case ErrorKind::conflict:
-    case ErrorKind::exhausted:
-      return {Retry::When::after_event, 0};
+    case ErrorKind::exhausted: return {Retry::When::after_event, 0};
     case ErrorKind::invalid:
     case ErrorKind::denied:
     case ErrorKind::not_found:
     case ErrorKind::unsupported:
-    case ErrorKind::internal:
-      break;
+    case ErrorKind::internal: break;
   }
   return {Retry::When::never, 0};
 }
@@ -307,15 +304,9 @@ std::string_view class_name(const Error& error) {
 cbor::Value encode_error(const Error& error, const Retry& retry) {
   cbor::Value when;
   switch (retry.when) {
-    case Retry::When::never:
-      when = "never";
-      break;
-    case Retry::When::after_event:
-      when = "after_event";
-      break;
-    case Retry::When::after_ms:
-      when = cbor::Value::map({{"after_ms", retry.after_ms}});
-      break;
+    case Retry::When::never: when = "never"; break;
+    case Retry::When::after_event: when = "after_event"; break;
+    case Retry::When::after_ms: when = cbor::Value::map({{"after_ms", retry.after_ms}}); break;
   }
   std::string detail = error.message;
   if (error.sys != 0) detail.append(": ").append(std::strerror(error.sys));

@@ -699,12 +699,9 @@ void ServerCore::admit(UniqueFd fd) {
 
 std::string_view name_of(Role role) {
   switch (role) {
-    case Role::none:
-      return "none";
-    case Role::reads:
-      return "reader";
-    case Role::operates:
-      return "operator";
+    case Role::none: return "none";
+    case Role::reads: return "reader";
+    case Role::operates: return "operator";
   }
   return "none";
 }

@@ -17,26 +17,16 @@ bool key_less(std::string_view a, std::string_view b) {
 
 std::string_view name_of(Type type) {
   switch (type) {
-    case Type::unsigned_integer:
-      return "an unsigned integer";
-    case Type::negative_integer:
-      return "a negative integer";
-    case Type::bytes:
-      return "bytes";
-    case Type::text:
-      return "text";
-    case Type::array:
-      return "an array";
-    case Type::map:
-      return "a map";
-    case Type::tag:
-      return "a tag";
-    case Type::boolean:
-      return "a boolean";
-    case Type::null:
-      return "null";
-    case Type::end:
-      return "nothing";
+    case Type::unsigned_integer: return "an unsigned integer";
+    case Type::negative_integer: return "a negative integer";
+    case Type::bytes: return "bytes";
+    case Type::text: return "text";
+    case Type::array: return "an array";
+    case Type::map: return "a map";
+    case Type::tag: return "a tag";
+    case Type::boolean: return "a boolean";
+    case Type::null: return "null";
+    case Type::end: return "nothing";
   }
   return "nothing";
 }
@@ -73,19 +63,12 @@ Value read_item(Reader& in, size_t& items_left) {
   }
   --items_left;
   switch (in.peek()) {
-    case Type::unsigned_integer:
-      return in.u64();
-    case Type::negative_integer:
-      return Value::negative(in.negative());
-    case Type::bytes:
-      return Value::bytes(in.bytes());
-    case Type::text:
-      return in.text();
-    case Type::boolean:
-      return in.boolean();
-    case Type::null:
-      in.null();
-      return {};
+    case Type::unsigned_integer: return in.u64();
+    case Type::negative_integer: return Value::negative(in.negative());
+    case Type::bytes: return Value::bytes(in.bytes());
+    case Type::text: return in.text();
+    case Type::boolean: return in.boolean();
+    case Type::null: in.null(); return {};
     case Type::array: {
       Value::Array items;
       items.reserve(std::min(in.array(), items_left));
@@ -105,12 +88,8 @@ Value read_item(Reader& in, size_t& items_left) {
       in.end();
       return out;
     }
-    case Type::tag:
-      in.skip();
-      return {};  // refuses it, with its offset
-    case Type::end:
-      in.skip();
-      return {};
+    case Type::tag: in.skip(); return {};  // refuses it, with its offset
+    case Type::end: in.skip(); return {};
   }
   return {};
 }
@@ -120,21 +99,11 @@ void append_json_text(std::string& out, std::string_view text) {
   for (const char c : text) {
     const auto byte = static_cast<unsigned char>(c);
     switch (c) {
-      case '"':
-        out += "\\\"";
-        break;
-      case '\\':
-        out += "\\\\";
-        break;
-      case '\n':
-        out += "\\n";
-        break;
-      case '\r':
-        out += "\\r";
-        break;
-      case '\t':
-        out += "\\t";
-        break;
+      case '"': out += "\\\""; break;
+      case '\\': out += "\\\\"; break;
+      case '\n': out += "\\n"; break;
+      case '\r': out += "\\r"; break;
+      case '\t': out += "\\t"; break;
       default:
         // DEL is legal in JSON, but a terminal should not get it.
         if (byte < 0x20 || byte == 0x7f) {
@@ -149,9 +118,7 @@ void append_json_text(std::string& out, std::string_view text) {
 
 void append_json(std::string& out, const Value& value) {
   switch (value.type()) {
-    case Type::unsigned_integer:
-      out += fmt::format("{}", *value.as_u64());
-      break;
+    case Type::unsigned_integer: out += fmt::format("{}", *value.as_u64()); break;
     case Type::negative_integer: {
       const uint64_t n = *value.as_negative();
       // -1-n is one below what a 64-bit magnitude holds when n is the largest.
@@ -166,12 +133,8 @@ void append_json(std::string& out, const Value& value) {
       }
       out += '"';
       break;
-    case Type::text:
-      append_json_text(out, *value.as_text());
-      break;
-    case Type::boolean:
-      out += *value.as_bool() ? "true" : "false";
-      break;
+    case Type::text: append_json_text(out, *value.as_text()); break;
+    case Type::boolean: out += *value.as_bool() ? "true" : "false"; break;
     case Type::array: {
       out += '[';
       bool first = true;
@@ -198,9 +161,7 @@ void append_json(std::string& out, const Value& value) {
     }
     case Type::null:
     case Type::tag:
-    case Type::end:
-      out += "null";
-      break;
+    case Type::end: out += "null"; break;
   }
 }
 
@@ -408,21 +369,11 @@ Result<Value> decode(std::span<const uint8_t> bytes, const Limits& limits) {
 
 void encode_into(Writer& out, const Value& value) {
   switch (value.type()) {
-    case Type::unsigned_integer:
-      out.u64(*value.as_u64());
-      break;
-    case Type::negative_integer:
-      out.negative(*value.as_negative());
-      break;
-    case Type::bytes:
-      out.bytes(*value.as_bytes());
-      break;
-    case Type::text:
-      out.text(*value.as_text());
-      break;
-    case Type::boolean:
-      out.boolean(*value.as_bool());
-      break;
+    case Type::unsigned_integer: out.u64(*value.as_u64()); break;
+    case Type::negative_integer: out.negative(*value.as_negative()); break;
+    case Type::bytes: out.bytes(*value.as_bytes()); break;
+    case Type::text: out.text(*value.as_text()); break;
+    case Type::boolean: out.boolean(*value.as_bool()); break;
     case Type::array:
       out.array(value.as_array()->size());
       for (const Value& item : *value.as_array()) encode_into(out, item);
@@ -438,9 +389,7 @@ void encode_into(Writer& out, const Value& value) {
       break;
     case Type::null:
     case Type::tag:
-    case Type::end:
-      out.null();
-      break;
+    case Type::end: out.null(); break;
   }
 }
 

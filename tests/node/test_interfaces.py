@@ -1,0 +1,115 @@
+"""Interfaces that go and come back: dark until they are guarded, then as before.
+
+    client ---- uplink0 [node] ta ---- tenant-a        (topology and addresses: lab.py)
+
+Covers G1, G7's spirit at the port, and section 4: forwarding only through armed interface indexes, never names.
+"""
+
+import pytest
+from lab import A, B, ECHO, HOSTS, Lab, wait_until
+from packets import Probe, denied, passes, syn, udp
+
+TENANT_A = HOSTS["tenant-a"]
+
+
+def unplug(lab: Lab, role: str) -> int:
+    """Deletes the cable; returns the index that its node end had."""
+    index = lab.ifindex("node", HOSTS[role].interface)
+    lab.run("node", ["ip", "link", "del", HOSTS[role].interface])
+    return index
+
+
+def plug_in_elsewhere(lab: Lab, role: str, old_index: int) -> None:
+    """A new cable of the same name. Its index is another one, since the kernel counts on."""
+    lab.plug_in(role)
+    assert lab.ifindex("node", HOSTS[role].interface) != old_index
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_tenant_port_comes_back(own_both: Lab, version: int) -> None:
+    """Its leases live on; until its hooks are in place nothing passes, afterwards what is leased, and no more."""
+    lab = own_both
+    lab.serve_all()
+    address = TENANT_A.address(version)
+    lab.grant(A, "echo", ttl="200s")
+    lab.grant(B, "echo", ttl="200s")
+    leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-a", syn(), version)
+    passes(lab, leased)
+    index = unplug(lab, "tenant-a")
+    wait_until(lambda: not present(lab, A), 15, "the daemon notices")
+    passes(lab, Probe("client", "tenant-b", udp(), version))
+
+    lab.freeze()
+    plug_in_elsewhere(lab, "tenant-a", index)
+    # Nobody guards it yet. Not the leased packet, not the other one, and nothing from inside either.
+    inside = Probe("tenant-a", "client", udp(), version)
+    with (
+        lab.capture("tenant-a", leased.marker) as passed,
+        lab.capture("tenant-a", shut.marker) as strangers,
+        lab.capture("client", inside.marker) as escaped,
+    ):
+        lab.send("client", [leased.frame(), shut.frame()] * 10)
+        lab.send("tenant-a", [inside.frame()] * 10)
+        passes(lab, Probe("client", "tenant-b", udp(), version))
+        assert (passed.count(), strangers.count(), escaped.count()) == (0, 0, 0)
+    lab.thaw()
+    wait_until(lambda: lab.udp("client", address, ECHO), 15, "the lease passes on the new port")
+    passes(lab, leased)
+    denied(lab, shut, "no_lease", "from_uplink")
+    denied(lab, inside, "no_egress_lease", "from_tenant")
+
+
+def present(lab: Lab, tenant: str) -> bool:
+    row = next(each for each in lab.cli("tenant", "ls")["tenants"] if each["name"] == tenant)
+    return row["ports"][0]["present"]
+
+
+def test_an_uplink_comes_back(own_both: Lab) -> None:
+    """Without its early drop the tenant ports deny by themselves; then the uplink is guarded again."""
+    lab = own_both
+    lab.serve_all()
+    lab.grant(A, "echo", ttl="200s")
+    leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-a", syn())
+    passes(lab, leased)
+    index = unplug(lab, "client")
+    lab.freeze()
+    plug_in_elsewhere(lab, "client", index)
+    with lab.capture("tenant-a", shut.marker) as strangers:
+        lab.send("client", [shut.frame()] * 10)
+        lab.thaw()
+        wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), 15, "the uplink is armed again")
+        assert strangers.count() == 0
+    denied(lab, shut, "no_lease", "from_uplink")
+    passes(lab, leased)
+
+
+def test_a_missing_port_at_start(own_lab: Lab) -> None:
+    """A policy in force outlives its interfaces: the daemon starts without one, and takes it when it comes."""
+    lab = own_lab
+    lab.serve_all()
+    index = unplug(lab, "tenant-a")
+    lab.kill()
+    lab.start()
+    lab.grant(B, "echo", ttl="200s")
+    passes(lab, Probe("client", "tenant-b", udp()))
+    lab.grant(A, "echo", ttl="200s")
+    plug_in_elsewhere(lab, "tenant-a", index)
+    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), 15, "the port is guarded and its lease passes")
+    denied(lab, Probe("client", "tenant-a", syn()), "no_lease", "from_uplink")
+
+
+def test_a_renamed_interface_is_not_the_port(own_lab: Lab) -> None:
+    """A name is not an identity: what takes the port's name is guarded anew, what lost it is no tenant port."""
+    lab = own_lab
+    lab.serve_all()
+    lab.grant(A, "echo", ttl="200s")
+    lab.run("node", ["ip", "link", "set", "ta", "down"])
+    lab.run("node", ["ip", "link", "set", "ta", "name", "old0"])
+    wait_until(lambda: not present(lab, A), 15, "the daemon notices")
+    lab.run("node", ["ip", "link", "set", "old0", "up"])
+    probe = Probe("tenant-a", "client", udp())
+    with lab.capture("client", probe.marker) as escaped:
+        lab.send("tenant-a", [probe.frame()] * 10)
+        lab.grant(B, "echo")
+        passes(lab, Probe("client", "tenant-b", udp()))
+        assert escaped.count() == 0

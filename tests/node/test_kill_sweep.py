@@ -1,0 +1,527 @@
+"""G2, G8: holdfastd is killed at every step of grant, renew, revoke, expiry and push, and nothing is lost or left open.
+
+    client ---- uplink0 [node] ta ---- tenant-a        (topology and addresses: lab.py)
+
+First each operation runs once under strace, which lists its steps: the system calls by which it reads, writes and
+waits. Then, for one step after another, strace delivers SIGKILL as the daemon enters that call, the daemon is started
+again, and the whole state is held against what had been acknowledged:
+
+    acknowledged and live      listed, its gates open until its term and not longer, and passing
+    acknowledged as ended      neither listed nor passing, nothing of it in nft
+    not acknowledged           passes exactly if it is listed
+    a push                     the old policy or the new one, whole; the new one if acknowledged
+
+Between two system calls only the daemon's own memory and mapped maps change. What a kill between two such stores leaves
+behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills: 200 hit every class of steps five
+times, fewer take a sample.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import secrets
+import signal
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from control import Control
+from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
+from packets import Probe, udp
+
+KILLS = int(os.environ.get("HOLDFAST_LOOPS", "40"))
+CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "getrandom", "read")
+SLOTS = 2048
+PORTS = 400  # of the endpoint `many`
+KEEPER = ECHO  # the port of a lease that lives all along
+ADDED = 7777  # an endpoint that only the pushed policy has
+TARGET = HOSTS["tenant-a"].v4
+TICK_S = 0.01  # what a term is rounded by, generously
+
+
+def boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclasses.dataclass
+class Lease:
+    """What the test knows of one lease: deadlines that it may have, by CLOCK_BOOTTIME, and whether it may be gone."""
+
+    id: str
+    ports: tuple[int, ...]
+    earliest_s: float
+    latest_s: float
+    may_be_gone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One system call of an operation: the `number`th of its name since the operation began."""
+
+    operation: str
+    call: str
+    number: int
+    place: str
+
+    @property
+    def kind(self) -> str:
+        return f"{self.operation}: {self.place}"
+
+
+def place_of(line: str) -> str | None:
+    """What a traced call is for, as a word or two; none for what only serves the process itself."""
+    found = re.match(r"(?:\d+ +)?(\w+)\((.*)", line)
+    if not found or found[1] not in CALLS:
+        return None
+    call, arguments = found[1], found[2]
+    if call == "bpf":
+        return "bpf " + re.match(r"\w+", arguments)[0]
+    if call == "sendto":
+        if "HLDF" in arguments:
+            return "reply"
+        kind = re.search(r"nlmsg_type=(0x\w+|\w+)", arguments)
+        return "netlink " + {"0x10": "transaction"}.get(kind[1] if kind else "", "read")
+    if call == "recvmsg":
+        return "request" if "HLDF" in arguments else None
+    if call == "write":
+        return {"daemon.log": "log", "policy.json.new": "policy file"}.get(name_in(arguments), "wake")
+    if call == "read":
+        return None if "eventfd" not in arguments else "woken"
+    return call
+
+
+def name_in(arguments: str) -> str:
+    found = re.match(r"\d+<([^>]*)>", arguments)
+    return found[1].rsplit("/", 1)[-1] if found else ""
+
+
+@contextlib.contextmanager
+def traced(lab: Lab, *options: str) -> Iterator[list[str]]:
+    """strace on the daemon; the lines it wrote are in the list afterwards."""
+    out = lab.dir / "trace"
+    out.unlink(missing_ok=True)
+    argv = ["strace", "-f", "-y", "-s", "64", "-o", str(out), "-e", "trace=" + ",".join(CALLS), *options, "-p", str(lab.daemon.pid)]
+    tracer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    try:
+        said = tracer.stderr.readline()
+        assert "attached" in said, said
+        yield lines
+    finally:
+        # It ends by itself with the daemon; a living daemon is let go.
+        if tracer.poll() is None:
+            tracer.send_signal(signal.SIGINT)
+        tracer.wait(10)
+        tracer.stderr.close()
+        if out.exists():
+            lines += out.read_text(errors="replace").splitlines()
+
+
+def daemon_ended(lab: Lab, timeout_s: float) -> bool:
+    try:
+        lab.daemon.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return False
+    lab.daemon = None
+    return True
+
+
+def small_policy(generation: int) -> dict:
+    """The lab's, with few slots, so that whole maps are soon read."""
+    made = policy(generation, limits={"leases": SLOTS})
+    made["tenants"][1]["endpoints"].pop()
+    made["tenants"][0]["endpoints"][-1]["listen"] = f"{MANY}-{MANY + PORTS - 1}"
+    return made
+
+
+class World:
+    """The lab, and what was acknowledged in it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.control = Control(lab.socket_path)
+        self.ports = itertools.cycle(range(MANY, MANY + PORTS))
+        self.live: list[Lease] = []
+        self.gone: collections.deque[int] = collections.deque(maxlen=24)  # ports whose leases ended
+        self.unsure: list[int] = []  # ports of a grant that was not acknowledged
+        self.generation = 10
+        self.pushed = {self.generation: self.document(self.generation, None)}
+        self.control.push(json.dumps(self.pushed[self.generation]))
+        self.grant(KEEPER, ttl_s=300)
+
+    # ---- what is asked of the daemon -----------------------------------------------------------------------
+
+    def document(self, generation: int, dropped: int | None) -> dict:
+        """The lab's policy as it is; with `dropped` one of them goes and another endpoint comes."""
+        made = small_policy(generation)
+        endpoints = made["tenants"][0]["endpoints"]
+        many = endpoints.pop()
+        last = MANY + PORTS - 1
+        if dropped is None:
+            endpoints.append(many)
+            return made
+        for name, first, end in (("many", MANY, dropped - 1), ("many-more", dropped + 1, last)):
+            if first <= end:
+                endpoints.append(many | {"name": name, "listen": f"{first}-{end}"})
+        endpoints.insert(0, many | {"name": "added", "listen": ADDED})
+        return made
+
+    def names(self, ports: Sequence[int]) -> list[str]:
+        return ["echo" if port == KEEPER else f"{self.endpoint_of(port)}@{TARGET}:{port}" for port in ports]
+
+    def endpoint_of(self, port: int) -> str:
+        for each in self.pushed[self.generation]["tenants"][0]["endpoints"]:
+            first, _, last = str(each.get("listen", "0")).partition("-")
+            if each["protocol"] == "udp" and int(first) <= port <= int(last or first):
+                return each["name"]
+        raise KeyError(port)
+
+    def fresh(self, count: int) -> tuple[int, ...]:
+        held = {port for lease in self.live for port in lease.ports} | set(self.unsure)
+        ports: list[int] = []
+        while len(ports) < count:
+            port = next(self.ports)
+            with contextlib.suppress(KeyError):
+                if port not in held and self.endpoint_of(port):
+                    ports.append(port)
+        for port in ports:
+            with contextlib.suppress(ValueError):
+                self.gone.remove(port)
+        return tuple(ports)
+
+    def grant(self, *ports: int, ttl_s: float) -> Lease:
+        begin = boot_s()
+        lease = self.control.grant(A, *self.names(ports), ttl_s=ttl_s)
+        self.live.append(Lease(lease["id"], ports, begin + ttl_s - TICK_S, boot_s() + ttl_s))
+        return self.live[-1]
+
+    def ended(self, lease: Lease) -> None:
+        self.live.remove(lease)
+        self.gone.extend(lease.ports)
+
+    # ---- the operations that are killed: what to have before, and what to do ----------------------------------
+
+    def prepare_grant(self) -> Callable[[], None]:
+        ports = self.fresh(2)
+        self.unsure += ports
+
+        def act() -> None:
+            self.grant(*ports, ttl_s=100)
+            self.unsure = [port for port in self.unsure if port not in ports]
+
+        return act
+
+    def prepare_renew(self) -> Callable[[], None]:
+        lease = self.grant(*self.fresh(2), ttl_s=100)
+
+        def act() -> None:
+            lease.latest_s = boot_s() + 0.2 + 200 + 2  # the daemon adds the term when it gets to it
+            begin = boot_s()
+            self.control.renew(lease.id, 200)
+            lease.earliest_s, lease.latest_s = begin + 200 - TICK_S, boot_s() + 200
+
+        return act
+
+    def prepare_revoke(self) -> Callable[[], None]:
+        lease = self.grant(*self.fresh(2), ttl_s=100)
+
+        def act() -> None:
+            lease.may_be_gone = True
+            self.control.revoke(lease.id)
+            self.ended(lease)
+
+        return act
+
+    def prepare_expire(self) -> Callable[[], None]:
+        lease = self.grant(*self.fresh(2), ttl_s=1.0)
+
+        def act() -> None:
+            time.sleep(max(0.0, lease.latest_s - boot_s()) + 0.25)
+            self.ended(lease)  # acknowledged or not: at its term it ends
+
+        return act
+
+    def prepare_push(self) -> Callable[[], None]:
+        had = next((each for each in reversed(self.live) if each.ports[0] != KEEPER), None) or self.grant(*self.fresh(1), ttl_s=100)
+        dropped = had.ports[0]
+        generation = max(self.pushed) + 1
+        back = "added" in json.dumps(self.pushed[self.generation])
+        self.pushed[generation] = self.document(generation, None if back else dropped)
+
+        def act() -> None:
+            if not back:
+                had.may_be_gone = True
+            self.control.push(json.dumps(self.pushed[generation]))
+            self.generation = generation
+            if not back:
+                self.ended(had)
+
+        return act
+
+    # ---- after the kill -------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        self.lab.start()
+        self.control.socket.close()
+        self.control = Control(self.lab.socket_path)
+
+    def passing(self, ports: Sequence[int]) -> set[int]:
+        """The ports at which a datagram from the client arrives now. The keeper's, sent last, tells when all were judged."""
+        probe = Probe("client", "tenant-a", udp())
+        frames = []
+        for port in [*ports, KEEPER]:
+            each = Probe("client", "tenant-a", udp(port))
+            each.marker = probe.marker
+            frames.append(each.frame())
+        with self.lab.capture("tenant-a", probe.marker) as capture:
+            self.lab.send("client", frames)
+            wait_until(lambda: KEEPER in ports_of(capture.drain()), 3, "the keeper's lease passes")
+            return ports_of(capture.drain()) - ({KEEPER} - set(ports))
+
+    def open_gates(self) -> dict[str, float]:
+        """lease id -> the latest deadline of its gates, from the pinned maps and not from the daemon."""
+        slots, records = (dump(self.lab, name) for name in ("slots", "records"))
+        now, found = boot_s(), {}
+        for slot, record in zip(slots, records, strict=True):
+            gate = struct.unpack_from("=Q", slot)[0]
+            deadline_s = (gate >> 24 << 20) / 1e9
+            if deadline_s > now:
+                high, low = struct.unpack_from("=QQ", record)
+                name = f"{high:016x}{low:016x}"
+                found[name] = max(deadline_s, found.get(name, 0.0))
+        return found
+
+    def check_policy(self) -> None:
+        shown = self.control.call("bundle.show")
+        generation = shown.get("generation") or shown["policy"]["generation"]
+        if generation != self.generation:
+            # Not acknowledged, and yet in force: whole, or the routes below differ.
+            assert generation == max(self.pushed), f"generation {generation} is in force, {self.generation} was acknowledged"
+            self.generation = generation
+        routes = {
+            (route["protocol"], str(route["address"]), int(route["listen"] if "listen" in route else route["port"]))
+            for route in self.control.call("route.list")["routes"]
+            if route["protocol"] == "udp"
+        }
+        mine = {int(port) for _, address, port in routes if address == TARGET}
+        wanted = set()
+        for each in self.pushed[generation]["tenants"][0]["endpoints"]:
+            if each["protocol"] == "udp":
+                first, _, last = str(each["listen"]).partition("-")
+                wanted |= set(range(int(first), int(last or first) + 1))
+        assert not routes or mine == wanted, f"policy {generation} is not in force as a whole: {sorted(mine ^ wanted)}"
+
+    def check(self) -> None:
+        self.check_policy()
+        listed = self.control.leases()
+        known = {lease.id for lease in self.live}
+        extra = set(listed) - known
+        # A grant that was not acknowledged may stand; then it is one like any other.
+        for name in extra:
+            ports = tuple(int(resource.rsplit(":", 1)[-1]) for resource in listed[name]["resources"] if ":" in resource)
+            assert set(ports) <= set(self.unsure), f"a lease nobody asked for: {listed[name]}"
+            self.unsure = [port for port in self.unsure if port not in ports]
+            self.live.append(Lease(name, ports, 0, boot_s() + 101))
+        for lease in list(self.live):
+            if lease.id not in listed:
+                if lease.may_be_gone or lease.earliest_s <= boot_s():
+                    self.ended(lease)
+                else:
+                    raise AssertionError(f"lost: lease {lease.id} on {lease.ports}, acknowledged, {lease.earliest_s - boot_s():.1f} s left")
+                continue
+            ends_s = boot_s() + listed[lease.id]["remaining_ns"] / 1e9
+            assert listed[lease.id]["state"] == "active", listed[lease.id]
+            assert lease.earliest_s - 0.1 <= ends_s <= lease.latest_s + 0.1, f"{lease} ends at {ends_s}"
+            lease.earliest_s, lease.latest_s, lease.may_be_gone = ends_s - 0.1, ends_s + 0.1, False
+        gates = self.open_gates()
+        assert set(gates) == {lease.id for lease in self.live}, f"open gates {sorted(gates)}, listed {sorted(listed)}"
+        for lease in self.live:
+            assert gates[lease.id] <= lease.latest_s + TICK_S, f"{lease} is open until {gates[lease.id]}"
+        shut = [*self.unsure, *self.gone, ADDED]
+        expected = {port for lease in self.live for port in lease.ports}
+        passed = self.passing([*expected, *shut])
+        assert passed == expected, f"pass and should not: {sorted(passed - expected)}; should and do not: {sorted(expected - passed)}"
+        elements = self.lab.nft("list", "table", "inet", "holdfast")
+        left = [port for port in shut if re.search(rf"\. {port}\b", elements)]
+        assert not left, f"nft still holds elements of ports {left}"
+        self.unsure.clear()
+
+    def tidy(self) -> None:
+        """Few leases, with time left."""
+        for lease in list(self.live):
+            if lease.ports[0] == KEEPER:
+                if lease.earliest_s - boot_s() < 200:
+                    begin = boot_s()
+                    self.control.renew(lease.id, 300)
+                    lease.earliest_s, lease.latest_s = begin + 300 - TICK_S, boot_s() + 300
+            elif len(self.live) > 6:
+                self.control.revoke(lease.id)
+                self.ended(lease)
+
+
+def ports_of(frames: Sequence[bytes]) -> set[int]:
+    return {int.from_bytes(frame[36:38], "big") for frame in frames}
+
+
+def dump(lab: Lab, name: str) -> list[bytes]:
+    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", str(pin(lab, name))]).stdout)
+    return [bytes(int(byte, 16) for byte in each["value"]) for each in listed]
+
+
+def pin(lab: Lab, name: str) -> os.PathLike:
+    return next(lab.pin_dir.glob(f"*/maps/{name}"), None) or next(lab.pin_dir.glob(f"**/{name}"))
+
+
+OPERATIONS = ("grant", "renew", "revoke", "expire", "push")
+
+
+def steps_of(world: World, operation: str) -> list[Step]:
+    """Runs the operation once, untouched."""
+    act = getattr(world, f"prepare_{operation}")()
+    with traced(world.lab) as lines:
+        act()
+        time.sleep(0.1)
+    steps, numbers = [], collections.Counter()
+    for line in lines:
+        found = re.match(r"(?:\d+ +)?(\w+)\(", line)
+        if not found:
+            continue
+        numbers[found[1]] += 1
+        if place := place_of(line):
+            steps.append(Step(operation, found[1], numbers[found[1]], place))
+    assert steps, f"{operation}: strace saw nothing"
+    return steps
+
+
+def choose(steps: list[Step], kills: int) -> list[Step]:
+    """The steps to kill at: each class in turn, and within a class its steps in turn."""
+    classes: dict[str, list[Step]] = {}
+    for step in steps:
+        classes.setdefault(step.kind, []).append(step)
+    order = []
+    for turn in range(kills):
+        for members in classes.values():
+            order.append(members[turn * max(1, len(members) // 5) % len(members)])
+    if kills < len(classes):
+        stride = len(classes) / kills  # a sample over all operations
+        return [order[int(turn * stride)] for turn in range(kills)]
+    return order[:kills]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with Lab(leases_max=SLOTS, push=small_policy(1)) as lab:
+        made = World(lab)
+        try:
+            yield made
+        finally:
+            made.control.socket.close()
+
+
+@pytest.mark.slow
+def test_killed_at_every_step(world: World) -> None:
+    """See above. Prints which step each kill hit."""
+    lab, hits = world.lab, collections.Counter()
+    steps = [step for operation in OPERATIONS for step in steps_of(world, operation)]
+    world.check()
+    for step in choose(steps, KILLS):
+        act = getattr(world, f"prepare_{step.operation}")()
+        with traced(lab, "-e", f"inject={step.call}:signal=KILL:when={step.number}") as lines:
+            with contextlib.suppress(ConnectionError):
+                act()
+            killed = daemon_ended(lab, 0.3)
+        if not killed:
+            # The path was shorter this time: the operation went through untouched.
+            hits[f"{step.operation}: not hit"] += 1
+            lab.kill()
+        else:
+            at = next((place for line in reversed(lines) if (place := place_of(line))), "?")
+            hits[f"{step.operation}: {at}"] += 1
+        world.restart()
+        try:
+            world.check()
+        except AssertionError as error:
+            raise AssertionError(f"killed at {step}: {error}\ntrace:\n" + "\n".join(lines[-12:])) from error
+        world.tidy()
+    for kind, count in sorted(hits.items()):
+        print(f"{count:4} {kind}")
+    classes = {step.kind for step in steps}
+    assert sum(count for kind, count in hits.items() if "not hit" not in kind) >= KILLS * 0.9, hits
+    if KILLS >= 5 * len(classes):
+        few = {kind: hits[kind] for kind in classes if hits[kind] < 5}
+        assert not few, f"hit fewer than 5 times: {few}"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(world: World) -> None:
+    """Grants, renewals and revokes one after the other, and a SIGKILL whenever it likes, a fifth as often as above."""
+    seed = secrets.randbits(32)
+    chance, done = random.Random(seed), 0
+    for _ in range(max(3, KILLS // 5)):
+        killer = threading.Timer(chance.uniform(0.001, 0.4), world.lab.daemon.kill)
+        killer.start()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                mine = [lease for lease in world.live if lease.ports[0] != KEEPER and not lease.may_be_gone]
+                operation = chance.choice(["grant", "grant", "renew", "revoke"])
+                if operation == "grant" and len(mine) < 40:
+                    world.prepare_grant()()
+                elif mine and operation == "renew":
+                    lease = chance.choice(mine)
+                    lease.latest_s = boot_s() + 202
+                    begin = boot_s()
+                    world.control.renew(lease.id, 200)
+                    lease.earliest_s, lease.latest_s = begin + 200 - TICK_S, boot_s() + 200
+                elif mine:
+                    lease = chance.choice(mine)
+                    lease.may_be_gone = True
+                    world.control.revoke(lease.id)
+                    world.ended(lease)
+                done += 1
+        killer.join()
+        assert daemon_ended(world.lab, 5)
+        world.restart()
+        try:
+            world.check()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        world.tidy()
+    print(f"{done} grants, renewals and revokes, {max(3, KILLS // 5)} kills")
+
+
+@pytest.mark.parametrize("closed", [0, 1], ids=["first-closed", "second-closed"])
+def test_killed_between_two_stores(world: World, closed: int) -> None:
+    """A lease on two endpoints, one gate of which is closed: half a revocation. It is finished, or the lease is listed."""
+    lab, lease = world.lab, world.grant(*world.fresh(2), ttl_s=100)
+    lab.kill()
+    slots = [number for number, record in enumerate(dump(lab, "records")) if record_id(record) == lease.id]
+    assert len(slots) == 2
+    value = bytearray(dump(lab, "slots")[slots[closed]])
+    gate = struct.unpack_from("=Q", value)[0]
+    struct.pack_into("=Q", value, 0, (gate & 0xFFFFFF) + 1)  # as Slots::close does
+    words = ["bpftool", "map", "update", "pinned", str(pin(lab, "slots")), "key", "hex", *hexed(struct.pack("=I", slots[closed]))]
+    lab.sh([*words, "value", "hex", *hexed(bytes(value))])
+    lease.may_be_gone = True
+    world.restart()
+    world.check()
+    lab.kill()
+    world.restart()
+    world.check()
+
+
+def record_id(record: bytes) -> str:
+    return "%016x%016x" % struct.unpack_from("=QQ", record)
+
+
+def hexed(data: bytes) -> list[str]:
+    return [f"{byte:02x}" for byte in data]

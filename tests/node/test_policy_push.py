@@ -1,0 +1,250 @@
+"""Changing the policy: whole or not at all, without touching what stays, beside what belongs to others.
+
+    client ---- uplink0 [node] ta ---- tenant-a
+                               tb ---- tenant-b         (topology and addresses: lab.py)
+
+Covers G1, G4, G13, G14, P9, P16, R8, section 4's "attaching" (foreign programs, drift) and issue 2's bad input.
+"""
+
+import copy
+import re
+
+import foreign
+import pytest
+from lab import A, B, ECHO, HOSTS, Lab, policy, wait_until
+from packets import Probe, denied, passes, syn, udp, watching
+
+TENANT_A, TENANT_B = HOSTS["tenant-a"], HOSTS["tenant-b"]
+
+
+def without(endpoint: str) -> dict:
+    """The lab's policy, tenant A not publishing one endpoint."""
+    document = copy.deepcopy(policy())
+    tenant = document["tenants"][0]
+    tenant["endpoints"] = [each for each in tenant["endpoints"] if each["name"] != endpoint]
+    return document
+
+
+def changed(path: list, value: object) -> dict:
+    document = copy.deepcopy(policy())
+    at = document
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return document
+
+
+# ---- refused whole -----------------------------------------------------------------------------------------
+
+BAD = {
+    # what is pushed -> what the answer names
+    "no YAML": ("version: [1\n", r":\d+"),
+    "a key twice": ("version: 1\nversion: 1\n", r":2.*twice|duplicate"),
+    "an unknown key": (policy(surprise=1), r"surprise"),
+    "a second document": ("version: 1\n---\nversion: 1\n", r"document"),
+    "two owners of an address": (changed(["tenants", 1, "ports", 0, "addresses"], [TENANT_A.v4]), r"10\.1\.0\.2"),
+    "a port that is never published": (changed(["tenants", 0, "endpoints", 0, "listen"], 25), r"\b25\b"),
+    "an endpoint on no port": (changed(["tenants", 0, "endpoints", 0, "port"], "zz"), r"\bzz\b"),
+    "a multicast address": (changed(["tenants", 0, "ports", 0, "addresses"], ["224.0.0.1"]), r"224\.0\.0\.1"),
+    "more leases than there is room for": (policy(limits={"leases": 1048576}), r"1048576"),
+    "a missing tenant port": (changed(["tenants", 0, "ports", 0, "interface"], "gone0"), r"gone0"),
+    "a missing uplink": (policy(uplinks=["uplink0", "gone1"]), r"gone1"),
+    "an uplink as a tenant port": (changed(["tenants", 0, "ports", 0, "interface"], "uplink0"), r"uplink0"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_a_bad_policy_is_refused_whole(lab: Lab, case: str) -> None:
+    """G14, R8: the last good policy stays in force, live leases notice nothing, and the message names the fault."""
+    document, pattern = BAD[case]
+    lab.grant(A, "echo")
+    before = lab.cli("bundle", "show")
+    said = lab.push_refused(document)
+    assert re.search(pattern, said), said
+    assert lab.cli("bundle", "show") == before
+    passes(lab, Probe("client", "tenant-a", udp()))
+    denied(lab, Probe("client", "tenant-b", udp()), "no_lease", "from_uplink")
+    assert lab.cli("status")["dark"] == []
+
+
+def test_a_policy_beyond_its_size_is_refused(lab: Lab) -> None:
+    """G14: bounded before it is parsed."""
+    said = lab.push_refused("# " + "x" * (9 << 20) + "\n")
+    assert re.search(r"MiB|bytes|large", said), said
+    passes_under_a_grant(lab)
+
+
+def passes_under_a_grant(lab: Lab) -> None:
+    lab.grant(A, "echo")
+    passes(lab, Probe("client", "tenant-a", udp()))
+
+
+KINDS = {
+    # what the tenant's port is instead -> how to make it, what the answer says
+    "a bridge member": (
+        ["link add br0 type bridge", "link set ta master br0"],
+        "ta",
+        r"br0",
+    ),
+    "a macvlan": (["link add mv0 link uplink0 type macvlan"], "mv0", r"macvlan"),
+    "an ipvlan": (["link add iv0 link uplink0 type ipvlan"], "iv0", r"ipvlan"),
+    "a dummy": (["link add du0 type dummy"], "du0", r"dummy"),
+}
+
+
+@pytest.mark.parametrize("case", list(KINDS))
+def test_an_interface_without_a_hook_of_its_own_is_refused(own_lab: Lab, case: str) -> None:
+    """Section 4: bridge members, macvlan and the like are refused with the reason; then the good one is taken."""
+    lab = own_lab
+    lab.serve_all()
+    commands, interface, pattern = KINDS[case]
+    lab.push(policy(tenants=policy()["tenants"][1:]))
+    for command in commands:
+        lab.run("node", ["ip", *command.split()])
+    document = changed(["tenants", 0, "ports", 0, "interface"], interface)
+    said = lab.push_refused(document)
+    assert re.search(pattern, said) and interface in said, said
+    denied(lab, Probe("client", "tenant-b", udp()), "no_lease", "from_uplink")
+    lab.run("node", ["ip", "link", "set", "ta", "nomaster"])
+    lab.push(policy())
+    passes_under_a_grant(lab)
+
+
+# ---- taken -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_policy_no_longer_names_ends(both_hooks: Lab) -> None:
+    """G1, P9: dropping an endpoint ends its lease at once and no other; publishing it again revives nothing."""
+    lab = both_hooks
+    lab.grant(A, "echo")
+    other = lab.grant(A, "web")
+    probe, control = Probe("client", "tenant-a", udp()), Probe("client", "tenant-a", syn())
+    passes(lab, probe)
+    answer = lab.push(without("echo"))
+    assert answer["applied"] and answer["leases_ended"] == 1, answer
+    denied(lab, probe, "no_endpoint", "from_uplink")
+    passes(lab, control)
+    assert set(lab.leases()) == {other["id"]}
+    lab.push(policy())
+    denied(lab, probe, "no_lease", "from_uplink")
+    passes(lab, control)
+    wait_until(lambda: lab.grant(A, "echo"))
+    passes(lab, probe)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_swaps_under_traffic(both_hooks: Lab, version: int) -> None:
+    """G4: while the policy changes 30 times, no packet is lost that both allow, none passes that both deny."""
+    lab = both_hooks
+    lab.grant(A, "echo", ttl="200s")
+    lab.grant(B, "web", ttl="200s")
+    address = TENANT_A.address(version)
+    assert lab.udp("client", address, ECHO)
+    denied_by_both = Probe("client", "tenant-b", udp(), version)
+    with (
+        lab.capture("tenant-b", denied_by_both.marker) as strangers,
+        lab.probing("client", address, ECHO, 2000) as tally,
+    ):
+        for swap in range(30):
+            lab.push(without("web") if swap % 2 else without("perf"))
+            lab.send("client", [denied_by_both.frame()] * 20)
+    assert tally["sent"] > 1000 and tally["lost"] == [], tally
+    assert strangers.count() == 0
+
+
+def test_a_tenant_with_leases_is_not_removed(lab: Lab) -> None:
+    """L16: first its leases end, then it may go."""
+    lab.grant(B, "echo")
+    only_a = policy(tenants=policy()["tenants"][:1])
+    said = lab.push_refused(only_a)
+    assert B in said
+    passes(lab, Probe("client", "tenant-b", udp()))
+    lab.cli("tenant", "disable", B)
+    wait_until(lambda: not lab.leases())
+    lab.push(only_a)
+    # Nothing of ours is on its interface any more, and nft forwards nothing from an interface that is not armed.
+    stranger = Probe("tenant-b", "client", udp())
+    with watching(lab, stranger) as capture:
+        lab.send("tenant-b", [stranger.frame()] * 5)
+        passes_under_a_grant(lab)
+        assert capture.count() == 0
+
+
+def test_dry_run_and_diff_change_nothing(lab: Lab) -> None:
+    """Section 8: what a push would do, told and not done."""
+    before = lab.cli("bundle", "show")
+    path = lab.write_policy(without("echo") | {"generation": lab.generation + 1})
+    for words in (["bundle", "push", "--dry-run", path], ["bundle", "diff", path]):
+        answer = lab.cli(*words)
+        assert not answer["applied"] and any("echo" in line for line in answer["changes"]), answer
+    assert lab.cli("bundle", "check", path)["good"] is True
+    assert lab.cli("bundle", "show") == before
+    passes_under_a_grant(lab)
+
+
+# ---- what belongs to others --------------------------------------------------------------------------------
+
+
+def test_a_foreign_xdp_program_is_not_replaced(own_lab: Lab) -> None:
+    """Refused, naming it; it stays; the other way to attach is offered, and works."""
+    lab = own_lab
+    lab.serve_all()
+    lab.run("node", ["ip", "link", "add", "up1", "type", "veth", "peer", "name", "up1p"])
+    with foreign.attached(lab, "up1", foreign.ATTACH_XDP, foreign.XDP_PASS):
+        before = lab.cli("bundle", "show")
+        said = lab.push_refused(policy(uplinks=["uplink0", "up1"]))
+        assert "up1" in said and foreign.NAME in said and "--uplink-hook" in said, said
+        assert lab.cli("bundle", "show") == before
+        assert foreign.NAME in lab.run("node", ["bpftool", "prog", "show"]).stdout
+        assert "xdp" in lab.run("node", ["ip", "link", "show", "dev", "up1"]).stdout
+        lab.stop()
+        lab.start(uplink_hook="tc")
+        lab.push(policy(uplinks=["uplink0", "up1"]))
+        passes_under_a_grant(lab)
+
+
+@pytest.mark.parametrize("attach", [foreign.ATTACH_TCX_INGRESS, foreign.ATTACH_TCX_EGRESS])
+def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_lab: Lab, attach: int) -> None:
+    """Section 4: ahead of us it could let everything by. nft denies what has no lease, then the port goes dark;
+    once the foreigner has gone, it comes back by itself."""
+    lab = own_lab
+    lab.serve_all()
+    lab.grant(A, "echo", ttl="200s")
+    lab.grant(B, "echo", ttl="200s")
+    leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-a", syn())
+    passes(lab, leased)
+    with foreign.attached(lab, "ta", attach, foreign.TCX_PASS):
+        with lab.capture("tenant-a", shut.marker) as capture:
+            lab.send("client", [shut.frame()] * 10)
+            dark = wait_until(lambda: lab.cli("status")["dark"], 15, "the daemon notices")
+            assert dark[0]["interface"] == "ta" and foreign.NAME in dark[0]["cause"], dark
+            lab.send("client", [shut.frame(), leased.frame()] * 10)
+            passes(lab, Probe("client", "tenant-b", udp()))
+            assert capture.count() == 0
+        assert not lab.udp("client", TENANT_A.v4, ECHO)
+        assert not lab.udp("client", TENANT_A.v6, ECHO)
+    wait_until(lambda: not lab.cli("status")["dark"], 15, "the port comes back")
+    assert lab.udp("client", TENANT_A.v4, ECHO)
+    denied(lab, shut, "no_lease", "from_uplink")
+
+
+def test_a_foreign_nft_table_is_not_touched(own_lab: Lab) -> None:
+    """Our transactions, restarts and detach leave another's table as it was."""
+    lab = own_lab
+    lab.serve_all()
+    lab.nft("add", "table", "inet", "theirs")
+    lab.nft("add", "chain", "inet", "theirs", "watch", "{ type filter hook forward priority 10 ; policy accept ; }")
+    lab.nft("add", "rule", "inet", "theirs", "watch", "ip", "daddr", "198.51.100.1", "drop")
+    theirs = lab.nft("list", "table", "inet", "theirs")
+    lease = lab.grant(A, "echo")
+    passes(lab, Probe("client", "tenant-a", udp()))
+    lab.push(without("web"))
+    lab.revoke(lease)
+    lab.kill()
+    lab.start()
+    assert lab.nft("list", "table", "inet", "theirs") == theirs
+    lab.cli("node", "detach", "--yes")
+    assert lab.nft("list", "tables").split() == ["table", "inet", "theirs"]
+    assert lab.nft("list", "table", "inet", "theirs") == theirs
+    assert lab.daemon is not None and lab.daemon.wait(10) == 0
+    lab.daemon = None
