@@ -24,6 +24,12 @@ Result<Selector> parse_selector(std::string_view text) {
   out.name = text.substr(0, at);
   if (at == std::string_view::npos) return out;
   const std::string_view rest = text.substr(at + 1);
+  if (rest.starts_with('[') && rest.ends_with(']')) {
+    Result<Address> address = parse_address(rest.substr(1, rest.size() - 2));
+    if (!address) return pass_on(address, text);
+    out.address = *address;
+    return out;
+  }
   const bool bracketed = rest.starts_with('[');
   const bool has_port = bracketed || std::count(rest.begin(), rest.end(), ':') == 1;
   if (has_port) {

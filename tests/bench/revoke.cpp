@@ -58,7 +58,8 @@ constexpr uint64_t ns_per_us = 1000;
 constexpr uint64_t flowing_ns = 50 * ns_per_us;
 constexpr uint64_t term_ns = 300 * ns_per_s;
 constexpr uint64_t settle_ns = 5 * ns_per_ms;  // after the reply: what is on its way arrives
-constexpr uint64_t warm_ns = 200 * ns_per_ms;  // of traffic, before a run
+constexpr uint64_t rate_ns = 50 * ns_per_ms;
+constexpr uint64_t warm_ns = 100 * ns_per_ms;  // of traffic, before a run
 constexpr uint64_t resume_ns = 30 * ns_per_s;  // for a grant after a revocation
 constexpr uint64_t retry_ns = 10 * ns_per_ms;
 constexpr size_t sent_times = 1 << 20;
@@ -202,6 +203,9 @@ class SenderProcess {
   }
 
   const Sender& sender() const { return *shared_; }
+  // Between runs it leaves its core to others.
+  void stop() const { ::kill(child_, SIGSTOP); }
+  void go_on() const { ::kill(child_, SIGCONT); }
 
   // When the first packet after `boot_ns` was sent; 0 if that is not known (any more).
   uint64_t sent_after(uint64_t boot_ns) const {
@@ -361,12 +365,15 @@ Status measure(const Options& options) {
   uint64_t packets = 0, flowed_ns = 0, discarded = 0, paused = 0;
   // Runs that do not count are made up for, within reason.
   for (uint32_t i = 0; latencies.size() < options.runs && i < 2 * options.runs; i++) {
-    const uint64_t packets_before = receiver->packets(), begin_ns = boot_now_ns();
+    sender->go_on();
     pause_ns(warm_ns);
+    const uint64_t packets_before = receiver->packets(), begin_ns = boot_now_ns();
+    pause_ns(rate_ns);
     packets += receiver->packets() - packets_before;
     flowed_ns += boot_now_ns() - begin_ns;
     const Result<Run> run = run_once(*daemon, *receiver, *sender, options, *lease);
     if (!run) return std::unexpected(run.error());
+    sender->stop();
     if (run->flowing && run->bounded) {
       latencies.push_back(run->latency_ns);
     } else {

@@ -30,7 +30,8 @@ from collections.abc import Iterator
 
 import pytest
 from control import Control
-from lab import A, B, GATEWAYS, HOSTS, Lab, build_dir, end_process
+from lab import A, B, GATEWAYS, HOSTS, MANY, Lab, build_dir, end_process, policy
+from packets import Probe, denied, passes, udp
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
@@ -383,6 +384,25 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
     print(f"{2 * len(swapper.p_may)} swaps and {len(outcome.begin)} rounds of {len(plan.streams)} streams in {took_s:.1f} s")
     wrong = judge(plan, outcome, swapper) + judge_counters(plan, outcome, drops, rebuilt)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("dropped", [0, 1], ids=["the-first", "the-second"])
+def test_a_push_that_drops_half_a_lease(lab: Lab, dropped: int) -> None:
+    """A lease is one thing: when the policy takes one of its resources away, all of it ends, and what ended is shut."""
+    shut = [Probe("client", "tenant-a", udp(MANY + port)) for port in (0, 1)]
+    kept = Probe("client", "tenant-a", udp())
+    lease, other = lab.grant(A, *(f"many@{HOSTS['tenant-a'].v4}:{MANY + port}" for port in (0, 1))), lab.grant(A, "echo")
+    for probe in (*shut, kept):
+        passes(lab, probe)
+    smaller = policy()
+    many = smaller["tenants"][0]["endpoints"].pop()
+    smaller["tenants"][0]["endpoints"].append(many | {"listen": MANY + 1 - dropped})
+    assert lab.push(smaller)["leases_ended"] == 1
+    assert set(lab.leases()) == {other["id"]}
+    denied(lab, shut[dropped], "no_endpoint", "from_uplink")
+    denied(lab, shut[1 - dropped], "no_lease", "from_uplink")
+    passes(lab, kept)
+    assert "no_such_lease" in lab.try_cli("lease", "revoke", lease["id"]).stderr
 
 
 def grant_lateral(control: Control, version: int) -> dict:

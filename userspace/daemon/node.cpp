@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <set>
+#include <unordered_map>
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -83,17 +84,32 @@ std::string_view name_of(LeaseState state) {
 // that fails takes nothing.
 class Node::Book final : public SlotBook {
  public:
-  explicit Book(const Node& node) : node_(node), used_(node.slot_used_) {}
+  // A resource whose teardown is under way keeps its slot: under another one it could be leased
+  // while the teardown takes its nft element away.
+  explicit Book(const Node& node) : node_(node), used_(node.slot_used_) {
+    for (uint32_t slot = 0; slot < node.draining_.size(); ++slot) {
+      if (!node.draining_[slot]) continue;
+      const abi::lease_record& record = node.plane_->slots.record(slot);
+      if (record.resource_kind == abi::HF_RESOURCE_ENDPOINT)
+        draining_.emplace(endpoint_text(node.plane_->slots.slot(slot).tenant, record.endpoint),
+                          slot);
+    }
+  }
 
   std::optional<uint32_t> endpoint(uint32_t tenant, const abi::endpoint_key& key) const override {
     const std::optional<abi::endpoint_entry> found = node_.plane_->banks.endpoint(key);
-    if (!found || found->tenant != tenant) return std::nullopt;
-    return found->slot;
+    if (found && found->tenant == tenant) return found->slot;
+    const auto draining = draining_.find(endpoint_text(tenant, key));
+    if (draining == draining_.end()) return std::nullopt;
+    return draining->second;
   }
   std::optional<uint32_t> egress(const PortName& port) const override {
-    const auto found = node_.egress_slots_.find(port);
-    if (found == node_.egress_slots_.end()) return std::nullopt;
-    return found->second;
+    if (const auto found = node_.egress_slots_.find(port); found != node_.egress_slots_.end())
+      return found->second;
+    const auto left = node_.egress_slots_left_.find(port);
+    if (left == node_.egress_slots_left_.end() || !node_.draining_[left->second])
+      return std::nullopt;
+    return left->second;
   }
   std::optional<uint32_t> take() override {
     for (; next_ < used_.size(); ++next_) {
@@ -105,7 +121,15 @@ class Node::Book final : public SlotBook {
   }
 
  private:
+  static std::string endpoint_text(uint32_t tenant, const abi::endpoint_key& key) {
+    std::string text(sizeof(tenant) + sizeof(key), '\0');
+    std::memcpy(text.data(), &tenant, sizeof(tenant));
+    std::memcpy(text.data() + sizeof(tenant), &key, sizeof(key));
+    return text;
+  }
+
   const Node& node_;
+  std::unordered_map<std::string, uint32_t> draining_;
   std::vector<bool> used_;
   uint32_t next_ = 0;
 };
@@ -444,6 +468,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   policy_ = std::move(next);
   index_ = std::make_unique<PolicyIndex>(*policy_);
   facts_ = std::move(*facts);
+  for (const auto& [name, slot] : egress_slots_) egress_slots_left_[name] = slot;
   egress_slots_ = std::move(compiled->egress_slots);
   slot_used_ = std::move(used);
   for (const std::string& name : interfaces_of(*policy_))

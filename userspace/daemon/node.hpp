@@ -180,6 +180,7 @@ class Node {
   NodeFacts facts_;
   NetworkFacts network_;
   std::map<PortName, uint32_t> egress_slots_;
+  std::map<PortName, uint32_t> egress_slots_left_;  // of former policies; may still be draining
   std::vector<bool> slot_used_;  // named by the policy in force, being torn down, or fenced
   std::vector<bool> draining_;   // closed, its teardown not yet proved
   std::vector<std::pair<std::string, Error>> dark_;

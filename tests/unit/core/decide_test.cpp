@@ -57,6 +57,7 @@ TEST(Decide, Grants) {
       {"one address", ask({"web@10.1.0.3"}), {"web@10.1.0.3:443"}},
       {"one address and port", ask({"pool@10.1.0.2:2500"}), {"pool@10.1.0.2:2500"}},
       {"IPv6 with a port", ask({"pool@[fd00::2]:2000"}), {"pool@[fd00::2]:2000"}},
+      {"IPv6 in brackets", ask({"web@[fd00::2]"}), {"web@[fd00::2]:443"}},
       {"IPv6 alone", ask({"web@fd00::2"}), {"web@[fd00::2]:443"}},
       {"echo has no port", ask({"ping@10.1.0.2"}), {"ping@10.1.0.2"}},
       {"egress", ask({}, {"p"}), {"egress:p"}},
