@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -70,9 +71,9 @@ def human(lab: Lab, *words: object) -> str:
     return done.stdout + done.stderr
 
 
-def rate_of(line: str) -> float | None:
-    found = re.search(r"([\d.]+) Mbits/sec", line)
-    return float(found.group(1)) if found else None
+def rates_in(report: pathlib.Path) -> list[float]:
+    """iperf3's rates so far, Mbit/s, one an interval."""
+    return [float(rate) for rate in re.findall(r"([\d.]+) Mbits/sec", report.read_text())]
 
 
 # ---- the chapters ------------------------------------------------------------------------------------------
@@ -122,15 +123,21 @@ def cut_download(lab: Lab, show: Show) -> None:
 
     lab.popen("tenant-a", ["iperf3", "-s", "-1", "-p", str(PERF)])
     wait_until(lambda: f":{PERF}" in lab.run("tenant-a", ["ss", "-Hltn"]).stdout, what="iperf3 listens")
-    perf = lab.popen("client", ["iperf3", "-c", TENANT_A.v4, "-p", str(PERF), "-t", "60", "-i", "0.5", "--forceflush"])
-    rate = next(rate for line in perf.stdout if (rate := rate_of(line)) is not None)
+    report = lab.dir / "iperf3"
+    argv = ["iperf3", "-c", TENANT_A.v4, "-p", str(PERF), "-t", "60", "-i", "0.5", "-f", "m", "--forceflush"]
+    with report.open("w") as output:
+        lab.popen("client", argv, stdout=output)
+    wait_until(lambda: len(rates_in(report)) >= 2, 10, "iperf3 measures")
+    rate = rates_in(report)[-1]
     show.step(f"iperf3 -c {TENANT_A.v4} beside it", "a rate", f"{rate:.0f} Mbit/s", rate > 1)
 
     begin = time.monotonic()
     lab.revoke(lease)
     took_ms = (time.monotonic() - begin) * 1e3
     at_revoke = size()
-    rates = [rate for _, rate in zip(range(3), filter(None.__ne__, map(rate_of, perf.stdout)))]
+    seen = len(rates_in(report))
+    wait_until(lambda: len(rates_in(report)) >= seen + 3, 10, "three further intervals")
+    rates = rates_in(report)
     grew = size() - at_revoke
     show.step(
         "holdfast lease revoke, while both run",

@@ -9,9 +9,10 @@ Every denial stands beside its control: the same packet passes under a live leas
 import json
 import re
 import time
+from collections.abc import Callable
 
 import pytest
-from lab import A, B, CLOSED, ECHO, FILES, HOSTS, MANY, WEB, CommandFailed, Lab, says, wait_until
+from lab import A, B, CLOSED, ECHO, FILES, HOSTS, MANY, PERF, WEB, CommandFailed, Lab, says, wait_until
 from packets import PROTOCOLS, Probe, denied, echo_reply, passes, syn, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
@@ -339,25 +340,23 @@ def test_a_renewal_names_its_generation(lab: Lab) -> None:
 def test_iperf_stops_at_revocation(own_lab: Lab) -> None:
     """G5: with iperf3 as the client, its reports fall to nothing."""
     lab = own_lab
-    server = lab.popen("tenant-a", ["iperf3", "-s", "-1", "-p", "5201"])
+    server = lab.popen("tenant-a", ["iperf3", "-s", "-1", "-p", str(PERF)])
     lease = lab.grant(A, "perf")
-    wait_until(lambda: listening(lab, "tenant-a", 5201), what="iperf3 listens")
-    client = lab.popen("client", ["iperf3", "-c", TENANT_A.v4, "-p", "5201", "-t", "60", "--forceflush", "-f", "m"])
-    rates = []
-    while len(rates) < 2:
-        rates += interval_rate(client.stdout.readline())
-    assert rates[-1] > 10, "megabits a second while the lease lives"
+    wait_until(lambda: listening(lab, "tenant-a", PERF), what="iperf3 listens")
+    report = lab.dir / "iperf3"
+    argv = ["iperf3", "-c", TENANT_A.v4, "-p", str(PERF), "-t", "60", "-i", "0.5", "-f", "m", "--forceflush"]
+    with report.open("w") as output:
+        client = lab.popen("client", argv, stdout=output)
+    rates: Callable[[], list[float]] = lambda: [  # noqa: E731
+        float(rate) for rate in re.findall(r"([\d.]+) Mbits/sec", report.read_text())
+    ]
+    wait_until(lambda: len(rates()) >= 2, 10, "iperf3 measures")
+    assert rates()[-1] > 1, "megabits a second while the lease lives"
     lab.revoke(lease)
-    after = []
-    while len(after) < 3:
-        after += interval_rate(client.stdout.readline())
-    assert after[-1] == 0.0
-    assert server.poll() is None
-
-
-def interval_rate(line: str) -> list[float]:
-    found = re.search(r"([\d.]+) Mbits/sec", line)
-    return [float(found.group(1))] if found else []
+    seen = len(rates())
+    wait_until(lambda: len(rates()) >= seen + 3, 10, "three further intervals")
+    assert rates()[-1] == 0.0
+    assert server.poll() is None and client.poll() is None
 
 
 def listening(lab: Lab, role: str, port: int) -> bool:
