@@ -427,6 +427,14 @@ def drops_by_hook(lab: Lab) -> dict[str, int]:
     return counted | {"nft": sum(e["counter"]["packets"] for e in expressions if "counter" in e)}
 
 
+def describe(outcome: Outcome, rounds: tuple[int, int], spans: list[tuple[int, int]]) -> str:
+    """The rounds, and when they were on their way, measured from the beginning of the span that should hold them."""
+    begin, end = max((span for span in spans if span[0] <= outcome.end[rounds[0]]), default=spans[0])
+    times = (outcome.begin[rounds[0]], outcome.begin[rounds[1]], outcome.end[rounds[1]], end)
+    first, last, arrived, over = ((at - begin) / 1e6 for at in times)
+    return f"{rounds}: sent from {first:.3f} to {last:.3f} ms, the last there by {arrived:.3f} ms, allowed until {over:.3f} ms"
+
+
 def judge(plan: Plan, outcome: Outcome, swapper: Swapper) -> list[str]:
     wrong: list[str] = []
     for stream in plan.streams:
@@ -437,7 +445,7 @@ def judge(plan: Plan, outcome: Outcome, swapper: Swapper) -> list[str]:
             wrong.append(f"{name}: both policies deny it, and these rounds arrived: {arrived[:5]}")
         if stream.kind in ("P", "leased-P"):
             must = swapper.p_must if stream.kind == "P" else swapper.leased_must
-            late = [rounds for rounds in arrived if outcome.outside(rounds, swapper.p_may)]
+            late = [describe(outcome, rounds, swapper.p_may) for rounds in arrived if outcome.outside(rounds, swapper.p_may)]
             gaps = [rounds for rounds in missing for span in must if outcome.inside(rounds, span)]
             if late or not arrived:
                 wrong.append(f"{name}: arrived while only Q can have been in force: rounds {late[:5]}")

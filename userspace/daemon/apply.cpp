@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
+#include <future>
 
 #include <bpf/bpf.h>
 #include <fmt/format.h>
@@ -16,7 +16,7 @@ namespace holdfast {
 namespace {
 
 // nft elements of one transaction. A larger bulk goes in several; the gates open after the last.
-constexpr size_t elements_per_transaction = 65536;
+constexpr size_t elements_per_transaction = 8192;
 
 // From here on a change is a bulk load, during which we do not listen to nftables' notices.
 constexpr size_t bulk_elements_min = 4096;
@@ -53,23 +53,37 @@ nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots)
   return changes;
 }
 
-// nft gets the elements of `terms` for their generation plus `step`, and is read back.
-Status write_chunks(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
-  for (size_t begin = 0; begin < terms.size(); begin += elements_per_transaction) {
-    nft::Changes changes;
-    for (const Term& term :
-         terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin))) {
-      if (!in_nft(plane, term.slot)) continue;
-      changes.writes.push_back({.element = element_of(plane, term.slot),
-                                .side = side_of(plane.slots.record(term.slot).generation + step),
-                                .timeout_ms = remaining_ms(term.deadline_boot_ns),
-                                .replaces = replaces});
-    }
-    if (changes.empty()) continue;
-    if (Status ok = plane.nft.apply(changes); !ok) return ok;
-    if (Status ok = plane.nft.verify(changes); !ok) return ok;
+nft::Changes writes_of(const DataPlane& plane, std::span<const Term> terms, uint64_t step,
+                       bool replaces) {
+  nft::Changes changes;
+  for (const Term& term : terms) {
+    if (!in_nft(plane, term.slot)) continue;
+    changes.writes.push_back({.element = element_of(plane, term.slot),
+                              .side = side_of(plane.slots.record(term.slot).generation + step),
+                              .timeout_ms = remaining_ms(term.deadline_boot_ns),
+                              .replaces = replaces});
   }
-  return {};
+  return changes;
+}
+
+// nft gets the elements of `terms` for their generation plus `step`, and is read back. In a bulk,
+// one chunk is read back by another thread, through another socket, while the next one is written.
+Status write_chunks(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
+  nft::Changes written;  // what `reading` reads back: it must outlive it
+  std::future<Status> reading;
+  const auto finish_reading = [&] { return reading.valid() ? reading.get() : Status{}; };
+  for (size_t begin = 0; begin < terms.size(); begin += elements_per_transaction) {
+    nft::Changes changes = writes_of(
+        plane, terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin)), step,
+        replaces);
+    const Status applied = changes.empty() ? Status{} : plane.nft.apply(changes);
+    if (Status ok = finish_reading(); !ok) return ok;
+    if (!applied) return applied;
+    written = std::move(changes);
+    if (terms.size() <= elements_per_transaction) return plane.nft.verify(written);
+    reading = std::async(std::launch::async, [&] { return plane.nft_reader.verify(written); });
+  }
+  return finish_reading();
 }
 
 Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
@@ -165,15 +179,18 @@ Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& optio
   if (!banks) return pass_on(banks);
   Result<nft::Table> nft = nft::Table::open(options.table);
   if (!nft) return pass_on(nft);
+  Result<nft::Table> reader = nft::Table::open(options.table);
+  if (!reader) return pass_on(reader);
   const uint32_t ours = nft->port_id();
   Result<nft::Watch> watch = nft::Watch::open(options.table, std::span(&ours, 1));
   if (!watch) return pass_on(watch);
   Attachments attachments(*object, options.tenant_hook, options.uplink_hook);
   if (Status ok = attachments.attach_clock(); !ok) return pass_on(ok);
   Probe probe(*object);
-  return std::unique_ptr<DataPlane>(new DataPlane{
-      std::move(*object), Slots(std::move(*slots), std::move(*records)), std::move(*tenants),
-      std::move(*banks), std::move(attachments), probe, std::move(*nft), std::move(*watch)});
+  return std::unique_ptr<DataPlane>(
+      new DataPlane{std::move(*object), Slots(std::move(*slots), std::move(*records)),
+                    std::move(*tenants), std::move(*banks), std::move(attachments), probe,
+                    std::move(*nft), std::move(*reader), std::move(*watch)});
 }
 
 nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) {

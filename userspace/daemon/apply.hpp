@@ -49,6 +49,7 @@ struct DataPlane {
   Attachments attachments;
   Probe probe;
   nft::Table nft;
+  nft::Table nft_reader;  // reads back what `nft` writes, in a bulk beside it
   nft::Watch nft_watch;
 };
 
