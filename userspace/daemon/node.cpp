@@ -451,14 +451,16 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
     if (Status ok = restore_elements(*plane_, moved); !ok)
       log::error("nft_elements_missing", {{"cause", ok.error().text()}});
 
-  std::vector<uint32_t> ended;
-  for (uint32_t slot = 0; slot < used.size(); ++slot) {
-    if (used[slot] || !slot_used_[slot] || draining_[slot]) continue;
-    if (policy_ && plane_->slots.bound(slot)) {
-      ended.push_back(slot);
-      used[slot] = true;  // until its teardown is proved
-    }
+  // A lease that loses one of its resources ends as a whole: half a lease has nobody to answer for
+  // it.
+  std::set<uint32_t> ending;
+  for (uint32_t slot = 0; policy_ && slot < used.size(); ++slot) {
+    if (used[slot] || !slot_used_[slot] || draining_[slot] || !plane_->slots.bound(slot)) continue;
+    for (const uint32_t part : slots_of(plane_->slots.record(slot).first_slot))
+      if (plane_->slots.bound(part)) ending.insert(part);
   }
+  for (const uint32_t slot : ending) used[slot] = true;  // until its teardown is proved
+  std::vector<uint32_t> ended(ending.begin(), ending.end());
   for (uint32_t slot = 0; slot < used.size(); ++slot)
     if (draining_[slot] || plane_->slots.record(slot).phase == abi::HF_PHASE_FENCED ||
         (!policy_ && plane_->slots.record(slot).phase != 0))
