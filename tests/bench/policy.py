@@ -185,8 +185,8 @@ def table(result):
                  f"{'eBPF alone':>11} {'by CPU':>7} {'kernel B':>9} {'daemon B':>9}   a lease"]
     for row in result["rows"]:
         lines.append(f"{row['leases']:>10,} {row['load_s']:>8.3f} {row['ebpf_s']:>8.3f} {row['nft_layer_s']:>10.3f} "
-                     f"{row['nft_load_s']:>9.3f} {row['speedup']:>8.2f} {row['ebpf_speedup']:>11.2f} "
-                     f"{row['cpu_speedup']:>7.2f} {row['kernel_bytes_per_lease']:>9.0f} {row['daemon_bytes_per_lease']:>9.0f}")
+                     f"{row['nft_load_s']:>9.3f} {row['speedup']:>8.2f} {row['ebpf_speedup']:>11.2f} {row['cpu_speedup']:>7.2f} "
+                     f"{row['kernel_bytes_per_lease']:>9.0f} {row['daemon_bytes_per_lease']:>9.0f}")
     for row in result["rows"]:
         said = [f"{name} {'met' if row[key] else 'MISSED'}"
                 for name, key in ((f"whole >= {SPEEDUP_MIN}", "speedup_met"),

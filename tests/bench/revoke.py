@@ -6,8 +6,10 @@ import time
 from lab import ADDRESSES, BUILD, MAC, TENANT, Lab, bench, say
 
 LEASES = 100_000
-SINGLE_RUNS = 400
+SINGLE_RUNS = 300
 TENANT_RUNS = 100
+PART_SECONDS = 300  # after which no run begins: `runs` says how many there were
+RUNS_MIN = 60  # fewer prove no percentile: the target is not met
 PPS_MIN = 100_000
 P99_MAX_US = 1000
 TOOL = BUILD / "tests" / "bench" / "bench_revoke"
@@ -38,7 +40,7 @@ def measure_part(what, runs, granted):
             "tenant", TOOL, what, "--socket", lab.work / "run" / "control.sock", "--sender",
             f"/run/netns/{lab.name}-generator", "--out", "gen0", "--to", mac, "--in", "eth0",
             "--tenant", TENANT, "--leases", LEASES, "--runs", runs,
-            "--daemon", lab.daemon.pid))
+            "--seconds", PART_SECONDS, "--daemon", lab.daemon.pid))
         say(f"revoke: {what}: {part} in {time.monotonic() - begin:.0f} s")
         return part
 
@@ -50,7 +52,7 @@ def measure():
     for name, part in (("single", single), ("tenant", tenant)):
         for key in ("p50_us", "p90_us", "p99_us", "max_us", "runs", "discarded", "sender_paused", "pps"):
             result[f"{name}_{key}"] = part[key]
-        result[f"{name}_met"] = part["p99_us"] <= P99_MAX_US
+        result[f"{name}_met"] = part["runs"] >= RUNS_MIN and part["p99_us"] <= P99_MAX_US
     result["pps_met"] = result["pps"] >= PPS_MIN
     result["met"] = result["pps_met"] and result["single_met"] and result["tenant_met"]
     return result

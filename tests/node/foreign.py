@@ -1,11 +1,16 @@
-"""Somebody else's BPF program, as small as one can be, to stand in Holdfast's way. Loaded with bare bpf(2)."""
+"""Bare bpf(2): somebody else's program to stand in Holdfast's way, and a look at who is attached.
+
+Debian 12's bpftool knows no tcx yet, hence the query by hand.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
+import re
 import struct
 from collections.abc import Iterator
 
@@ -13,7 +18,7 @@ from lab import Lab
 
 NAME = "foreign"
 SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
-BPF_PROG_LOAD, BPF_LINK_CREATE = 5, 28
+BPF_PROG_LOAD, BPF_PROG_QUERY, BPF_LINK_CREATE = 5, 16, 28
 SCHED_CLS, XDP = 3, 6  # program types
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 F_BEFORE, XDP_FLAGS_DRV_MODE = 8, 4
@@ -57,3 +62,31 @@ def attached(lab: Lab, interface: str, attach: int, verdict: int) -> Iterator[in
         for fd in (link, program):
             if fd >= 0:
                 os.close(fd)
+
+
+def tcx_programs(lab: Lab, interface: str, attach: int) -> list[int]:
+    """Ids of the programs at a tcx hook, in order; none where the kernel has no tcx."""
+    ids = ctypes.create_string_buffer(4 * 64)
+    attributes = struct.pack("<IIIIQII24x", lab.ifindex("node", interface), attach, 0, 0, ctypes.addressof(ids), 64, 0)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    with lab.at("node"):
+        if libc.syscall(SYS_BPF, BPF_PROG_QUERY, buffer, len(attributes)) != 0:
+            return []
+    count = struct.unpack_from("<I", buffer.raw, 24)[0]
+    return list(struct.unpack_from(f"<{count}I", ids.raw))
+
+
+def program_name(number: int) -> str:
+    return json.loads(Lab.sh(["bpftool", "-j", "prog", "show", "id", str(number)]).stdout)["name"]
+
+
+def attached_programs(lab: Lab, interface: str) -> set[str]:
+    """Names of what is attached to one of the node's interfaces: by tcx, clsact and XDP."""
+    ids = tcx_programs(lab, interface, ATTACH_TCX_INGRESS) + tcx_programs(lab, interface, ATTACH_TCX_EGRESS)
+    link = json.loads(lab.run("node", ["ip", "-j", "-d", "link", "show", "dev", interface]).stdout)[0]
+    if "xdp" in link:
+        ids.append(link["xdp"]["prog"]["id"])
+    for direction in ("ingress", "egress"):
+        shown = lab.run("node", ["tc", "-j", "filter", "show", "dev", interface, direction], check=False).stdout
+        ids += [int(number) for number in re.findall(r'"prog":\{"id":(\d+)', shown)]
+    return {program_name(number) for number in ids}

@@ -56,11 +56,12 @@ ERRORS = [(version, kind) for version in (4, 6) for kind in ("too big", "unreach
 def test_errors_about_an_endpoint(both_hooks: Lab, version: int, kind: str) -> None:
     """G1: about an answer of a leased endpoint they pass; once its lease has gone, or about nothing, they do not."""
     lab = both_hooks
-    marker = secrets.token_bytes(4)
-    about = bytes(error_about(version, kind, sent_by_tenant(version, ECHO, 40000, marker)))
-    nothing = bytes(error_about(version, kind, sent_by_tenant(version, 1234, 40000, marker)))
+    marker, peer = secrets.token_bytes(4), fresh_port()
+    about = bytes(error_about(version, kind, sent_by_tenant(version, ECHO, peer, marker)))
+    nothing = bytes(error_about(version, kind, sent_by_tenant(version, 1234, peer, marker)))
     dropped(lab, "client", "tenant-a", [about] * 3, marker, "no_lease", "from_uplink")
     lease = lab.grant(A, "echo")
+    passes(lab, Probe("client", "tenant-a", udp(source_port=peer), version))  # what the errors are about
     arrives(lab, "client", "tenant-a", [about] * 3, marker)
     dropped(lab, "client", "tenant-a", [nothing] * 3, marker, "icmp_unrelated", "from_uplink")
     lab.revoke(lease)
@@ -87,9 +88,10 @@ def test_errors_about_a_flow(both_hooks: Lab, version: int, kind: str) -> None:
 def test_redirects_never_pass(both_hooks: Lab) -> None:
     """G13: nobody outside tells a tenant where to send, live flow or not."""
     lab = both_hooks
-    marker = secrets.token_bytes(4)
+    marker, peer = secrets.token_bytes(4), fresh_port()
     lab.grant(A, "echo")
-    quoted = sent_by_tenant(4, ECHO, 40000, marker)
+    passes(lab, Probe("client", "tenant-a", udp(source_port=peer)))
+    quoted = sent_by_tenant(4, ECHO, peer, marker)
     arrives(lab, "client", "tenant-a", [bytes(error_about(4, "unreachable", quoted))], marker)
     redirect = bytes(error_about(4, "redirect", quoted))
     dropped(lab, "client", "tenant-a", [redirect] * 3, marker, "icmp_unrelated", "from_uplink")
@@ -118,10 +120,11 @@ def test_a_closed_port_answers_unreachable(own_both: Lab, version: int) -> None:
 @pytest.mark.parametrize("direction", ["endpoint", "egress"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_path_mtu_discovery(own_both: Lab, version: int, direction: str) -> None:
-    """P7: behind a narrower link a tenant's bulk transfer adapts, because the node's "too big" reaches it."""
+    """P7: behind a narrower route a tenant's bulk transfer adapts, because the node's "too big" reaches it."""
     lab = own_both
     lab.serve_all()
-    lab.run("node", ["ip", "link", "set", "uplink0", "mtu", "1300"])
+    route = [f"{CLIENT.address(version)}/{32 if version == 4 else 128}", "dev", "uplink0", "mtu", "lock", "1300"]
+    lab.run("node", ["ip", "route", "add", *route])
     wanted = 300_000
     before = lab.counter("icmp_error", "to_tenant")
     if direction == "endpoint":

@@ -9,6 +9,7 @@ mends nothing; thawed, it has to mend both.
 import time
 
 import pytest
+from foreign import attached_programs
 from lab import A, ECHO, HOSTS, Lab, wait_until
 from packets import PACKETS, Probe, denied, dropped_by_nft, passes, udp, watching
 
@@ -22,14 +23,17 @@ def empty_the_ebpf_side(lab: Lab) -> None:
         pin.unlink()
     for interface in ("ta", "tb", "uplink0"):
         lab.run("node", ["tc", "qdisc", "del", "dev", interface, "clsact"], check=False)
-    wait_until(lambda: attached_programs(lab) == [], what="nothing is attached any more")
+    wait_until(lambda: not attached(lab), what="nothing is attached any more")
 
 
-def attached_programs(lab: Lab) -> list[str]:
-    shown = lab.run("node", ["bpftool", "net", "show"]).stdout
-    names = ("from_tenant", "to_tenant", "uplink_xdp", "uplink_tc")
-    xdp = lab.run("node", ["ip", "-d", "link", "show", "dev", "uplink0"]).stdout
-    return [name for name in names if name in shown] + (["xdp"] if "prog/xdp" in xdp else [])
+def attached(lab: Lab) -> set[str]:
+    return set().union(*(attached_programs(lab, interface) for interface in ("ta", "tb", "uplink0")))
+
+
+def whole(lab: Lab) -> bool:
+    """Every interface has its programs."""
+    ports = all(attached_programs(lab, interface) == {"from_tenant", "to_tenant"} for interface in ("ta", "tb"))
+    return ports and attached_programs(lab, "uplink0") in ({"uplink_xdp"}, {"uplink_tc"})
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -40,7 +44,7 @@ def test_nft_alone(both_hooks: Lab, version: int) -> None:
     passes_first = lab.grant(A, "echo", ttl="3s")
     end = time.monotonic() + passes_first["remaining_ns"] / 1e9
     lab.freeze()
-    assert attached_programs(lab) != []
+    assert whole(lab)
     empty_the_ebpf_side(lab)
     with watching(lab, leased) as capture:
         lab.send("client", [leased.frame()] * PACKETS)
@@ -51,7 +55,7 @@ def test_nft_alone(both_hooks: Lab, version: int) -> None:
     wait_until(lambda: time.monotonic() > end + 0.05)
     dropped_by_nft(lab, leased, "no_lease")
     lab.thaw()
-    wait_until(lambda: attached_programs(lab) != [], 15, "the daemon puts its programs back")
+    wait_until(lambda: whole(lab), 15, "the daemon puts its programs back")
     wait_until(lambda: lab.leases() == {})
     denied(lab, leased, "no_lease", "from_uplink")
     lab.grant(A, "echo")
@@ -108,5 +112,5 @@ def test_pins_removed_under_a_running_daemon(lab: Lab) -> None:
     empty_the_ebpf_side(lab)
     dropped_by_nft(lab, shut, "no_lease")
     lab.thaw()
-    wait_until(lambda: len(attached_programs(lab)) >= 3, 15, "the programs are back")
+    wait_until(lambda: whole(lab), 15, "the programs are back")
     denied(lab, shut, "no_lease", "from_uplink")

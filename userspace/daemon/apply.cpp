@@ -18,6 +18,8 @@ namespace {
 // nft elements of one transaction. A larger bulk goes in several; the gates open after the last.
 constexpr size_t elements_per_transaction = 8192;
 
+constexpr uint64_t restore_margin_ns = 50 * ns_per_ms;
+
 // From here on a change is a bulk load, during which we do not listen to nftables' notices.
 constexpr size_t bulk_elements_min = 4096;
 
@@ -245,7 +247,11 @@ Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
 }
 
 Status restore_elements(DataPlane& plane, std::span<const Term> terms) {
-  return write_elements(plane, terms, 0, true);
+  // What ends within the time this takes is not worth an element that outlives it.
+  std::vector<Term> lasting;
+  for (const Term& term : terms)
+    if (term.deadline_boot_ns > boot_now_ns() + restore_margin_ns) lasting.push_back(term);
+  return write_elements(plane, lasting, 0, true);
 }
 
 Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {

@@ -290,7 +290,13 @@ void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_vie
   const auto part = std::span(slots).first(now);
   // Together first, since that is one transaction; if that fails each by itself, so that what
   // cannot be proved down fences nobody else's.
-  const Status together = finish_teardown(*plane_, part);
+  Status together = finish_teardown(*plane_, part);
+  if (!together && together.error().code == "nft_table_missing") {
+    // Another program took our table away, and with it what had to be removed. It comes back
+    // without it.
+    restore_nft();
+    together = finish_teardown(*plane_, part);
+  }
   Status ok;
   for (const uint32_t slot : part) {
     const Status own = together ? together : finish_teardown(*plane_, std::span(&slot, 1));

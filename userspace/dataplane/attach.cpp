@@ -301,6 +301,9 @@ Status Attachments::verify_uplink(const Interface& uplink) const {
 Status Attachments::detach(uint32_t ifindex) {
   for (const char* program : {"from_tenant", "to_tenant", "uplink_xdp", "uplink_tc"}) {
     const std::string path = link_path(program, ifindex);
+    // Detached now, not when the kernel gets round to freeing the unpinned link: the same interface
+    // may be attached to again at once.
+    if (const UniqueFd link(::bpf_obj_get(path.c_str())); link) ::bpf_link_detach(link.get());
     if (::unlink(path.c_str()) != 0 && errno != ENOENT)
       return fail_sys(errno, "unpin", "removing " + path);
   }
