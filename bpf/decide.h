@@ -67,7 +67,8 @@ static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 
   __u64 gate = *(const volatile __u64*)&s->gate;
   v->slot = slot;
   v->gate = gate;
-  v->tenant = s->tenant;
+  /* A slot that was never bound names no tenant: whoever knows it by the tables has said so already. */
+  if (v->tenant >= HF_TENANTS_MAX) v->tenant = s->tenant;
   if (incarnation != HF_ANY_INCARNATION && incarnation != hf_gate_incarnation(gate))
     return HF_REASON_lease_revoked;
   if (gate >> HF_GATE_INCARNATION_BITS == 0) return none;
@@ -221,6 +222,7 @@ static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex
 
   const struct endpoint_entry* e = hf_find_endpoint(v->bank, p->destination, p->destination_port, p->protocol);
   if (!e || !hf_endpoint_serves(p, 1)) return hf_decide_to_tenant_flow(p, v, ifindex);
+  v->tenant = e->tenant;
   if (e->ifindex != ifindex) return HF_REASON_wrong_port;
   return hf_passed_as(
       p, hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease));
@@ -370,6 +372,7 @@ static __always_inline __u32 hf_decide_from_uplink(struct packet* p, struct verd
     e = hf_find_endpoint(bank, p->destination, p->destination_port, p->protocol);
   __u32 reason;
   if (e && hf_endpoint_serves(p, 1)) {
+    v->tenant = e->tenant;
     reason = hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
   } else {
     const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
