@@ -1,9 +1,11 @@
 """Fixtures of the node tests: labs, shared or of a test's own. A failed test shows its daemon's log."""
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
-from lab import Lab
+from lab import Lab, sweep
 
 HOOKS = {
     # what the kernel offers best, and the fallbacks of older kernels and drivers, which are forced here
@@ -14,6 +16,10 @@ HOOKS = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes many seconds; left out by scripts/test --quick")
+    # SIGTERM is an interruption like Ctrl-C, after which fixtures clean up; SIGKILL's leavings are swept here.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.geteuid() == 0:
+        sweep()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, wait_until
+from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, sweep, wait_until
 
 TENANT_A, TENANT_B, CLIENT = HOSTS["tenant-a"], HOSTS["tenant-b"], HOSTS["client"]
 COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -242,6 +242,7 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
+    sweep()
     show = Show()
     begin = time.monotonic()
     try:

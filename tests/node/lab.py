@@ -710,3 +710,22 @@ def ignoring_interrupts() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def sweep() -> None:
+    """Takes down labs whose owner was killed and could not: what is called by the id of a process that is no more."""
+    for ns in pathlib.Path("/run/netns").glob("hf-*-*-*"):
+        if not owner_lives(ns.name):
+            inside = Lab.sh(["ip", "netns", "pids", ns.name], check=False).stdout.split()
+            for number in map(int, inside):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            Lab.sh(["ip", "netns", "del", ns.name], check=False)
+    for left in [*BPFFS.glob("hf-lab-*-*"), *pathlib.Path("/tmp").glob("hf-*-*-*")]:
+        if not owner_lives(left.name.replace("hf-lab-", "hf-")):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def owner_lives(name: str) -> bool:
+    owner = name.split("-")[1]
+    return not owner.isdigit() or pathlib.Path("/proc", owner).exists()

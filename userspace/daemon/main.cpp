@@ -98,11 +98,10 @@ int report(const Error& error) {
 
 // BPF reads the clock of the machine; in a time namespace ours would be another (TRAPS).
 Status check_time_namespace() {
-  struct stat ours{}, init{};
-  if (::stat("/proc/self/ns/time", &ours) != 0 || ::stat("/proc/1/ns/time", &init) != 0) return {};
-  if (ours.st_ino == init.st_ino) return {};
-  Result<std::string> offsets = read_state_file("/proc/self/timens_offsets");
-  if (offsets && offsets->find_first_of("123456789") == std::string::npos) return {};
+  const Result<std::string> offsets = read_state_file("/proc/self/timens_offsets");
+  if (!offsets) return {};  // a kernel without time namespaces
+  // "monotonic 0 0" and "boottime 0 0" on the machine's own clock.
+  if (offsets->find_first_of("123456789") == std::string::npos) return {};
   return fail(ErrorKind::unsupported, "time_namespace",
               "holdfastd runs in a time namespace: its clock is not the one that ends leases",
               "start it in the machine's own time namespace");

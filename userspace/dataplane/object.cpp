@@ -3,6 +3,8 @@
 #include <cerrno>
 #include <cstdarg>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -40,6 +42,40 @@ Status make_directory(const std::string& path, mode_t mode) {
   if (::mkdir(path.c_str(), mode) != 0 && errno != EEXIST)
     return fail_sys(errno, "pin_dir", "creating " + path);
   return {};
+}
+
+std::string read_link(const char* path) {
+  std::error_code error;
+  return std::filesystem::read_symlink(path, error).string();
+}
+
+// Is `directory` on a mount that only this mount namespace sees? A service manager's namespace is
+// one of its own too, but its mounts are slaves of the machine's. The kernel's first thread lives
+// in the machine's namespace; where it may not be asked (no CAP_SYS_PTRACE, or a container), the
+// answer is no.
+bool is_private_mount(const std::string& directory) {
+  std::ifstream comm("/proc/2/comm");
+  std::string name;
+  std::getline(comm, name);
+  const std::string machine = name == "kthreadd" ? read_link("/proc/2/ns/mnt") : "";
+  if (machine.empty() || machine == read_link("/proc/self/ns/mnt")) return false;
+  // proc(5): the mount point is the fifth field; optional fields from the seventh on tell of
+  // propagation. The longest mount point that `directory` is below is its own, the last one where
+  // they are stacked.
+  std::ifstream mounts("/proc/self/mountinfo");
+  bool is_private = false;
+  size_t longest = 0;
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream fields(line);
+    std::string skipped, point;
+    fields >> skipped >> skipped >> skipped >> skipped >> point;
+    const bool holds = directory == point || point == "/" || directory.starts_with(point + "/");
+    if (!holds || point.size() < longest) continue;
+    longest = point.size();
+    is_private =
+        line.find(" shared:") == std::string::npos && line.find(" master:") == std::string::npos;
+  }
+  return is_private;
 }
 
 Status refuse_other_versions(const std::string& pin_dir) {
@@ -91,17 +127,13 @@ Status check_pin_dir(const std::string& pin_dir) {
   if (static_cast<unsigned long>(fs.f_type) != BPF_FS_MAGIC)
     return fail(ErrorKind::unavailable, "bpffs_not_mounted", parent + " is not a BPF file system",
                 std::string(mount_advice));
-  struct stat here{}, there{};
-  const std::string of_init = "/proc/1/root" + parent;
-  if (::stat(parent.c_str(), &here) == 0 && ::stat(of_init.c_str(), &there) == 0 &&
-      here.st_dev != there.st_dev)
-    return fail(
-        ErrorKind::unavailable, "bpffs_private",
-        parent +
-            " is a BPF file system of this mount namespace alone: its pins, and with them "
-            "enforcement, would vanish with it",
-        "start holdfastd in the machine's mount namespace (nsenter --net=, not ip netns exec)");
-  return {};
+  if (!is_private_mount(parent)) return {};
+  return fail(
+      ErrorKind::unavailable, "bpffs_private",
+      parent +
+          " is a BPF file system of this mount namespace alone: its pins, and with them "
+          "enforcement, would vanish with it",
+      "start holdfastd in the machine's mount namespace (nsenter --net=, not ip netns exec)");
 }
 
 Result<KernelObject> KernelObject::load(const KernelObjectOptions& options) {
