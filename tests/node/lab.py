@@ -386,7 +386,14 @@ route add default via {gateway.v6}
     def try_start(self, prefix: Sequence[str] = (), **changes: object) -> subprocess.CompletedProcess:
         """For a start that must be refused: runs a daemon until it ends by itself."""
         argv = self.inside("node", [*prefix, *self.daemon_argv(**changes)])
-        return subprocess.run(argv, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as daemon:
+            try:
+                out, errors = daemon.communicate(timeout=START_LIMIT_S)
+            except BaseException:
+                os.killpg(daemon.pid, signal.SIGKILL)  # what a prefix has forked ends with it
+                raise
+        return subprocess.CompletedProcess(argv, daemon.returncode, out, errors)
 
     def stop(self, check: bool = True) -> None:
         """SIGTERM: it stops serving; what it enforces stays."""
@@ -471,10 +478,10 @@ route add default via {gateway.v6}
         self.in_force = pushed
         return answer
 
-    def push_refused(self, document: dict | str) -> str:
+    def push_refused(self, document: dict | str, exit_code: int = 1) -> str:
         if isinstance(document, dict):
             document = document | {"generation": self.generation + 1}
-        return self.cli_refused("bundle", "push", self.write_policy(document))
+        return self.cli_refused("bundle", "push", self.write_policy(document), exit_code=exit_code)
 
     def grant(self, tenant: str, *endpoints: str, ttl: str = "120s", peer: str | None = None, egress: str | None = None, **options: object) -> dict:
         """Grants one lease and returns it as `lease ls` shows it."""

@@ -69,7 +69,7 @@ def test_a_bad_policy_is_refused_whole(lab: Lab, case: str) -> None:
 
 def test_a_policy_beyond_its_size_is_refused(lab: Lab) -> None:
     """G14: bounded before it is parsed."""
-    said = lab.push_refused("# " + "x" * (9 << 20) + "\n")
+    said = lab.push_refused("# " + "x" * (17 << 20) + "\n")
     assert re.search(r"MiB|bytes|large", said), said
     passes_under_a_grant(lab)
 
@@ -87,8 +87,6 @@ KINDS = {
         r"br0",
     ),
     "a macvlan": (["link add mv0 link uplink0 type macvlan"], "mv0", r"macvlan"),
-    "an ipvlan": (["link add iv0 link uplink0 type ipvlan"], "iv0", r"ipvlan"),
-    "a dummy": (["link add du0 type dummy"], "du0", r"dummy"),
 }
 
 
@@ -102,7 +100,7 @@ def test_an_interface_without_a_hook_of_its_own_is_refused(own_lab: Lab, case: s
     for command in commands:
         lab.run("node", ["ip", *command.split()])
     document = changed(["tenants", 0, "ports", 0, "interface"], interface)
-    said = lab.push_refused(document)
+    said = lab.push_refused(document, exit_code=3)  # not enforceable here
     assert re.search(pattern, said) and interface in said, said
     denied(lab, Probe("client", "tenant-b", udp()), "no_lease", "from_uplink")
     lab.run("node", ["ip", "link", "set", "ta", "nomaster"])
@@ -130,26 +128,6 @@ def test_what_a_policy_no_longer_names_ends(both_hooks: Lab) -> None:
     passes(lab, control)
     wait_until(lambda: lab.grant(A, "echo"))
     passes(lab, probe)
-
-
-@pytest.mark.parametrize("version", [4, 6])
-def test_swaps_under_traffic(both_hooks: Lab, version: int) -> None:
-    """G4: while the policy changes 30 times, no packet is lost that both allow, none passes that both deny."""
-    lab = both_hooks
-    lab.grant(A, "echo", ttl="200s")
-    lab.grant(B, "web", ttl="200s")
-    address = TENANT_A.address(version)
-    assert lab.udp("client", address, ECHO)
-    denied_by_both = Probe("client", "tenant-b", udp(), version)
-    with (
-        lab.capture("tenant-b", denied_by_both.marker) as strangers,
-        lab.probing("client", address, ECHO, 2000) as tally,
-    ):
-        for swap in range(30):
-            lab.push(without("web") if swap % 2 else without("perf"))
-            lab.send("client", [denied_by_both.frame()] * 20)
-    assert tally["sent"] > 1000 and tally["lost"] == [], tally
-    assert strangers.count() == 0
 
 
 def test_a_tenant_with_leases_is_not_removed(lab: Lab) -> None:
