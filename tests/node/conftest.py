@@ -15,7 +15,7 @@ HOOKS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes many seconds; left out by scripts/test --quick")
+    config.addinivalue_line("markers", "slow: takes many seconds; run by scripts/test --full")
     # SIGTERM is an interruption like Ctrl-C, after which fixtures clean up; SIGKILL's leavings are swept here.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.geteuid() == 0:

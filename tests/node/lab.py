@@ -440,12 +440,12 @@ route add default via {gateway.v6}
     def holdfast_argv(self, *words: object) -> list[str]:
         return [str(self.holdfast), "--socket", str(self.socket_path), *map(str, words)]
 
-    def try_cli(self, *words: object, json_output: bool = True, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess:
+    def try_cli(
+        self, *words: object, json_output: bool = True, prefix: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess:
         """Runs `holdfast`, however it ends. `prefix` goes before it, such as setpriv and its arguments."""
         argv = [*prefix, *self.holdfast_argv(*(["--json"] if json_output else []), *words)]
-        return subprocess.run(
-            self.inside("node", argv), capture_output=True, text=True, timeout=CLI_LIMIT_S, stdin=subprocess.DEVNULL, check=False
-        )
+        return self.run("node", argv, check=False, timeout_s=CLI_LIMIT_S)
 
     def cli(self, *words: object) -> dict:
         """`holdfast --json WORDS`, which has to succeed, as what it printed."""
@@ -483,14 +483,13 @@ route add default via {gateway.v6}
             document = document | {"generation": self.generation + 1}
         return self.cli_refused("bundle", "push", self.write_policy(document), exit_code=exit_code)
 
-    def grant(self, tenant: str, *endpoints: str, ttl: str = "120s", peer: str | None = None, egress: str | None = None, **options: object) -> dict:
+    def grant(self, tenant: str, *endpoints: str, ttl: str = "120s", **options: object) -> dict:
         """Grants one lease and returns it as `lease ls` shows it."""
         words: list[object] = ["lease", "grant", tenant, "--ttl", ttl]
         for endpoint in endpoints:
             words += ["--endpoint", endpoint]
-        for name, value in {"egress": egress, "peer": peer, **options}.items():
-            if value is not None:
-                words += [f"--{name}", value]
+        for name, value in options.items():  # peer, egress, holder, grace
+            words += [f"--{name}", value]
         # Right after its last lease ended a resource may still be draining, which the answer says.
         done = wait_until(lambda: self.unless_draining(*words), 5, "the resource is torn down")
         answer = json.loads(done.stdout)
@@ -532,8 +531,10 @@ route add default via {gateway.v6}
     # ---- namespaces ---------------------------------------------------------------------------------------
 
     @staticmethod
-    def sh(argv: Sequence[str], check: bool = True, stdin: str | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess:
-        done = subprocess.run(argv, input=stdin if stdin is not None else "", capture_output=True, text=True, timeout=timeout_s, check=False)
+    def sh(
+        argv: Sequence[str], check: bool = True, stdin: str = "", timeout_s: float = 60
+    ) -> subprocess.CompletedProcess:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode != 0:
             raise CommandFailed(argv, done)
         return done
@@ -546,7 +547,8 @@ route add default via {gateway.v6}
 
     def popen(self, role: str, argv: Sequence[str], **options) -> subprocess.Popen:
         """A process that ends with the lab at the latest."""
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        pipe = subprocess.PIPE
+        options = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "text": True} | options
         child = subprocess.Popen(self.inside(role, argv), start_new_session=True, **options)
         self.children.append(child)
         return child
@@ -711,7 +713,8 @@ def end_process(child: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         yield
     finally:

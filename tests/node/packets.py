@@ -118,7 +118,9 @@ def denied(lab: Lab, probe: Probe, reason: str, hook: str, packets: int = PACKET
     dropped(lab, probe.sender, probe.receiver, [probe.frame()] * packets, probe.marker, reason, hook)
 
 
-def arrives(lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], marker: bytes, interface: str = "eth0") -> None:
+def arrives(
+    lab: Lab, sender: str, receiver: str, frames: Sequence[bytes], marker: bytes, interface: str = "eth0"
+) -> None:
     with lab.capture(receiver, marker, interface, {len(frame) for frame in frames}) as capture:
         lab.send(sender, frames)
         try:

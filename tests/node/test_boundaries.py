@@ -251,7 +251,7 @@ def test_destinations_no_tenant_reaches(lab: Lab, what: str, version: int, desti
 
 
 def test_a_real_client_does_not_reach_the_node(lab: Lab) -> None:
-    """R2, P3: a server on the node, on every address, stays out of a tenant's reach; the client reaches SSH's port."""
+    """R2, P3, G15: the node's servers are out of a tenant's reach; the client reaches the failsafe port."""
     lab.serve("node", "tcp:22", "tcp:2222")
     lab.grant(A, egress="a0")
     assert lab.tcp("client", GATEWAYS["client"].v4, 22) and lab.tcp("client", GATEWAYS["client"].v6, 22)
@@ -279,7 +279,9 @@ MALFORMED = {
     "three VLAN tags with id 0": (
         ether(Dot1Q(vlan=0) / Dot1Q(vlan=0) / Dot1Q(vlan=0) / to_client() / DATAGRAM), "vlan"
     ),
-    "an EtherType of its own": (Ether(src=TENANT_A.mac, dst=GATEWAY.mac, type=0x88B5) / Raw(MARKER * 12), "ethertype"),
+    "an EtherType of its own": (
+        Ether(src=TENANT_A.mac, dst=GATEWAY.mac, type=0x88B5) / Raw(MARKER * 12), "ethertype"
+    ),
     "IPv4 options": (ether(to_client(options=[b"\x94\x04\x00\x00"]) / DATAGRAM), "ip_options"),
     "an IPv6 routing header": (
         ether(

@@ -1,7 +1,7 @@
 """Living with the daemon: who may ask, what it answers to nonsense, how it starts, reloads and is removed.
 
-Covers G8's place, G14, G16, G17, L6, L11, P16, P18's spirit, H5, R1, R2 and issue 2's "bad input" and "living with it".
-Topology and addresses: lab.py.
+Covers G1, G14, G16, G17, L6, L11, P16, H5, R1, R2, R8, and issue 2's "bad input" and "living with it". Topology and
+addresses: lab.py.
 """
 
 import contextlib
@@ -56,16 +56,20 @@ def groups() -> Iterator[dict[str, int]]:
 
 
 READS = (["status"], ["lease", "ls"], ["route", "ls"], ["tenant", "ls"], ["bundle", "show"], ["drops"], ["flows"])
-CHANGES = (["lease", "grant", A, "--endpoint", "web", "--ttl", "60s"], ["tenant", "disable", B], ["tenant", "enable", B])
+CHANGES = (
+    ["lease", "grant", A, "--endpoint", "web", "--ttl", "60s"],
+    ["tenant", "disable", B],
+    ["tenant", "enable", B],
+)
 
 
 def test_roles(groups: dict[str, int], own_lab: Lab) -> None:
     """P16, R2: group holdfast reads, group holdfast-operator changes, others neither; detach is root's alone."""
     lab = own_lab
 
-    def as_user(*words: object, group: str | None = None) -> subprocess.CompletedProcess:
+    def as_user(*words: object, group: str | None = None, uid: int = STRANGER) -> subprocess.CompletedProcess:
         membership = [f"--groups={groups[group]}"] if group else ["--clear-groups"]
-        prefix = ["setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", *membership]
+        prefix = ["setpriv", f"--reuid={uid}", f"--regid={uid}", *membership]
         return lab.try_cli(*words, prefix=prefix, json_output=False)
 
     for words in READS:
@@ -73,6 +77,8 @@ def test_roles(groups: dict[str, int], own_lab: Lab) -> None:
         assert done.returncode == 1 and "usermod -aG holdfast " in done.stdout + done.stderr, (words, done)
         assert as_user(*words, group="holdfast").returncode == 0, words
         assert as_user(*words, group="holdfast-operator").returncode == 0, words
+    for group in (None, "holdfast-operator"):  # nobody's uid also stands for every user that is not mapped
+        assert as_user("status", group=group, uid=pwd.getpwnam("nobody").pw_uid).returncode == 1
     for words in CHANGES:
         for group in (None, "holdfast"):
             done = as_user(*words, group=group)
@@ -384,8 +390,8 @@ def test_explain_leaves_no_trace(lab: Lab) -> None:
     lab.grant(A, egress="a0")
     quiet(lab)
     before = maps(lab)
-    path = [step["reason"] for step in lab.explain("tcp", f"{HOSTS['client'].v4}:4000", f"{TENANT_A.v4}:{WEB}")["steps"]]
-    assert path == ["endpoint", "endpoint"]
+    steps = lab.explain("tcp", f"{HOSTS['client'].v4}:4000", f"{TENANT_A.v4}:{WEB}")["steps"]
+    assert [step["reason"] for step in steps] == ["endpoint", "endpoint"]
     cases = {
         ("udp", f"{HOSTS['client'].v4}:4000", f"{TENANT_A.v4}:{ECHO}"): "no_lease",
         ("icmp_echo", HOSTS["client"].v6, TENANT_A.v6): "no_lease",
