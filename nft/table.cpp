@@ -176,11 +176,11 @@ Status refused(const std::vector<Refusal>& refusals, const std::vector<std::stri
 // ---- Changes -----------------------------------------------------------------------------------
 
 void Changes::grant(LeaseElement element, uint32_t timeout_ms) {
-  writes.push_back({std::move(element), Side::a, timeout_ms, false});
+  writes.push_back({element, Side::a, timeout_ms, false});
 }
 
 Side Changes::renew(LeaseElement element, Side live, uint32_t timeout_ms, bool stale_expected) {
-  writes.push_back({std::move(element), other_side(live), timeout_ms, stale_expected});
+  writes.push_back({element, other_side(live), timeout_ms, stale_expected});
   return other_side(live);
 }
 

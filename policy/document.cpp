@@ -114,6 +114,8 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
       : bytes_(bytes), file_name_(file_name), furthest_(bytes.data()) {}
 
   Result<Document> read() {
+    // `last` ends the text, not a terminator.
+    // NOLINTNEXTLINE(bugprone-suspicious-stringview-data-usage)
     CountingIterator first{bytes_.data(), &furthest_};
     CountingIterator last{bytes_.data() + bytes_.size(), &furthest_};
     bool whole = nlohmann::json::sax_parse(first, last, this, nlohmann::json::input_format_t::json,

@@ -131,6 +131,7 @@ std::string listener_text(const Listener& listener) {
   std::vector<Prefix> from = listener.from;
   std::ranges::sort(from);
   std::vector<std::string> texts;
+  texts.reserve(from.size());
   for (const Prefix& prefix : from) texts.push_back(prefix_text(prefix));
   return out + fmt::format(" from {}", fmt::join(texts, ", "));
 }
@@ -265,6 +266,7 @@ std::vector<std::string> diff_policies(const Policy& from, const Policy& to) {
              [](uint16_t port) { return fmt::format("failsafe port {}", port); });
   auto listeners = [](const Policy& policy) {
     std::vector<std::string> texts;
+    texts.reserve(policy.listeners.size());
     for (const Listener& listener : policy.listeners) texts.push_back(listener_text(listener));
     return texts;
   };

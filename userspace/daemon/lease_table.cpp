@@ -1,5 +1,6 @@
 #include "userspace/daemon/lease_table.hpp"
 
+#include <cerrno>
 #include <charconv>
 
 #include <fmt/format.h>
@@ -15,12 +16,13 @@ LeaseId LeaseId::random() {
   static std::array<uint64_t, 512> pool;
   static size_t used = pool.size();
   if (used + 2 > pool.size()) {
-    const ssize_t got = ::getrandom(pool.data(), sizeof(pool), 0);
-    CHECK(got == static_cast<ssize_t>(sizeof(pool)) || got >= 256);
-    used = pool.size() - static_cast<size_t>(got) / sizeof(uint64_t);
-    if (used != 0)
-      std::move(pool.begin(), pool.begin() + static_cast<ptrdiff_t>(pool.size() - used),
-                pool.begin() + static_cast<ptrdiff_t>(used));
+    auto* bytes = reinterpret_cast<char*>(pool.data());
+    for (size_t filled = 0; filled < sizeof(pool);) {
+      const ssize_t got = ::getrandom(bytes + filled, sizeof(pool) - filled, 0);
+      CHECK(got > 0 || errno == EINTR);
+      if (got > 0) filled += static_cast<size_t>(got);
+    }
+    used = 0;
   }
   const LeaseId id{{pool[used], pool[used + 1]}};
   used += 2;

@@ -88,7 +88,7 @@ Value read_item(Reader& in, size_t& items_left) {
       in.end();
       return out;
     }
-    case Type::tag: in.skip(); return {};  // refuses it, with its offset
+    case Type::tag:  // skip() refuses both, with their offset
     case Type::end: in.skip(); return {};
   }
   return {};
