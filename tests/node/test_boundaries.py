@@ -250,8 +250,9 @@ def test_destinations_no_tenant_reaches(lab: Lab, what: str, version: int, desti
         denied(lab, Probe("tenant-a", "client", layer, version, destination=destination), reason, "from_tenant")
 
 
-def test_a_real_client_does_not_reach_the_node(lab: Lab) -> None:
+def test_a_real_client_does_not_reach_the_node(own_lab: Lab) -> None:
     """R2, P3, G15: the node's servers are out of a tenant's reach; the client reaches the failsafe port."""
+    lab = own_lab
     lab.serve("node", "tcp:22", "tcp:2222")
     lab.grant(A, egress="a0")
     assert lab.tcp("client", GATEWAYS["client"].v4, 22) and lab.tcp("client", GATEWAYS["client"].v6, 22)

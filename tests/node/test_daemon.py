@@ -8,6 +8,7 @@ import contextlib
 import grp
 import json
 import os
+import pwd
 import select
 import shutil
 import signal

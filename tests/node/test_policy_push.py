@@ -181,6 +181,7 @@ def test_a_foreign_xdp_program_is_not_replaced(own_lab: Lab) -> None:
         passes_under_a_grant(lab)
 
 
+@pytest.mark.slow  # a drift check's period, twice
 @pytest.mark.parametrize("attach", [foreign.ATTACH_TCX_INGRESS, foreign.ATTACH_TCX_EGRESS])
 def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_lab: Lab, attach: int) -> None:
     """Section 4: ahead of us it could let everything by. nft denies what has no lease, then the port goes dark;

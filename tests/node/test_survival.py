@@ -66,7 +66,7 @@ def test_expires_while_the_daemon_is_stopped(both_hooks: Lab, protocol: str, ver
     passes(lab, probe)
 
 
-@pytest.mark.parametrize("protocol, version", CASES)
+@pytest.mark.parametrize("protocol, version", [("tcp", 4), ("udp", 6), ("ping", 4)])  # a restart takes seconds
 def test_expires_while_the_daemon_is_dead(both_hooks: Lab, protocol: str, version: int) -> None:
     """G2, G3: SIGKILL. The lease holds to its deadline and not longer; the next daemon buries it."""
     lab = both_hooks
@@ -80,10 +80,10 @@ def test_expires_while_the_daemon_is_dead(both_hooks: Lab, protocol: str, versio
     passes(lab, probe)
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
-@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.slow
+@pytest.mark.parametrize("how, version", [("kill", 4), ("kill", 6), ("stop", 4)])
 def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> None:
-    """Adoption: 1000 packets a second and a ping flood run through three restarts, and none is lost.
+    """Adoption: 1000 packets a second and a ping flood run through two restarts, and none is lost.
 
     G1 stands beside it: what was not leased stays shut before, between and after.
     """
@@ -95,7 +95,7 @@ def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> N
     assert lab.udp("client", address, ECHO) and lab.ping("client", address)
     ping = lab.popen("client", ["ping", "-n", "-q", "-i", "0.002", "-c", "100000", address])
     with lab.probing("client", address, ECHO) as tally:
-        for _ in range(3):
+        for _ in range(2):
             getattr(lab, how)()
             with watching(lab, shut) as capture:
                 lab.send("client", [shut.frame()] * PACKETS)
@@ -109,12 +109,13 @@ def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> N
     assert " 0% packet loss" in summary, summary
 
 
+@pytest.mark.slow
 def test_an_adopted_lease_is_the_same_lease(lab: Lab) -> None:
     """Holder, peer, resources, deadline and generation survive; renew and revoke work on them."""
     granted = [
         lab.grant(A, "echo", "ping", ttl="100s", peer="192.0.2.0/24", holder="uid:4711"),
         lab.grant(A, egress="a0", ttl="50s"),
-        lab.grant(B, "web", ttl="10s"),
+        lab.grant(B, "web", ttl="8s"),
     ]
     before = lab.leases()
     assert set(before) == {lease["id"] for lease in granted}
