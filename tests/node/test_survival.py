@@ -7,11 +7,13 @@ and never enforcing".
 """
 
 import datetime
+import os
+import select
 import signal
 import time
 
 import pytest
-from lab import A, B, ECHO, HOSTS, WEB, Lab, policy, says, wait_until
+from lab import A, B, ECHO, HOSTS, WEB, Lab, end_process, policy, says, wait_until
 from packets import PACKETS, PROTOCOLS, Probe, denied, passes, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
@@ -209,3 +211,21 @@ def test_a_stopped_daemon_answers_nobody_and_loses_nothing(lab: Lab) -> None:
     lab.thaw()
     out, errors = asking.communicate(timeout=20)
     assert asking.returncode == 0 and lease["id"] in out, errors
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_restart_leaves_live_elements_alone(lab: Lab, how: str) -> None:
+    """G4: adoption must not delete and add again the only live nft element of a lease, for an instant without it
+    drops packets (TRAPS). A new lease's element, taken away again, shows that the monitor sees deletions."""
+    lab.grant(A, "echo", "ping")
+    monitor = lab.popen("node", ["stdbuf", "-oL", "nft", "monitor", "destroy", "elements"])
+    getattr(lab, how)()
+    lab.start()
+    lab.revoke(lab.grant(B, "echo"))
+    address = HOSTS["tenant-b"].v4
+    seen = ""
+    while address not in seen:
+        assert select.select([monitor.stdout], [], [], 10)[0], f"no deletion of {address} within 10 s: {seen}"
+        seen += os.read(monitor.stdout.fileno(), 65536).decode()
+    end_process(monitor)
+    assert TENANT_A.v4 not in seen and TENANT_A.v6 not in seen, seen

@@ -247,11 +247,24 @@ Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
 }
 
 Status restore_elements(DataPlane& plane, std::span<const Term> terms) {
-  // What ends within the time this takes is not worth an element that outlives it.
-  std::vector<Term> lasting;
-  for (const Term& term : terms)
-    if (term.deadline_boot_ns > boot_now_ns() + restore_margin_ns) lasting.push_back(term);
-  return write_elements(plane, lasting, 0, true);
+  std::vector<Term> asked;
+  std::vector<nft::LeaseKey> keys;
+  for (const Term& term : terms) {
+    // What ends within the time this takes is not worth an element that outlives it.
+    if (!in_nft(plane, term.slot) || term.deadline_boot_ns <= boot_now_ns() + restore_margin_ns)
+      continue;
+    asked.push_back(term);
+    keys.push_back(
+        {element_of(plane, term.slot), side_of(plane.slots.record(term.slot).generation)});
+  }
+  const auto there = plane.nft.remaining_ms(keys);
+  if (!there) return std::unexpected(there.error());
+  // An element that stands may be the only live one: packets that pass by it must never find it
+  // gone.
+  std::vector<Term> missing;
+  for (size_t i = 0; i < asked.size(); ++i)
+    if (!(*there)[i]) missing.push_back(asked[i]);
+  return write_elements(plane, missing, 0, true);
 }
 
 Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {

@@ -70,8 +70,8 @@ Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_
 // lease_closed if one of them was closed or has ended.
 Status move_deadline(DataPlane& plane, std::span<const Term> terms);
 
-// Writes again what nft should hold for slots that are open: after a restart, or when an interface
-// came back.
+// Writes what is missing of what nft should hold for slots that are open: after a restart, or when
+// an interface came back. What is there is left alone.
 Status restore_elements(DataPlane& plane, std::span<const Term> terms);
 
 // A tenant's flow table, made if it is not there in this size.
