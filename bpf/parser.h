@@ -138,6 +138,8 @@ struct hf_ipv6_fragment {
 
 #define HF_IP4_MAPPED 0xffff0000u /* third word of ::ffff:a.b.c.d, as loaded on a little-endian machine */
 #define hf_be16(x) ((__u16)__builtin_bswap16((__u16)(x)))
+/* The compiler may assume nothing about a value any more. */
+#define hf_opaque(x) __asm__ volatile("" : "+r"(x))
 
 static __always_inline void hf_map_ipv4(__u32* out, __u32 address) {
   out[0] = 0;
@@ -375,13 +377,10 @@ static __always_inline __u32 hf_parse_ipv6(struct packet* p, const void* frame, 
   const __u8* header = (const __u8*)(ip + 1);
   __u8 next = ip->next_header;
   int fragmented = 0;
-  for (int i = 0; i <= HF_IPV6_EXTENSIONS_MAX; i++) {
+  for (int i = 0;; i++) {
     __u32 length;
-    if (next == HF_PROTO_TCP || next == HF_PROTO_UDP || next == HF_PROTO_ICMPV6) {
-      p->protocol = next;
-      return hf_parse_l4(p, frame, header, end, left, 1, ip->hop_limit);
-    }
     p->protocol = next;
+    if (next == HF_PROTO_TCP || next == HF_PROTO_UDP || next == HF_PROTO_ICMPV6) break;
     if (i == HF_IPV6_EXTENSIONS_MAX) return HF_REASON_ip_extension;
     if (next == HF_PROTO_FRAGMENT) { /* 8 bytes, its second byte reserved */
       const struct hf_ipv6_fragment* f = (const struct hf_ipv6_fragment*)header;
@@ -432,7 +431,12 @@ static __always_inline __u32 hf_parse_ipv6(struct packet* p, const void* frame, 
     left -= length;
     if (header - (const __u8*)frame > HF_TRANSPORT_OFFSET_MAX) return HF_REASON_ip_extension;
   }
-  return HF_REASON_ip_extension;
+  /* From here on the verifier need not know by which way the transport header was reached: any offset below
+   * HF_HEADERS_MAX is one and the same to it, and what follows is verified once. */
+  __u32 offset = (__u32)(header - (const __u8*)frame);
+  hf_opaque(offset);
+  const __u8* l4 = (const __u8*)frame + (offset & (HF_HEADERS_MAX - 1));
+  return hf_parse_l4(p, frame, l4, end, left, 1, ip->hop_limit);
 }
 
 static __always_inline __u32 hf_parse_arp(struct packet* p, const void* l3, const void* end) {
