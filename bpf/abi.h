@@ -20,7 +20,7 @@ namespace holdfast::abi {
 #endif
 
 enum {
-  HF_ABI_VERSION = 1,
+  HF_ABI_VERSION = 2,
   HF_TENANTS_MAX = 4096,      /* index into `tenants`; one flow table each */
   HF_SLOTS_MAX = 1 << 20,     /* the largest --leases-max: 32 MiB of slots, 128 MiB of records */
   HF_NO_SLOT = 0xffffffff,    /* "no lease slot": a verdict that no lease decided */
@@ -108,30 +108,52 @@ enum {
 
 /* ---- policy tables: inner maps, published whole, immutable while a packet can see them --------------- */
 
+/* Names an endpoint, or with HF_PROTO_ADDRESS an address itself, whose entry says whose it is. */
 struct endpoint_key {
   __u32 address[4];
-  __u16 port;    /* network order; 0 for ICMP echo */
-  __u8 protocol; /* IPPROTO_TCP, _UDP, _ICMP (echo over v4) or _ICMPV6 (echo over v6) */
+  __u16 port;    /* network order; 0 for ICMP echo and HF_PROTO_ADDRESS */
+  __u8 protocol; /* IPPROTO_TCP, _UDP, _ICMP (echo over v4), _ICMPV6 (echo over v6), or HF_PROTO_ADDRESS */
   __u8 reserved; /* zero */
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_key) == 20, "endpoint_key is ABI");
 
+enum {
+  HF_PROTO_ADDRESS = 255, /* reserved by IANA: the parser refuses a packet of that protocol */
+  /* In place of a tenant: an address that tenants do not reach. */
+  HF_OWNER_NODE = HF_TENANTS_MAX,         /* one of the node's own */
+  HF_OWNER_METADATA = HF_TENANTS_MAX + 1, /* a metadata service's */
+};
+
 /* The endpoint table is an immutable cuckoo hash (Pagh and Rodler 2001; buckets of two, as Dietzfelbinger and
  * Weidling 2007): an array of cache lines with two entries each. A key stands in one of two lines, so a
  * lookup costs one cache miss, seldom two, where the kernel's own hash map costs at least two; and since the
- * table is never written while a packet can see it, no element is ever recycled under a reader. */
+ * table is never written while a packet can see it, no element is ever recycled under a reader.
+ *
+ * Behind the lines stand their tags, a byte of each entry's hash. Where a key is probably absent, as in a
+ * flood, they are asked first: 32 lines' tags share a cache line, so what is not there costs no miss. */
 struct endpoint_entry {
   struct endpoint_key key; /* protocol 0: empty */
-  __u32 slot;
-  __u32 ifindex; /* the tenant port behind which it lives; 0 while that is not there */
-  __u32 tenant;
+  __u32 slot;              /* of an address: its port's egress slot, without a lease there no flow can match */
+  __u32 ifindex;           /* the tenant port behind which it lives; 0 while that is not there */
+  __u32 tenant;            /* index; of an address also HF_OWNER_NODE or HF_OWNER_METADATA */
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_entry) == 32, "endpoint_entry is ABI");
 
+enum { HF_LINE_ENTRIES = 2, HF_TAGGED_LINES = 32 };
+
 struct endpoint_line {
-  struct endpoint_entry entries[2];
+  struct endpoint_entry entries[HF_LINE_ENTRIES];
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_line) == 64, "endpoint_line is a cache line");
+HF_ABI_ASSERT(HF_LINE_ENTRIES* HF_TAGGED_LINES == sizeof(struct endpoint_line), "tags fill a line");
+
+/* Of `lines` lines, a power of two: the line that holds the tags of `line`, and where in it they begin. */
+static inline __u32 hf_tag_line(__u32 lines, __u32 line) {
+  return lines + line / HF_TAGGED_LINES;
+}
+static inline __u32 hf_tag_offset(__u32 line) {
+  return line % HF_TAGGED_LINES * HF_LINE_ENTRIES;
+}
 
 /* Both line numbers of a key, in the low and the high half. Multiply-xorshift after the finalizer of
  * MurmurHash3 (Appleby); the seed is drawn for each table. */
@@ -147,23 +169,11 @@ static inline __u64 hf_endpoint_hash(const __u32* address, __u16 port, __u8 prot
   return h ^ h >> 32;
 }
 
-struct address_key {
-  __u32 address[4];
-};
-
-enum hf_address_kind {
-  HF_ADDRESS_TENANT = 1,   /* belongs to a tenant port */
-  HF_ADDRESS_HOST = 2,     /* one of the node's own: tenants do not reach it */
-  HF_ADDRESS_METADATA = 3, /* a metadata service address: tenants do not reach it */
-};
-
-struct address_owner {
-  __u32 kind;        /* hf_address_kind */
-  __u32 ifindex;     /* HF_ADDRESS_TENANT: the port */
-  __u32 tenant;      /* HF_ADDRESS_TENANT: the tenant */
-  __u32 egress_slot; /* HF_ADDRESS_TENANT: of the port; without a lease there no flow can match */
-};
-HF_ABI_ASSERT(sizeof(struct address_owner) == 16, "address_owner is ABI");
+/* Bits of the hash that no line number of up to 2^24 lines uses. An empty place has tag 0, and so have some
+ * keys: a tag says only where not to look. */
+static inline __u8 hf_endpoint_tag(__u64 hash) {
+  return (__u8)(hash >> 24);
+}
 
 /* Key: interface index (u32). */
 struct tenant_port {

@@ -85,6 +85,12 @@ static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 
   return pass;
 }
 
+/* Whether the gate has any deadline, passed or not. */
+static __always_inline int hf_slot_is_open(__u32 slot) {
+  const struct lease_slot* s = bpf_map_lookup_elem(&slots, &slot);
+  return s && *(const volatile __u64*)&s->gate >> HF_GATE_INCARNATION_BITS != 0;
+}
+
 static __always_inline int hf_slot_names_peer(__u32 slot) {
   const struct lease_slot* s = bpf_map_lookup_elem(&slots, &slot);
   return s && (s->flags & HF_SLOT_PEER);
@@ -96,28 +102,44 @@ static __always_inline int hf_is_endpoint(const struct endpoint_entry* e, const 
          e->key.address[0] == address[0] && e->key.address[1] == address[1] && e->key.address[2] == address[2];
 }
 
+enum hf_guess { HF_PROBABLY_THERE, HF_PROBABLY_ABSENT }; /* only the cost of a lookup depends on it */
+
 static __always_inline const struct endpoint_entry* hf_find_endpoint(__u32 bank, const __u32* address,
-                                                                     __u16 port, __u8 protocol) {
+                                                                     __u16 port, __u8 protocol,
+                                                                     enum hf_guess guess) {
   __u32 zero = 0;
   const struct control* c = bpf_map_lookup_elem(&control, &zero);
   void* table = bpf_map_lookup_elem(&policy_endpoints, &bank);
   if (!c || !table) return 0;
   __u64 lines = hf_endpoint_hash(address, port, protocol, c->endpoint_hash[bank & 1].seed);
   __u32 mask = c->endpoint_hash[bank & 1].mask;
-  for (int i = 0; i < 2; i++) {
+  __u8 tag = hf_endpoint_tag(lines);
+  for (int i = 0; i < 2; i++, lines >>= 32) {
     __u32 line = (__u32)lines & mask;
+    if (guess == HF_PROBABLY_ABSENT) {
+      __u32 tag_line = hf_tag_line(mask + 1, line);
+      const __u8* tags = bpf_map_lookup_elem(table, &tag_line);
+      if (!tags) return 0;
+      tags += hf_tag_offset(line);
+      if (tags[0] != tag && tags[1] != tag) continue;
+    }
     const struct endpoint_line* l = bpf_map_lookup_elem(table, &line);
     if (!l) return 0;
     if (hf_is_endpoint(&l->entries[0], address, port, protocol)) return &l->entries[0];
     if (hf_is_endpoint(&l->entries[1], address, port, protocol)) return &l->entries[1];
-    lines >>= 32;
   }
   return 0;
 }
 
-static __always_inline struct address_owner* hf_find_owner(__u32 bank, const __u32* address) {
-  void* table = bpf_map_lookup_elem(&policy_addresses, &bank);
-  return table ? bpf_map_lookup_elem(table, address) : 0;
+/* The entry of an address that is a tenant's, the node's or a metadata service's, else null. */
+static __always_inline const struct endpoint_entry* hf_find_owner(__u32 bank, const __u32* address,
+                                                                  enum hf_guess guess) {
+  return hf_find_endpoint(bank, address, 0, HF_PROTO_ADDRESS, guess);
+}
+
+/* Does the address belong to the tenant port at `ifindex`? */
+static __always_inline int hf_is_of_port(const struct endpoint_entry* owner, __u32 ifindex) {
+  return owner && owner->tenant < HF_TENANTS_MAX && owner->ifindex == ifindex;
 }
 
 static __always_inline struct tenant_port* hf_find_port(__u32 bank, __u32 ifindex) {
@@ -206,8 +228,8 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u3
     return hf_passed_as(p, reason);
   }
   if (p->kind == HF_KIND_ICMP_ERROR) return HF_REASON_icmp_unrelated;
-  const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
-  return owner && owner->ifindex == ifindex ? HF_REASON_no_endpoint : HF_REASON_wrong_port;
+  const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
+  return hf_is_of_port(owner, ifindex) ? HF_REASON_no_endpoint : HF_REASON_wrong_port;
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
@@ -220,7 +242,8 @@ static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex
     return hf_find_port(v->bank, ifindex) ? HF_REASON_neighbour : HF_REASON_unknown_port;
   if (p->fragment == HF_FRAGMENT_LATER) return hf_decide_fragment(p, v, ifindex, HF_TO_TENANT);
 
-  const struct endpoint_entry* e = hf_find_endpoint(v->bank, p->destination, p->destination_port, p->protocol);
+  const struct endpoint_entry* e =
+      hf_find_endpoint(v->bank, p->destination, p->destination_port, p->protocol, HF_PROBABLY_THERE);
   if (!e || !hf_endpoint_serves(p, 1)) return hf_decide_to_tenant_flow(p, v, ifindex);
   v->tenant = e->tenant;
   if (e->ifindex != ifindex) return HF_REASON_wrong_port;
@@ -247,22 +270,19 @@ static __always_inline __u32 hf_check_neighbour(const struct packet* p, __u32 ba
   } else {
     if (p->icmp_type == 134 || p->icmp_type == 137) return HF_REASON_spoofed_neighbour;
     if (!hf_is_on_link(p->destination)) {
-      const struct address_owner* to = hf_find_owner(bank, p->destination);
-      if (!to || to->kind != HF_ADDRESS_HOST) return HF_REASON_destination_denied;
+      const struct endpoint_entry* to = hf_find_owner(bank, p->destination, HF_PROBABLY_THERE);
+      if (!to || to->tenant != HF_OWNER_NODE) return HF_REASON_destination_denied;
     }
     int unspecified = !(p->source[0] | p->source[1] | p->source[2] | p->source[3]);
     if (p->icmp_type == 136) {
-      const struct address_owner* target = hf_find_owner(bank, p->neighbour_target);
-      if (!target || target->kind != HF_ADDRESS_TENANT || target->ifindex != ifindex)
-        return HF_REASON_spoofed_neighbour;
+      const struct endpoint_entry* target = hf_find_owner(bank, p->neighbour_target, HF_PROBABLY_THERE);
+      if (!hf_is_of_port(target, ifindex)) return HF_REASON_spoofed_neighbour;
     }
     if (unspecified && p->icmp_type == 133) return HF_REASON_neighbour;
     if (unspecified) claimed = p->neighbour_target; /* duplicate address detection, RFC 4862 5.4 */
   }
-  const struct address_owner* owner = hf_find_owner(bank, claimed);
-  if (!owner || owner->kind != HF_ADDRESS_TENANT || owner->ifindex != ifindex)
-    return HF_REASON_spoofed_neighbour;
-  return HF_REASON_neighbour;
+  const struct endpoint_entry* owner = hf_find_owner(bank, claimed, HF_PROBABLY_THERE);
+  return hf_is_of_port(owner, ifindex) ? HF_REASON_neighbour : HF_REASON_spoofed_neighbour;
 }
 
 /* Destinations no tenant sends to: multicast, broadcast, unspecified, loopback, link-local. */
@@ -281,7 +301,7 @@ HF_GLOBAL int hf_may_cross(struct packet* p, __u32 bank) {
   if (!p) return 0;
   struct verdict v = {};
   const struct endpoint_entry* to =
-      hf_find_endpoint(bank & 1, p->destination, p->destination_port, p->protocol);
+      hf_find_endpoint(bank & 1, p->destination, p->destination_port, p->protocol, HF_PROBABLY_THERE);
   return to && hf_endpoint_serves(p, 1) && hf_slot_names_peer(to->slot) &&
          hf_check_slot(&v, to->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease) ==
              HF_REASON_endpoint;
@@ -299,12 +319,12 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet* p, struct verdict* v, __u32 i
   if (p->kind == HF_KIND_ARP || p->kind == HF_KIND_NEIGHBOUR) return hf_check_neighbour(p, bank, ifindex, port);
 
   const struct endpoint_entry* e = 0;
-  if (p->fragment != HF_FRAGMENT_LATER) e = hf_find_endpoint(bank, p->source, p->source_port, p->protocol);
+  if (p->fragment != HF_FRAGMENT_LATER)
+    e = hf_find_endpoint(bank, p->source, p->source_port, p->protocol, HF_PROBABLY_THERE);
   /* An endpoint behind this port proves that the source is the port's own. */
   if (!e || e->ifindex != ifindex || p->kind == HF_KIND_ICMP_ERROR) {
-    const struct address_owner* source = hf_find_owner(bank, p->outer_source);
-    if (!source || source->kind != HF_ADDRESS_TENANT || source->ifindex != ifindex)
-      return HF_REASON_spoofed_address;
+    const struct endpoint_entry* source = hf_find_owner(bank, p->outer_source, HF_PROBABLY_THERE);
+    if (!hf_is_of_port(source, ifindex)) return HF_REASON_spoofed_address;
   }
 
   /* A DHCP server speaks from these ports, whoever it speaks to. */
@@ -313,10 +333,10 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet* p, struct verdict* v, __u32 i
     return HF_REASON_spoofed_neighbour;
 
   int lateral = 0;
-  const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
+  const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_ABSENT);
   if (owner) {
-    if (owner->kind == HF_ADDRESS_METADATA) return HF_REASON_metadata;
-    if (owner->kind == HF_ADDRESS_HOST) return HF_REASON_host;
+    if (owner->tenant == HF_OWNER_METADATA) return HF_REASON_metadata;
+    if (owner->tenant == HF_OWNER_NODE) return HF_REASON_host;
     lateral = owner->tenant != port->tenant;
   } else if (hf_destination_denied(p->outer_destination)) {
     return HF_REASON_destination_denied;
@@ -347,17 +367,16 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet* p, struct verdict* v, __u32 i
   return HF_REASON_egress;
 }
 
-HF_GLOBAL int hf_decide_from_uplink_flow(struct packet* p, struct verdict* v, __u32 ifindex,
-                                         __u32 egress_slot) {
+static __always_inline __u32 hf_no_flow(const struct packet* p) {
+  return p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
+}
+
+HF_GLOBAL int hf_decide_from_uplink_flow(struct packet* p, struct verdict* v, __u32 ifindex) {
   if (!p || !v) return HF_REASON_unclassified;
-  __u32 none = p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
-  /* Without an egress lease the port has no live flows: no need to look for one. */
-  const struct lease_slot* egress = bpf_map_lookup_elem(&slots, &egress_slot);
-  if (!egress || *(const volatile __u64*)&egress->gate >> HF_GATE_INCARNATION_BITS == 0) return none;
   struct flow_key key = {};
   hf_flow_key_to(&key, p, ifindex);
   const struct flow* flow = hf_find_flow(v->tenant, &key);
-  if (!flow) return none;
+  if (!flow) return hf_no_flow(p);
   return hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
 }
 
@@ -369,30 +388,31 @@ static __always_inline __u32 hf_decide_from_uplink(struct packet* p, struct verd
   if (p->kind != HF_KIND_IP && p->kind != HF_KIND_ICMP_ERROR) return HF_REASON_not_ours;
   const struct endpoint_entry* e = 0;
   if (!parse_reason && p->fragment != HF_FRAGMENT_LATER)
-    e = hf_find_endpoint(bank, p->destination, p->destination_port, p->protocol);
+    e = hf_find_endpoint(bank, p->destination, p->destination_port, p->protocol, HF_PROBABLY_ABSENT);
   __u32 reason;
   if (e && hf_endpoint_serves(p, 1)) {
     v->tenant = e->tenant;
     reason = hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
   } else {
-    const struct address_owner* owner = hf_find_owner(bank, p->outer_destination);
-    if (!owner || owner->kind != HF_ADDRESS_TENANT) {
+    const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
+    if (!owner || owner->tenant >= HF_TENANTS_MAX) {
       reason = HF_REASON_not_ours;
-    } else if (parse_reason) {
-      v->tenant = owner->tenant;
-      return parse_reason;
-    } else if (p->fragment == HF_FRAGMENT_LATER) {
-      v->tenant = owner->tenant;
-      reason = hf_decide_fragment(p, v, 0, HF_FROM_UPLINK);
     } else {
       v->tenant = owner->tenant;
-      reason = hf_decide_from_uplink_flow(p, v, owner->ifindex, owner->egress_slot);
+      if (parse_reason) return parse_reason;
+      if (p->fragment == HF_FRAGMENT_LATER) {
+        reason = hf_decide_fragment(p, v, 0, HF_FROM_UPLINK);
+      } else if (hf_slot_is_open(owner->slot)) {
+        reason = hf_decide_from_uplink_flow(p, v, owner->ifindex);
+      } else { /* without an egress lease the port has no live flows: no need to look for one */
+        reason = hf_no_flow(p);
+      }
     }
   }
   /* Whoever is dropped anyway need not be asked who he claims to be. */
   if (!hf_reason_passes(reason)) return reason;
-  const struct address_owner* source = hf_find_owner(bank, p->outer_source);
-  if (source && source->kind == HF_ADDRESS_TENANT) return HF_REASON_spoofed_address;
+  const struct endpoint_entry* source = hf_find_owner(bank, p->outer_source, HF_PROBABLY_ABSENT);
+  if (source && source->tenant < HF_TENANTS_MAX) return HF_REASON_spoofed_address;
   return hf_passed_as(p, reason);
 }
 

@@ -67,19 +67,6 @@ struct {
   __array(values, struct endpoint_table);
 } policy_endpoints SEC(".maps");
 
-struct address_table {
-  __uint(type, BPF_MAP_TYPE_HASH);
-  __uint(max_entries, 1);
-  __uint(key_size, sizeof(struct address_key));
-  __uint(value_size, sizeof(struct address_owner));
-};
-struct {
-  __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-  __uint(max_entries, 2);
-  __type(key, __u32);
-  __array(values, struct address_table);
-} policy_addresses SEC(".maps");
-
 struct port_table {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, 1);

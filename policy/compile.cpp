@@ -1,5 +1,6 @@
 #include "policy/compile.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include <arpa/inet.h>
@@ -21,11 +22,19 @@ std::optional<uint32_t> index_of(const NodeFacts& facts, const std::string& inte
   return found->second;
 }
 
-void add_address(PolicyTables& tables, const Address& address, const abi::address_owner& owner) {
-  abi::address_key key{};
-  store_address(key.address, address);
-  tables.address_keys.push_back(key);
+void add_address(PolicyTables& tables, const Address& address, abi::endpoint_entry owner) {
+  owner.key = address_key(address);
   tables.addresses.push_back(owner);
+}
+
+// Whoever was added first keeps an address.
+void keep_first_owners(std::vector<abi::endpoint_entry>& addresses) {
+  const auto words = [](const abi::endpoint_entry& entry) {
+    return std::to_array(entry.key.address);
+  };
+  std::ranges::stable_sort(addresses, {}, words);
+  const auto rest = std::ranges::unique(addresses, {}, words);
+  addresses.erase(rest.begin(), rest.end());
 }
 
 class Compiler {
@@ -34,6 +43,7 @@ class Compiler {
       : policy_(policy), facts_(facts), slots_(slots) {}
 
   Result<CompiledPolicy> run() {
+    add_metadata_addresses();
     for (const Tenant& tenant : policy_.tenants) {
       const uint32_t index = facts_.tenant_indexes.at(tenant.id);
       for (const TenantPort& port : tenant.ports)
@@ -42,6 +52,7 @@ class Compiler {
         if (Status ok = add_endpoint(tenant, index, endpoint); !ok) return pass_on(ok);
     }
     add_node_addresses();
+    keep_first_owners(out_.tables.addresses);
     return std::move(out_);
   }
 
@@ -62,11 +73,10 @@ class Compiler {
 
     // A missing interface leaves the port dark, but its addresses stay tenant property.
     const std::optional<uint32_t> ifindex = index_of(facts_, port.interface);
-    abi::address_owner owner{};
-    owner.kind = abi::HF_ADDRESS_TENANT;
+    abi::endpoint_entry owner{};
+    owner.slot = *slot;
     owner.ifindex = ifindex.value_or(0);
     owner.tenant = index;
-    owner.egress_slot = *slot;
     for (const Address& address : port.addresses) add_address(out_.tables, address, owner);
     if (!ifindex) return {};
     abi::tenant_port value{};
@@ -95,14 +105,19 @@ class Compiler {
     return {};
   }
 
-  // The facts hold no address that a tenant owns; the well-known metadata addresses belong to
-  // nobody.
+  // The facts hold no address that a tenant owns.
   void add_node_addresses() {
-    abi::address_owner host{};
-    host.kind = abi::HF_ADDRESS_HOST;
-    for (const Address& address : facts_.addresses) add_address(out_.tables, address, host);
-    abi::address_owner metadata{};
-    metadata.kind = abi::HF_ADDRESS_METADATA;
+    abi::endpoint_entry node{};
+    node.slot = abi::HF_NO_SLOT;
+    node.tenant = abi::HF_OWNER_NODE;
+    for (const Address& address : facts_.addresses) add_address(out_.tables, address, node);
+  }
+
+  // Well known, and nobody's, whatever a policy or the node's interfaces say.
+  void add_metadata_addresses() {
+    abi::endpoint_entry metadata{};
+    metadata.slot = abi::HF_NO_SLOT;
+    metadata.tenant = abi::HF_OWNER_METADATA;
     for (const char* text : {"169.254.169.254", "fd00:ec2::254"}) {
       const Result<Address> address = parse_address(text);
       CHECK(address);
@@ -129,6 +144,13 @@ abi::endpoint_key endpoint_key(const Address& address, Protocol protocol, uint16
   key.protocol = static_cast<uint8_t>(protocol);
   if (protocol == Protocol::icmp_echo)
     key.protocol = address.is_v4() ? protocol_icmp : protocol_icmpv6;
+  return key;
+}
+
+abi::endpoint_key address_key(const Address& address) {
+  abi::endpoint_key key{};
+  store_address(key.address, address);
+  key.protocol = abi::HF_PROTO_ADDRESS;
   return key;
 }
 

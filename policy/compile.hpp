@@ -18,12 +18,12 @@
 
 namespace holdfast {
 
-// Keys and values of the hash maps side by side, as the kernel's batch call takes them.
+// Endpoints and addresses become one table. Keys and values of the port table stand side by side,
+// as the kernel's batch call takes them.
 struct PolicyTables {
   std::vector<abi::endpoint_entry> endpoints;
-  std::vector<abi::address_key> address_keys;
-  std::vector<abi::address_owner> addresses;
-  std::vector<uint32_t> port_keys;  // ifindex
+  std::vector<abi::endpoint_entry> addresses;  // distinct
+  std::vector<uint32_t> port_keys;             // ifindex
   std::vector<abi::tenant_port> ports;
 };
 
@@ -55,6 +55,7 @@ Result<CompiledPolicy> compile(const Policy& policy, const NodeFacts& facts, Slo
 
 // The contract's form of things.
 abi::endpoint_key endpoint_key(const Address& address, Protocol protocol, uint16_t port);
+abi::endpoint_key address_key(const Address& address);
 Address address_of(const uint32_t (&words)[4]);
 void store_address(uint32_t (&words)[4], const Address& address);
 Protocol protocol_of(const abi::endpoint_key& key);

@@ -1,4 +1,5 @@
-// The endpoint table that packets read (bpf/abi.h, endpoint_line): built here, whole. Pure.
+// The endpoint table that packets read (bpf/abi.h, endpoint_line): endpoints, and the addresses
+// with their owners. Built here, whole. Pure.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 namespace holdfast {
 
 struct EndpointTable {
-  std::vector<abi::endpoint_line> lines;  // a power of two
+  std::vector<abi::endpoint_line> lines;  // a power of two, hash.mask + 1, and then their tags
   abi::endpoint_hash hash{};
 };
 

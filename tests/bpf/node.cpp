@@ -31,7 +31,7 @@ namespace {
 
 using namespace holdfast::abi;
 
-constexpr std::uint32_t kFlowsMax = 1024, kPolicyMax = 64, kLines = 64;
+constexpr std::uint32_t kFlowsMax = 1024, kPolicyMax = 64, kLines = 256;
 constexpr std::uint64_t kSeed = 0x5eed;
 constexpr std::uint32_t kRingBytes = 4096;  // small, so that a test can fill it
 
@@ -41,7 +41,7 @@ struct Tap {
 };
 
 struct Bank {
-  UniqueFd endpoints, addresses, ports;
+  UniqueFd endpoints, ports;
 };
 
 int keep_event(void* context, void* data, std::size_t size) {
@@ -95,13 +95,10 @@ class Machine {
     }
     for (std::uint32_t i = 0; i < 2; i++) {
       Bank& b = banks[i];
-      b.endpoints = inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line), kLines,
-                          BPF_F_INNER_MAP | BPF_F_MMAPABLE);
-      b.addresses =
-          inner(BPF_MAP_TYPE_HASH, sizeof(address_key), sizeof(address_owner), kPolicyMax, 0);
+      b.endpoints = inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line),
+                          hf_tag_line(kLines, kLines - 1) + 1, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
       b.ports = inner(BPF_MAP_TYPE_HASH, sizeof(__u32), sizeof(tenant_port), kPolicyMax, 0);
       put_inner(skeleton->maps.policy_endpoints, i, b.endpoints);
-      put_inner(skeleton->maps.policy_addresses, i, b.addresses);
       put_inner(skeleton->maps.policy_ports, i, b.ports);
     }
     for (std::uint32_t tenant = 0; tenant < kTenants; tenant++)
@@ -317,14 +314,12 @@ void Node::standard_policy() {
   port(red0(), "02:00:00:00:00:01", kRed, kRed0Egress);
   port(red1(), "02:00:00:00:00:02", kRed, kRed1Egress);
   port(blue0(), "02:00:00:00:00:03", kBlue, kBlue0Egress);
-  for (const char* text : {"10.0.0.1", "fd00::1", "fe80::1"})
-    address(text, HF_ADDRESS_TENANT, red0(), kRed);
-  for (const char* text : {"10.0.0.2", "fd00::2"}) address(text, HF_ADDRESS_TENANT, red1(), kRed);
-  for (const char* text : {"10.0.1.1", "fd00:1::1"})
-    address(text, HF_ADDRESS_TENANT, blue0(), kBlue);
+  for (const char* text : {"10.0.0.1", "fd00::1", "fe80::1"}) address(text, kRed, red0());
+  for (const char* text : {"10.0.0.2", "fd00::2"}) address(text, kRed, red1());
+  for (const char* text : {"10.0.1.1", "fd00:1::1"}) address(text, kBlue, blue0());
   for (const char* text : {"10.0.0.254", "203.0.113.1", "fd00::fe", "fe80::fe"})
-    address(text, HF_ADDRESS_HOST);
-  for (const char* text : {"169.254.169.254", "fd00:ec2::254"}) address(text, HF_ADDRESS_METADATA);
+    address(text, HF_OWNER_NODE);
+  for (const char* text : {"169.254.169.254", "fd00:ec2::254"}) address(text, HF_OWNER_METADATA);
   endpoint("10.0.0.1", HF_PROTO_TCP, 443, kRed0Tcp4, red0(), kRed);
   endpoint("fd00::1", HF_PROTO_TCP, 443, kRed0Tcp6, red0(), kRed);
   endpoint("10.0.0.1", HF_PROTO_UDP, 53, kRed0Udp4, red0(), kRed);
@@ -388,9 +383,8 @@ void Node::stage(std::uint32_t bank) {
 
 void Node::clear_bank() {
   const Bank& bank = machine().banks[staging_];
-  for (std::uint32_t line = 0; line < kLines; line++)
+  for (std::uint32_t line = 0; line <= hf_tag_line(kLines, kLines - 1); line++)
     put(bank.endpoints.get(), line, endpoint_line{});
-  clear<address_key>(bank.addresses.get());
   clear<std::uint32_t>(bank.ports.get());
 }
 
@@ -422,35 +416,40 @@ void Node::endpoint(std::string_view address, std::uint8_t protocol, std::uint16
   entry.slot = slot;
   entry.ifindex = ifindex;
   entry.tenant = tenant;
+  put_entry(entry, entry);
+}
+
+// Over the entry of that key, or where there is room.
+void Node::put_entry(const endpoint_entry& old, const endpoint_entry& entry) {
   const int fd = machine().banks[staging_].endpoints.get();
-  std::uint64_t lines = hf_endpoint_hash(entry.key.address, entry.key.port, protocol, kSeed);
+  const endpoint_key& key = old.key;
+  std::uint64_t lines = hf_endpoint_hash(key.address, key.port, key.protocol, kSeed);
+  const std::uint8_t tag = hf_endpoint_tag(lines);
   // The table is so empty that one of the four places is the key's own or free.
   for (int i = 0; i < 2; i++, lines >>= 32) {
     const auto index = static_cast<std::uint32_t>(lines) & (kLines - 1);
     auto line = fetch<endpoint_line>(fd, index);
-    for (endpoint_entry& place : line.entries) {
-      if (place.key.protocol != 0 && std::memcmp(&place.key, &entry.key, sizeof(entry.key)) != 0)
-        continue;
+    for (std::uint32_t at = 0; at < HF_LINE_ENTRIES; at++) {
+      endpoint_entry& place = line.entries[at];
+      if (place.key.protocol != 0 && std::memcmp(&place.key, &key, sizeof(key)) != 0) continue;
       place = entry;
       put(fd, index, line);
+      auto tags = fetch<std::array<std::uint8_t, sizeof(line)>>(fd, hf_tag_line(kLines, index));
+      tags[hf_tag_offset(index) + at] = entry.key.protocol != 0 ? tag : 0;
+      put(fd, hf_tag_line(kLines, index), tags);
       return;
     }
   }
   CHECK(!"the endpoint table of the tests is too small");
 }
 
-void Node::address(std::string_view text, hf_address_kind kind, std::uint32_t ifindex,
-                   std::uint32_t tenant) {
-  address_key key = {};
-  copy_address(key.address, text);
+void Node::address(std::string_view text, std::uint32_t owner, std::uint32_t ifindex) {
   // The port's own egress slot, as port() names it in the standard policy.
-  std::uint32_t egress = 0;
+  std::uint32_t egress = HF_NO_SLOT;
   if (ifindex == red0()) egress = kRed0Egress;
   if (ifindex == red1()) egress = kRed1Egress;
   if (ifindex == blue0()) egress = kBlue0Egress;
-  const address_owner owner = {
-      .kind = kind, .ifindex = ifindex, .tenant = tenant, .egress_slot = egress};
-  CHECK(bpf_map_update_elem(machine().banks[staging_].addresses.get(), &key, &owner, BPF_ANY) == 0);
+  endpoint(text, HF_PROTO_ADDRESS, 0, egress, ifindex, owner);
 }
 
 void Node::forget_port(std::uint32_t ifindex) {
@@ -458,9 +457,10 @@ void Node::forget_port(std::uint32_t ifindex) {
 }
 
 void Node::forget_address(std::string_view text) {
-  address_key key = {};
-  copy_address(key.address, text);
-  CHECK(bpf_map_delete_elem(machine().banks[staging_].addresses.get(), &key) == 0);
+  endpoint_entry old = {};
+  copy_address(old.key.address, text);
+  old.key.protocol = HF_PROTO_ADDRESS;
+  put_entry(old, {});
 }
 
 void Node::drop_flow_table(std::uint32_t tenant) {

@@ -98,8 +98,8 @@ class Node {
             std::uint32_t egress_slot);
   void endpoint(std::string_view address, std::uint8_t protocol, std::uint16_t port,
                 std::uint32_t slot, std::uint32_t ifindex, std::uint32_t tenant);
-  void address(std::string_view address, abi::hf_address_kind kind, std::uint32_t ifindex = 0,
-               std::uint32_t tenant = 0);
+  // `owner`: a tenant, HF_OWNER_NODE or HF_OWNER_METADATA.
+  void address(std::string_view address, std::uint32_t owner, std::uint32_t ifindex = 0);
   void forget_port(std::uint32_t ifindex);
   void forget_address(std::string_view address);
   void stage(std::uint32_t bank);
@@ -130,6 +130,8 @@ class Node {
   void inject_at_red0(const Packet& packet);
 
  private:
+  void put_entry(const abi::endpoint_entry& old, const abi::endpoint_entry& entry);
+
   std::uint32_t staging_ = 0;
 };
 

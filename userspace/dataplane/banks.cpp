@@ -70,7 +70,6 @@ Result<Banks> Banks::open(const KernelObject& object) {
   auto control = MappedArray<abi::control>::map(::bpf_map__fd(object->maps.control), "control");
   if (!control) return pass_on(control);
   Banks banks(std::move(*control), ::bpf_map__fd(object->maps.policy_endpoints),
-              ::bpf_map__fd(object->maps.policy_addresses),
               ::bpf_map__fd(object->maps.policy_ports));
   // A daemon that was killed right after its flip may have left readers in what is now the idle
   // bank.
@@ -81,7 +80,6 @@ Result<Banks> Banks::open(const KernelObject& object) {
 
 Status Banks::adopt_active() {
   for (auto [outer, fd] : {std::pair{outer_.endpoints, &current_.endpoints},
-                           std::pair{outer_.addresses, &current_.addresses},
                            std::pair{outer_.ports, &current_.ports}}) {
     Result<UniqueFd> inner = inner_of(outer, active());
     if (!inner) return pass_on(inner);
@@ -97,7 +95,9 @@ Status Banks::adopt_active() {
 Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, abi::endpoint_hash& hash) {
   uint64_t seed = 0;
   CHECK(::getrandom(&seed, sizeof(seed), 0) == sizeof(seed));
-  const EndpointTable built = build_endpoint_table(tables.endpoints, seed);
+  std::vector<abi::endpoint_entry> entries = tables.endpoints;
+  entries.insert(entries.end(), tables.addresses.begin(), tables.addresses.end());
+  const EndpointTable built = build_endpoint_table(entries, seed);
   hash = built.hash;
   bpf_map_create_opts opts{};
   opts.sz = sizeof(opts);
@@ -107,17 +107,13 @@ Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, abi::endpoi
                                         sizeof(abi::endpoint_line),
                                         static_cast<uint32_t>(built.lines.size()), &opts));
   if (!made.endpoints)
-    return fail_sys(
-        errno, "table_create",
-        fmt::format("creating the endpoint table of {} entries", tables.endpoints.size()));
+    return fail_sys(errno, "table_create",
+                    fmt::format("creating the endpoint table of {} entries", entries.size()));
   auto lines = MappedArray<abi::endpoint_line>::map(made.endpoints.get(), "endpoints");
   if (!lines) return pass_on(lines);
   std::memcpy(&(*lines)[0], built.lines.data(), built.lines.size() * sizeof(abi::endpoint_line));
   made.lines = std::move(*lines);
 
-  auto addresses = make_table("hf_addresses", tables.address_keys, tables.addresses);
-  if (!addresses) return pass_on(addresses);
-  made.addresses = std::move(*addresses);
   auto ports = make_table("hf_ports", tables.port_keys, tables.ports);
   if (!ports) return pass_on(ports);
   made.ports = std::move(*ports);
@@ -130,7 +126,6 @@ Status Banks::stage(const PolicyTables& tables) {
   if (!made) return pass_on(made);
   staged_ = std::move(*made);
   if (Status ok = publish(outer_.endpoints, idle, staged_.endpoints, "endpoints"); !ok) return ok;
-  if (Status ok = publish(outer_.addresses, idle, staged_.addresses, "addresses"); !ok) return ok;
   return publish(outer_.ports, idle, staged_.ports, "ports");
 }
 
@@ -143,8 +138,7 @@ void Banks::flip(uint64_t generation, const uint8_t (&digest)[32]) {
   std::atomic_ref<uint32_t>(c.active_bank).store(old ^ 1, std::memory_order_seq_cst);
   wait_grace_period();
   // The old bank's tables go now, not with the next policy: an idle table is memory for nothing.
-  for (const int outer : {outer_.endpoints, outer_.addresses, outer_.ports})
-    ::bpf_map_delete_elem(outer, &old);
+  for (const int outer : {outer_.endpoints, outer_.ports}) ::bpf_map_delete_elem(outer, &old);
   current_ = std::move(staged_);
   staged_ = {};
 }

@@ -1,6 +1,6 @@
 // Banks: the policy tables, published whole (G4).
 //
-// A policy is three freshly made maps, exactly as large as they need to be. They are put into the
+// A policy is two freshly made maps, exactly as large as they need to be. They are put into the
 // bank that no packet reads; one store then turns `control.active_bank` to it; a grace period later
 // no packet reads the old bank, whose maps the kernel frees by itself. A table that a packet can
 // see is never written. Owned by the daemon's event loop.
@@ -44,17 +44,17 @@ class Banks {
 
  private:
   struct Tables {
-    UniqueFd endpoints, addresses, ports;
+    UniqueFd endpoints, ports;
     std::optional<MappedArray<abi::endpoint_line>> lines;  // `endpoints`, mapped
   };
-  Banks(MappedArray<abi::control> control, int endpoints, int addresses, int ports)
-      : control_(std::move(control)), outer_{endpoints, addresses, ports} {}
+  Banks(MappedArray<abi::control> control, int endpoints, int ports)
+      : control_(std::move(control)), outer_{endpoints, ports} {}
   Status adopt_active();
   static Result<Tables> make_tables(const PolicyTables& tables, abi::endpoint_hash& hash);
 
   MappedArray<abi::control> control_;
   struct {
-    int endpoints, addresses, ports;
+    int endpoints, ports;
   } outer_;         // borrowed from the skeleton
   Tables current_;  // the active bank's
   Tables staged_;

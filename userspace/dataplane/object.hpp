@@ -26,7 +26,7 @@ struct KernelObjectOptions {
   uint32_t leases_max = 65536;  // size of slots and records when they are first made
 };
 
-// "PIN_DIR/v1": where this ABI's pins are.
+// "PIN_DIR/v2": where this ABI's pins are.
 std::string pin_root(std::string_view pin_dir);
 
 // Is `pin_dir` on a bpffs that the whole machine shares? Says what to do if not.

@@ -84,11 +84,11 @@ TEST(Compile, NamesEveryResourceOnce) {
   for (const abi::endpoint_entry& entry : out->tables.endpoints) EXPECT_EQ(entry.ifindex, 7U);
   ASSERT_EQ(out->tables.ports.size(), 1U);
   EXPECT_EQ(out->tables.ports[0].egress_slot, out->egress_slots.at({1, "p"}));
-  std::map<uint32_t, int> kinds;
-  for (const abi::address_owner& owner : out->tables.addresses) ++kinds[owner.kind];
-  EXPECT_EQ(kinds[abi::HF_ADDRESS_TENANT], 2);
-  EXPECT_EQ(kinds[abi::HF_ADDRESS_HOST], 1);
-  EXPECT_EQ(kinds[abi::HF_ADDRESS_METADATA], 2);
+  std::map<uint32_t, int> owners;
+  for (const abi::endpoint_entry& owner : out->tables.addresses) ++owners[owner.tenant];
+  EXPECT_EQ(owners[0], 2);
+  EXPECT_EQ(owners[abi::HF_OWNER_NODE], 1);
+  EXPECT_EQ(owners[abi::HF_OWNER_METADATA], 2);
 }
 
 TEST(Compile, SlotsStayWithTheirResource) {
@@ -126,8 +126,26 @@ TEST(Compile, MissingInterfaceLeavesThePortDark) {
   ASSERT_TRUE(out);
   EXPECT_TRUE(out->tables.ports.empty());
   for (const abi::endpoint_entry& entry : out->tables.endpoints) EXPECT_EQ(entry.ifindex, 0U);
-  EXPECT_EQ(out->tables.addresses.front().kind, static_cast<uint32_t>(abi::HF_ADDRESS_TENANT))
+  EXPECT_TRUE(std::any_of(out->tables.addresses.begin(), out->tables.addresses.end(),
+                          [](const abi::endpoint_entry& owner) { return owner.tenant == 0; }))
       << "its addresses stay tenant property";
+}
+
+// The same address on two of the node's interfaces, or a metadata service on the node itself.
+TEST(Compile, EveryAddressHasOneOwner) {
+  MapBook book;
+  NodeFacts known = facts();
+  known.addresses.push_back(known.addresses.front());
+  known.addresses.push_back(*parse_address("169.254.169.254"));
+  const Result<CompiledPolicy> out = compile(policy(web), known, book);
+  ASSERT_TRUE(out);
+  std::map<std::string, uint32_t> owners;
+  for (const abi::endpoint_entry& owner : out->tables.addresses) {
+    const std::string text = format_address(address_of(owner.key.address));
+    EXPECT_TRUE(owners.emplace(text, owner.tenant).second) << text;
+  }
+  EXPECT_EQ(owners.size(), 5U);
+  EXPECT_EQ(owners.at("169.254.169.254"), static_cast<uint32_t>(abi::HF_OWNER_METADATA));
 }
 
 TEST(Compile, TooFewSlotsIsRefusedWhole) {  // G14

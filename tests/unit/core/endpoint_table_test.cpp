@@ -3,6 +3,7 @@
 
 #include <random>
 #include <set>
+#include <span>
 
 #include <gtest/gtest.h>
 
@@ -35,7 +36,8 @@ TEST(EndpointTable, FindsEveryKeyAndNoOther) {
   for (const size_t count : {0, 1, 2, 3, 4, 5, 63, 64, 65, 1000, 4096, 100000}) {
     const std::vector<abi::endpoint_entry> in = entries(count);
     const EndpointTable table = build_endpoint_table(in, 42);
-    EXPECT_EQ(table.lines.size() & (table.lines.size() - 1), 0U) << "lines are a power of two";
+    const size_t lines = table.hash.mask + size_t{1};
+    EXPECT_EQ(lines & (lines - 1), 0U) << "lines are a power of two";
     for (const abi::endpoint_entry& entry : in) {
       const abi::endpoint_entry* found = find_endpoint(table.lines.data(), table.hash, entry.key);
       ASSERT_NE(found, nullptr) << count;
@@ -53,10 +55,31 @@ TEST(EndpointTable, BuildsUnderEverySeed) {
   for (int i = 0; i < 200; ++i) {
     const EndpointTable table = build_endpoint_table(in, random());
     size_t stored = 0;
-    for (const abi::endpoint_line& line : table.lines)
+    for (const abi::endpoint_line& line : std::span(table.lines).first(table.hash.mask + size_t{1}))
       for (const abi::endpoint_entry& entry : line.entries)
         stored += entry.key.protocol != 0 ? 1 : 0;
     EXPECT_EQ(stored, in.size()) << "no key is lost and none stands twice";
+  }
+}
+
+// What a lookup that expects nothing relies on: no entry without its tag, no tag without an entry.
+TEST(EndpointTable, EveryEntryHasItsTag) {
+  for (const size_t count : {0, 1, 31, 32, 33, 64, 1000, 4096}) {
+    const EndpointTable table = build_endpoint_table(entries(count), 42);
+    const uint32_t lines = table.hash.mask + 1;
+    ASSERT_EQ(table.lines.size(), lines + (lines + 31) / 32);
+    size_t wrong = 0;
+    for (uint32_t line = 0; line < lines; ++line)
+      for (uint32_t i = 0; i < abi::HF_LINE_ENTRIES; ++i) {
+        const abi::endpoint_key& key = table.lines[line].entries[i].key;
+        const uint64_t hash =
+            abi::hf_endpoint_hash(key.address, key.port, key.protocol, table.hash.seed);
+        const uint8_t tag = key.protocol == 0 ? 0 : abi::hf_endpoint_tag(hash);
+        const auto* tags =
+            reinterpret_cast<const uint8_t*>(&table.lines[abi::hf_tag_line(lines, line)]);
+        wrong += tags[abi::hf_tag_offset(line) + i] != tag ? 1 : 0;
+      }
+    EXPECT_EQ(wrong, 0U) << count;
   }
 }
 
