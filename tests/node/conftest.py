@@ -15,11 +15,22 @@ HOOKS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes many seconds; run by scripts/test --full")
+    config.addinivalue_line("markers", "slow: takes many seconds; left out by scripts/test --quick")
     # SIGTERM is an interruption like Ctrl-C, after which fixtures clean up; SIGKILL's leavings are swept here.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.geteuid() == 0:
         sweep()
+
+
+def pytest_unconfigure() -> None:
+    """Of pytest-xdist's processes the one in charge ends last: it sweeps for those that were interrupted."""
+    if os.geteuid() == 0:
+        sweep()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow ones first, so that no process is left with one when the others have nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(hookwrapper=True)

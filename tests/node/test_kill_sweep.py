@@ -12,8 +12,8 @@ again, and the whole state is held against what had been acknowledged:
     a push                     the old policy or the new one, whole; the new one if acknowledged
 
 Between two system calls only the daemon's own memory and mapped maps change. What a kill between two such stores leaves
-behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills: 200 hit every class of steps five
-times, fewer take a sample.
+behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 200: these
+hit every class of steps five times, fewer take a sample.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from control import Control
 from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
 from packets import Probe, udp
 
-KILLS = int(os.environ.get("HOLDFAST_LOOPS", "40"))
-FULL = 200  # from here on every class of steps is hit five times, however many more kills that takes
+FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
+KILLS = min(FULL, int(os.environ.get("HOLDFAST_LOOPS", "1000")))
 CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf")
 BPF_WRITES = ("BPF_MAP_CREATE", "BPF_MAP_UPDATE_BATCH", "BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM", "BPF_LINK_CREATE", "BPF_LINK_UPDATE", "BPF_LINK_DETACH", "BPF_OBJ_PIN")
 SLOTS = 2048
@@ -68,9 +68,10 @@ class Lease:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One system call of an operation: the `number`th of its name since the operation began."""
+    """One system call of an operation: the `number`th of its name that the thread makes since the operation began."""
 
     operation: str
+    in_loop: bool  # in the event loop's thread, or in the one that waits for grace periods
     call: str
     number: int
     place: str
@@ -108,10 +109,10 @@ def name_in(arguments: str) -> str:
 
 @contextlib.contextmanager
 def traced(lab: Lab, *options: str) -> Iterator[list[str]]:
-    """strace on the daemon; the lines it wrote are in the list afterwards."""
+    """strace on the daemon, by `options`; the lines it wrote are in the list afterwards."""
     out = lab.dir / "trace"
     out.unlink(missing_ok=True)
-    argv = ["strace", "-f", "-y", "-s", "64", "-o", str(out), "-e", "trace=" + ",".join(CALLS), *options, "-p", str(lab.daemon.pid)]
+    argv = ["strace", "-y", "-s", "64", "-o", str(out), "-e", "trace=" + ",".join(CALLS), *options]
     tracer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     lines: list[str] = []
     try:
@@ -126,6 +127,12 @@ def traced(lab: Lab, *options: str) -> Iterator[list[str]]:
         tracer.stderr.close()
         if out.exists():
             lines += out.read_text(errors="replace").splitlines()
+
+
+def thread_of(lab: Lab, in_loop: bool) -> str:
+    """The daemon has two threads. strace counts the calls of each by itself, so a kill is for one of them."""
+    loop, grace = sorted(int(task) for task in os.listdir(f"/proc/{lab.daemon.pid}/task"))
+    return str(loop if in_loop else grace)
 
 
 def daemon_ended(lab: Lab, timeout_s: float) -> bool:
@@ -384,17 +391,19 @@ OPERATIONS = ("grant", "renew", "revoke", "expire", "push")
 def steps_of(world: World, operation: str) -> list[Step]:
     """Runs the operation once, untouched."""
     act = getattr(world, f"prepare_{operation}")()
-    with traced(world.lab) as lines:
+    loop = thread_of(world.lab, in_loop=True)
+    with traced(world.lab, "-f", "-p", loop) as lines:
         act()
         time.sleep(0.1)
     steps, numbers = [], collections.Counter()
     for line in lines:
-        found = re.match(r"(?:\d+ +)?(\w+)\(", line)
+        found = re.match(r"(\d+) +(\w+)\(", line)
         if not found:
             continue
-        numbers[found[1]] += 1
+        thread, call = found.groups()
+        numbers[thread, call] += 1
         if place := place_of(line):
-            steps.append(Step(operation, found[1], numbers[found[1]], place))
+            steps.append(Step(operation, thread == loop, call, numbers[thread, call], place))
     assert steps, f"{operation}: strace saw nothing"
     return steps
 
@@ -426,7 +435,8 @@ def choose(steps: list[Step], kills: int) -> list[Step]:
 def kill_at(world: World, step: Step) -> str:
     """Kills the daemon at that step, starts it again and checks everything. Returns what the kill hit."""
     act = getattr(world, f"prepare_{step.operation}")()
-    with traced(world.lab, "-e", f"inject={step.call}:signal=KILL:when={step.number}") as lines:
+    thread = thread_of(world.lab, step.in_loop)
+    with traced(world.lab, "-e", f"inject={step.call}:signal=KILL:when={step.number}", "-p", thread) as lines:
         with contextlib.suppress(ConnectionError):
             act()
         killed = daemon_ended(world.lab, 0.3)
