@@ -103,17 +103,6 @@ std::vector<uint32_t> slots_of(std::span<const Term> terms) {
   return slots;
 }
 
-// The endpoint table must lead to the slot, or the lease would be granted and not pass.
-Status check_endpoint(const DataPlane& plane, uint32_t slot) {
-  const abi::lease_record& record = plane.slots.record(slot);
-  if (record.resource_kind != abi::HF_RESOURCE_ENDPOINT) return {};
-  const std::optional<abi::endpoint_entry> found = plane.banks.endpoint(record.endpoint);
-  if (found && found->slot == slot) return {};
-  return fail(ErrorKind::internal, "endpoint_unbound",
-              fmt::format("the active endpoint table does not lead to slot {}", slot),
-              "push the policy again");
-}
-
 ProbePacket probe_packet(const DataPlane& plane, uint32_t slot) {
   const abi::lease_record& record = plane.slots.record(slot);
   ProbePacket packet;
@@ -212,9 +201,8 @@ nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) 
 
 Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_ns) {
   const uint64_t begin = boot_now_ns();
-  Status ok = write_elements(plane, terms, 0, false);
+  const Status ok = write_elements(plane, terms, 0, false);
   nft_ns += boot_now_ns() - begin;
-  for (size_t i = 0; ok && i < terms.size(); ++i) ok = check_endpoint(plane, terms[i].slot);
   if (ok) {
     for (const Term& term : terms) CHECK(plane.slots.open(term.slot, term.deadline_boot_ns));
     return {};
