@@ -1,6 +1,7 @@
 #include "nft/netlink.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <limits>
 
@@ -21,6 +22,10 @@ namespace {
 // accounting.
 constexpr int receive_buffer_bytes = 16 << 20;
 constexpr size_t receive_chunk_bytes = 256 * 1024;
+// Answers to a request that is no dump come one object a datagram, none longer than the kernel's
+// NLMSG_GOODSIZE: so many are taken with one system call.
+constexpr size_t answer_bytes_max = 8192;
+constexpr size_t answers_per_call = receive_chunk_bytes / answer_bytes_max;
 
 struct Acknowledgement {
   uint32_t sequence = 0;
@@ -232,25 +237,40 @@ Result<int> NlSocket::request(nlmsghdr* message,
   auto sent = send({reinterpret_cast<const char*>(message), message->nlmsg_len});
   if (!sent) return pass_on(sent);
 
+  // A dump's parts are as long as there is room for them.
+  const size_t pieces_count = dump ? 1 : answers_per_call;
+  const size_t piece_bytes = receive_buffer_.size() / pieces_count;
+  std::array<iovec, answers_per_call> pieces{};
+  std::array<mmsghdr, answers_per_call> datagrams{};
+  for (size_t i = 0; i < pieces_count; ++i) {
+    pieces[i] = {receive_buffer_.data() + i * piece_bytes, piece_bytes};
+    datagrams[i].msg_hdr.msg_iov = &pieces[i];
+    datagrams[i].msg_hdr.msg_iovlen = 1;
+  }
   int result = -1;
   bool interrupted = false;
+  const auto take = [&](const nlmsghdr* answer) {
+    if (answer->nlmsg_seq != message->nlmsg_seq || result >= 0) return;
+    if ((answer->nlmsg_flags & NLM_F_DUMP_INTR) != 0) interrupted = true;
+    if (answer->nlmsg_type == NLMSG_ERROR) {
+      result = read_acknowledgement(answer).sys;
+    } else if (answer->nlmsg_type == NLMSG_DONE) {
+      result = 0;
+    } else {
+      on_message(answer);
+    }
+  };
   while (result < 0) {
-    ssize_t got = ::recv(fd(), receive_buffer_.data(), receive_buffer_.size(), MSG_DONTWAIT);
+    const int got = ::recvmmsg(fd(), datagrams.data(), static_cast<unsigned>(pieces_count),
+                               MSG_DONTWAIT, nullptr);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0)
       return fail_sys(got < 0 ? errno : EPIPE, "nft_receive", "cannot read nftables' answer");
-    for_each_message({receive_buffer_.data(), static_cast<size_t>(got)},
-                     [&](const nlmsghdr* answer) {
-                       if (answer->nlmsg_seq != message->nlmsg_seq || result >= 0) return;
-                       if ((answer->nlmsg_flags & NLM_F_DUMP_INTR) != 0) interrupted = true;
-                       if (answer->nlmsg_type == NLMSG_ERROR) {
-                         result = read_acknowledgement(answer).sys;
-                       } else if (answer->nlmsg_type == NLMSG_DONE) {
-                         result = 0;
-                       } else {
-                         on_message(answer);
-                       }
-                     });
+    for (size_t i = 0; i < static_cast<size_t>(got); ++i) {
+      if ((datagrams[i].msg_hdr.msg_flags & MSG_TRUNC) != 0)
+        return fail_sys(EMSGSIZE, "nft_receive", "an answer of nftables is longer than it may be");
+      for_each_message({receive_buffer_.data() + i * piece_bytes, datagrams[i].msg_len}, take);
+    }
   }
   return interrupted && result == 0 ? EINTR : result;
 }

@@ -14,17 +14,28 @@ namespace {
 
 using enum Part;
 
+constexpr uint8_t padded(size_t bytes) {
+  return static_cast<uint8_t>((bytes + 3) & ~size_t{3});
+}
+
+constexpr uint8_t key_bytes_of(const std::array<Part, parts_max>& parts, uint8_t count) {
+  uint8_t bytes = 0;
+  for (uint8_t i = 0; i < count; ++i)
+    bytes = static_cast<uint8_t>(bytes + padded(part_bytes(parts[i])));
+  return bytes;
+}
+
 constexpr SetSchema plain(SetId id, const char* name, std::array<Part, parts_max> parts,
                           uint8_t count) {
-  return {id, name, false, false, count, parts};
+  return {id, name, false, false, count, parts, key_bytes_of(parts, count)};
 }
 constexpr SetSchema timed(SetId id, const char* name, std::array<Part, parts_max> parts,
                           uint8_t count) {
-  return {id, name, true, false, count, parts};
+  return {id, name, true, false, count, parts, key_bytes_of(parts, count)};
 }
 constexpr SetSchema peers(SetId id, const char* name, std::array<Part, parts_max> parts,
                           uint8_t count) {
-  return {id, name, true, true, count, parts};
+  return {id, name, true, true, count, parts, key_bytes_of(parts, count)};
 }
 
 constexpr std::array<Part, parts_max> lease4_parts = {interface, ipv4, protocol, service, ipv4};
@@ -66,10 +77,6 @@ constexpr bool in_order() {
 }
 static_assert(in_order(), "schemas are indexed by SetId");
 
-constexpr uint32_t padded(uint32_t bytes) {
-  return (bytes + 3) & ~3U;
-}
-
 // nft's own numbers (enum datatypes in its datatype.h), six bits each in a concatenation.
 uint32_t nft_type(Part part) {
   switch (part) {
@@ -96,7 +103,7 @@ class KeyWriter {
   void address(const Address& value) { range_of(value, value); }
   void prefix(const Prefix& value) { range_of(value.address, last_address(value)); }
   ElementKey take() {
-    CHECK(key_.length == schema(key_.set).key_bytes());
+    CHECK(key_.length == schema(key_.set).key_bytes);
     return key_;
   }
 
@@ -106,15 +113,25 @@ class KeyWriter {
     range(&first.bytes[skip], &last.bytes[skip], 16 - skip);
   }
   void range(const void* first, const void* last, size_t length) {
-    CHECK(key_.length + padded(static_cast<uint32_t>(length)) <= ElementKey::bytes_max);
+    CHECK(key_.length + padded(length) <= ElementKey::bytes_max);
     std::memcpy(&key_.start[key_.length], first, length);
     std::memcpy(&key_.end[key_.length], last, length);
-    key_.length = static_cast<uint8_t>(key_.length + padded(static_cast<uint32_t>(length)));
+    key_.length = static_cast<uint8_t>(key_.length + padded(length));
   }
 
   ElementKey key_;
   bool interval_;
 };
+
+bool is_v4_prefix(const Prefix& prefix) {
+  return prefix.bits >= v4_offset_bits && prefix.address.is_v4();
+}
+
+}  // namespace
+
+SetId owned_set(const OwnedAddress& owned) {
+  return owned.address.is_v4() ? SetId::owned4 : SetId::owned6;
+}
 
 SetId lease_set(const LeaseElement& element, Side side) {
   SetId first = SetId::egress_a;
@@ -131,12 +148,6 @@ SetId lease_set(const LeaseElement& element, Side side) {
   return static_cast<SetId>(static_cast<uint8_t>(first) + static_cast<uint8_t>(side));
 }
 
-bool is_v4_prefix(const Prefix& prefix) {
-  return prefix.bits >= v4_offset_bits && prefix.address.is_v4();
-}
-
-}  // namespace
-
 const SetSchema& schema(SetId set) {
   return schemas[static_cast<size_t>(set)];
 }
@@ -146,23 +157,6 @@ std::optional<SetId> find_set(std::string_view name) {
     if (name == set.name) return set.id;
   }
   return {};
-}
-
-uint8_t part_bytes(Part part) {
-  switch (part) {
-    case interface:
-    case ipv4: return 4;
-    case ipv6: return 16;
-    case protocol: return 1;
-    case service: return 2;
-  }
-  CHECK(false);
-}
-
-uint32_t SetSchema::key_bytes() const {
-  uint32_t bytes = 0;
-  for (Part part : key()) bytes += padded(part_bytes(part));
-  return bytes;
 }
 
 uint32_t SetSchema::key_type() const {
@@ -178,7 +172,7 @@ ElementKey interface_key(SetId set, uint32_t ifindex) {
 }
 
 ElementKey owned_key(const OwnedAddress& owned) {
-  KeyWriter writer(owned.address.is_v4() ? SetId::owned4 : SetId::owned6);
+  KeyWriter writer(owned_set(owned));
   writer.interface_index(owned.ifindex);
   writer.address(owned.address);
   return writer.take();
@@ -238,8 +232,8 @@ std::string describe(const LeaseElement& element, Side side) {
 }
 
 std::string describe(const OwnedAddress& owned) {
-  return fmt::format("{}: interface {}, {}", owned.address.is_v4() ? "owned4" : "owned6",
-                     owned.ifindex, format_address(owned.address));
+  return fmt::format("{}: interface {}, {}", schema(owned_set(owned)).name, owned.ifindex,
+                     format_address(owned.address));
 }
 
 }  // namespace holdfast::nft

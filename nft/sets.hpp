@@ -55,16 +55,25 @@ struct SetSchema {
   bool interval;  // the last part is a prefix
   uint8_t parts_count;
   std::array<Part, parts_max> parts;
+  uint8_t key_bytes;  // each part padded to four bytes, as a concatenation is in registers
 
   std::span<const Part> key() const { return {parts.data(), parts_count}; }
-  uint32_t key_bytes() const;  // each part padded to four bytes, as a concatenation is in registers
   uint32_t key_type() const;  // nft's type number, so that `nft list` prints values and not numbers
 };
 
 const SetSchema& schema(SetId set);
 std::optional<SetId> find_set(std::string_view name);
 
-uint8_t part_bytes(Part part);
+constexpr uint8_t part_bytes(Part part) {
+  switch (part) {
+    case Part::interface:
+    case Part::ipv4: return 4;
+    case Part::ipv6: return 16;
+    case Part::protocol: return 1;
+    case Part::service: return 2;
+  }
+  return 0;
+}
 
 enum class Side : uint8_t { a, b };  // which of the two timed sets
 constexpr Side other_side(Side side) {
@@ -107,6 +116,8 @@ struct ElementKey {
 
 ElementKey interface_key(SetId set, uint32_t ifindex);
 ElementKey owned_key(const OwnedAddress& owned);
+SetId owned_set(const OwnedAddress& owned);
+SetId lease_set(const LeaseElement& element, Side side);
 // The element has passed check().
 ElementKey lease_key(const LeaseElement& element, Side side);
 

@@ -36,7 +36,7 @@ constexpr uint32_t collect_interval_ms = 10'000;
 // One message's list of elements is an attribute, whose length is 16 bits.
 constexpr size_t elements_bytes_max = 60'000;
 // The kernel accounts about 8 KiB of receive buffer for each element it answers with.
-constexpr size_t read_back_max = 1024;
+constexpr size_t read_back_max = 128;
 constexpr size_t read_back_min = 4;
 // Elements may expire between asking and acting; more rounds than this is something else.
 constexpr int apply_attempts_max = 8;
@@ -79,7 +79,7 @@ SetPointer make_set(const std::string& table, const SetSchema& set) {
   nftnl_set_set_u32(out.get(), NFTNL_SET_ID, static_cast<uint32_t>(set.id) + 1);
   nftnl_set_set_u32(out.get(), NFTNL_SET_FLAGS, set_flags(set));
   nftnl_set_set_u32(out.get(), NFTNL_SET_KEY_TYPE, set.key_type());
-  nftnl_set_set_u32(out.get(), NFTNL_SET_KEY_LEN, set.key_bytes());
+  nftnl_set_set_u32(out.get(), NFTNL_SET_KEY_LEN, set.key_bytes);
   if (set.interval) {
     std::array<uint8_t, parts_max> lengths{};
     std::transform(set.key().begin(), set.key().end(), lengths.begin(), part_bytes);
@@ -379,7 +379,7 @@ Status Table::check_sets() {
       seen[static_cast<size_t>(*id)] = true;
       if (nftnl_set_get_u32(set.get(), NFTNL_SET_FLAGS) != set_flags(ours) ||
           nftnl_set_get_u32(set.get(), NFTNL_SET_KEY_TYPE) != ours.key_type() ||
-          nftnl_set_get_u32(set.get(), NFTNL_SET_KEY_LEN) != ours.key_bytes() ||
+          nftnl_set_get_u32(set.get(), NFTNL_SET_KEY_LEN) != ours.key_bytes ||
           (ours.timed &&
            nftnl_set_get_u64(set.get(), NFTNL_SET_TIMEOUT) != element_timeout_max_ms)) {
         different = ours.name;
@@ -512,6 +512,22 @@ ElementKey key_of(const Changes& changes, Item item) {
   CHECK(false);
 }
 
+SetId set_of(const Changes& changes, Item item) {
+  switch (item.list) {
+    case List::arm:
+    case List::disarm: return SetId::armed;
+    case List::add_tenants:
+    case List::remove_tenants: return SetId::tenants;
+    case List::own: return owned_set(changes.own[item.index]);
+    case List::disown: return owned_set(changes.disown[item.index]);
+    case List::writes:
+      return lease_set(changes.writes[item.index].element, changes.writes[item.index].side);
+    case List::removals:
+      return lease_set(changes.removals[item.index].element, changes.removals[item.index].side);
+  }
+  CHECK(false);
+}
+
 uint32_t timeout_of(const Changes& changes, Item item) {
   return item.list == List::writes ? changes.writes[item.index].timeout_ms : 0;
 }
@@ -545,7 +561,7 @@ struct Plan {
   static void add_all(Items& items, const Changes& changes, List list, const Entries& entries) {
     for (uint32_t i = 0; i < entries.size(); ++i) {
       Item item{list, i};
-      items[static_cast<size_t>(key_of(changes, item).set)].push_back(item);
+      items[static_cast<size_t>(set_of(changes, item))].push_back(item);
     }
   }
 

@@ -133,7 +133,7 @@ Status check_term(uint64_t ttl_ns) {
 
 namespace {
 
-Result<const Tenant*> find_tenant(const PolicyIndex& index, const std::string& name) {
+Result<const Tenant*> find_tenant(const PolicyIndex& index, std::string_view name) {
   if (const Tenant* tenant = index.tenant(name); tenant != nullptr) return tenant;
   return fail(ErrorKind::not_found, "no_such_tenant",
               fmt::format("the policy in force has no tenant \"{}\"", name),
@@ -151,7 +151,7 @@ Result<std::vector<Resource>> select_members(const PolicyIndex& index,
                 "\"each\" makes one lease for each member of endpoints",
                 "name endpoints, and egress in a lease of its own");
   std::vector<Resource> members;
-  for (const std::string& text : request.endpoints)
+  for (const std::string_view text : request.endpoints)
     if (Status ok = add_endpoint(index, **tenant, text, request.peer, abi::HF_SLOTS_MAX, members);
         !ok)
       return pass_on(ok);
@@ -174,7 +174,7 @@ Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& req
   if (request.endpoints.empty() && request.egress.empty())
     return fail(ErrorKind::invalid, "no_resources", "the lease names no endpoint and no egress",
                 "add --endpoint NAME or --egress PORT");
-  for (const std::string& text : request.endpoints)
+  for (const std::string_view text : request.endpoints)
     if (Status ok = add_endpoint(index, *plan.tenant, text, request.peer, lease_resources_max,
                                  plan.resources);
         !ok)
@@ -182,7 +182,7 @@ Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& req
   if (request.peer && !request.egress.empty())
     return fail(ErrorKind::invalid, "peer_on_egress", "an egress lease has no peer prefix",
                 "grant it without --peer; name endpoints and egress in two leases");
-  for (const std::string& name : request.egress) {
+  for (const std::string_view name : request.egress) {
     const TenantPort* port = index.port(*plan.tenant, name);
     if (port == nullptr)
       return fail(ErrorKind::not_found, "no_such_port",

@@ -36,11 +36,12 @@ struct Resource {
   uint16_t listen = 0;
 };
 
+// Views are the caller's: a million requests of one body copy no text.
 struct GrantRequest {
-  std::string tenant;                  // "org/app/env"
-  std::vector<std::string> endpoints;  // NAME, NAME@ADDRESS, NAME@ADDRESS:PORT
-  std::optional<Resource> selected;    // instead of names: one of select_members()
-  std::vector<std::string> egress;     // port names
+  std::string_view tenant;                  // "org/app/env"
+  std::vector<std::string_view> endpoints;  // NAME, NAME@ADDRESS, NAME@ADDRESS:PORT
+  std::optional<Resource> selected;         // instead of names: one of select_members()
+  std::vector<std::string_view> egress;     // port names
   std::optional<Prefix> peer;
   Holder holder;
   uint64_t ttl_ns = 0;

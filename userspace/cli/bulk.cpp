@@ -329,8 +329,9 @@ Result<GrantBody> parse_bulk(const std::string& text, std::string_view file,
   const bool array = stream.Peek() == '[';
   handler.expect_array(array);
   for (bool first = true; stream.Peek() != '\0' && (first || !array); first = false) {
-    reader.Parse<rapidjson::kParseStopWhenDoneFlag | rapidjson::kParseIterativeFlag>(stream,
-                                                                                     handler);
+    // The reader recurses, but the handler refuses what stands deeper than a name in a lease's
+    // list.
+    reader.Parse<rapidjson::kParseStopWhenDoneFlag>(stream, handler);
     if (handler.error()) {
       Error error = *handler.error();
       return std::unexpected(
@@ -369,19 +370,21 @@ Result<std::string> read_file(const std::string& path, size_t bytes_max) {
   const int fd = is_input ? STDIN_FILENO : opened.get();
   const std::string name = shown_name(path);
   std::string content;
+  constexpr size_t piece = size_t{1} << 20;
   struct stat info{};
   if (::fstat(fd, &info) == 0 && S_ISREG(info.st_mode))
-    content.reserve(std::min(static_cast<size_t>(info.st_size), bytes_max) + 1);
-  constexpr size_t piece = size_t{1} << 20;
+    content.reserve(std::min(static_cast<size_t>(info.st_size), bytes_max) + piece);
   for (;;) {
     const size_t have = content.size();
     if (have > bytes_max) {
       return fail(ErrorKind::invalid, "file_too_large",
                   fmt::format("{} is longer than {}", name, human_bytes(bytes_max)), "split it");
     }
-    content.resize(have + piece);
-    const ssize_t got = ::read(fd, content.data() + have, piece);
-    content.resize(have + static_cast<size_t>(std::max<ssize_t>(got, 0)));
+    ssize_t got = 0;
+    content.resize_and_overwrite(have + piece, [&](char* data, size_t) {
+      got = ::read(fd, data + have, piece);
+      return have + static_cast<size_t>(std::max<ssize_t>(got, 0));
+    });
     if (got == 0) return content;
     if (got < 0 && errno != EINTR) return fail_sys(errno, "file_read", "reading " + name);
   }

@@ -1,6 +1,7 @@
 #include "userspace/daemon/apply.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <future>
 
@@ -16,7 +17,9 @@ namespace holdfast {
 namespace {
 
 // nft elements of one transaction. A larger bulk goes in several; the gates open after the last.
-constexpr size_t elements_per_transaction = 8192;
+// Fewer make more commits, more leave one of the two threads of write_chunks() without work for
+// longer.
+constexpr size_t elements_per_transaction = 4096;
 
 constexpr uint64_t restore_margin_ns = 50 * ns_per_ms;
 
@@ -29,9 +32,9 @@ nft::Side side_of(uint64_t generation) {
   return generation & 1 ? nft::Side::b : nft::Side::a;
 }
 
-uint32_t remaining_ms(uint64_t deadline_boot_ns) {
-  const uint64_t now = boot_now_ns();
-  const uint64_t left = deadline_boot_ns > now ? (deadline_boot_ns - now) / ns_per_ms : 0;
+uint32_t remaining_ms(uint64_t deadline_boot_ns, uint64_t now_boot_ns) {
+  const uint64_t left =
+      deadline_boot_ns > now_boot_ns ? (deadline_boot_ns - now_boot_ns) / ns_per_ms : 0;
   return static_cast<uint32_t>(std::clamp<uint64_t>(left, 1, nft::element_timeout_max_ms));
 }
 
@@ -56,36 +59,70 @@ nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots)
 }
 
 nft::Changes writes_of(const DataPlane& plane, std::span<const Term> terms, uint64_t step,
-                       bool replaces) {
+                       bool replaces, uint64_t now_boot_ns) {
   nft::Changes changes;
+  changes.writes.reserve(terms.size());
   for (const Term& term : terms) {
     if (!in_nft(plane, term.slot)) continue;
     changes.writes.push_back({.element = element_of(plane, term.slot),
                               .side = side_of(plane.slots.record(term.slot).generation + step),
-                              .timeout_ms = remaining_ms(term.deadline_boot_ns),
+                              .timeout_ms = remaining_ms(term.deadline_boot_ns, now_boot_ns),
                               .replaces = replaces});
   }
   return changes;
 }
 
-// nft gets the elements of `terms` for their generation plus `step`, and is read back. In a bulk,
-// one chunk is read back by another thread, through another socket, while the next one is written.
+// nft gets the elements of `terms` for their generation plus `step`, and is read back. In a bulk
+// another thread, through another socket, reads back each chunk once it is written. It takes the
+// kernel longer to answer for an element than to take it in, so when all is written, this thread
+// reads too.
 Status write_chunks(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
-  nft::Changes written;  // what `reading` reads back: it must outlive it
-  std::future<Status> reading;
-  const auto finish_reading = [&] { return reading.valid() ? reading.get() : Status{}; };
-  for (size_t begin = 0; begin < terms.size(); begin += elements_per_transaction) {
-    nft::Changes changes = writes_of(
-        plane, terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin)), step,
-        replaces);
-    const Status applied = changes.empty() ? Status{} : plane.nft.apply(changes);
-    if (Status ok = finish_reading(); !ok) return ok;
-    if (!applied) return applied;
-    written = std::move(changes);
-    if (terms.size() <= elements_per_transaction) return plane.nft.verify(written);
-    reading = std::async(std::launch::async, [&] { return plane.nft_reader.verify(written); });
+  const size_t chunks = (terms.size() + elements_per_transaction - 1) / elements_per_transaction;
+  // When each was written: its elements' time counts from there.
+  std::vector<uint64_t> written_boot_ns(chunks);
+  // A chunk is derived again to be read back: a million elements need not stand in memory.
+  const auto changes_of = [&](size_t chunk) {
+    const size_t begin = chunk * elements_per_transaction;
+    return writes_of(plane,
+                     terms.subspan(begin, std::min(elements_per_transaction, terms.size() - begin)),
+                     step, replaces, written_boot_ns[chunk]);
+  };
+  const auto write = [&](size_t chunk) {
+    written_boot_ns[chunk] = boot_now_ns();
+    return plane.nft.apply(changes_of(chunk));
+  };
+
+  std::atomic<size_t> written = 0;  // chunks that may be read back
+  std::atomic<size_t> next = 0;     // the first that nobody reads back yet
+  std::atomic<bool> failed = false;
+  const auto read_back = [&](nft::Table& through) {
+    for (size_t chunk = next++; chunk < chunks; chunk = next++) {
+      for (size_t seen = written; seen <= chunk; seen = written) written.wait(seen);
+      if (failed) break;
+      if (Status ok = through.verify(changes_of(chunk)); !ok) {
+        failed = true;
+        return ok;
+      }
+    }
+    return Status{};
+  };
+
+  std::future<Status> reader;
+  if (chunks > 1)
+    reader = std::async(std::launch::async, [&] { return read_back(plane.nft_reader); });
+  Status applied;
+  for (size_t chunk = 0; chunk < chunks && !failed; ++chunk) {
+    if (applied = write(chunk); !applied) break;
+    written = chunk + 1;
+    written.notify_one();
   }
-  return finish_reading();
+  if (!applied) failed = true;
+  written = chunks;  // all that will be
+  written.notify_one();
+  const Status here = read_back(plane.nft);
+  const Status there = reader.valid() ? reader.get() : Status{};
+  if (!applied) return applied;
+  return here ? there : here;
 }
 
 Status write_elements(DataPlane& plane, std::span<const Term> terms, uint64_t step, bool replaces) {
@@ -101,17 +138,6 @@ std::vector<uint32_t> slots_of(std::span<const Term> terms) {
   slots.reserve(terms.size());
   for (const Term& term : terms) slots.push_back(term.slot);
   return slots;
-}
-
-// The endpoint table must lead to the slot, or the lease would be granted and not pass.
-Status check_endpoint(const DataPlane& plane, uint32_t slot) {
-  const abi::lease_record& record = plane.slots.record(slot);
-  if (record.resource_kind != abi::HF_RESOURCE_ENDPOINT) return {};
-  const std::optional<abi::endpoint_entry> found = plane.banks.endpoint(record.endpoint);
-  if (found && found->slot == slot) return {};
-  return fail(ErrorKind::internal, "endpoint_unbound",
-              fmt::format("the active endpoint table does not lead to slot {}", slot),
-              "push the policy again");
 }
 
 ProbePacket probe_packet(const DataPlane& plane, uint32_t slot) {
@@ -212,9 +238,8 @@ nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) 
 
 Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_ns) {
   const uint64_t begin = boot_now_ns();
-  Status ok = write_elements(plane, terms, 0, false);
+  const Status ok = write_elements(plane, terms, 0, false);
   nft_ns += boot_now_ns() - begin;
-  for (size_t i = 0; ok && i < terms.size(); ++i) ok = check_endpoint(plane, terms[i].slot);
   if (ok) {
     for (const Term& term : terms) CHECK(plane.slots.open(term.slot, term.deadline_boot_ns));
     return {};

@@ -9,7 +9,6 @@
 #include <queue>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "bpf/abi.h"
@@ -44,10 +43,10 @@ class LeaseTable {
            uint32_t tenant);
   void remove(const LeaseId& id, uint32_t tenant);
   void moved(uint32_t first_slot, uint32_t incarnation, uint64_t deadline_boot_ns);
-  void reserve(size_t leases) { by_id_.reserve(by_id_.size() + leases); }
+  void reserve(size_t leases);  // so many more
 
   std::optional<uint32_t> find(const LeaseId& id) const;
-  size_t size() const { return by_id_.size(); }
+  size_t size() const { return size_; }
   uint32_t of_tenant(uint32_t tenant) const {
     return tenant < by_tenant_.size() ? by_tenant_[tenant] : 0;
   }
@@ -58,10 +57,21 @@ class LeaseTable {
   void pop() { expiries_.pop(); }
 
  private:
-  struct Hash {
-    size_t operator()(const LeaseId& id) const { return id.words[0]; }  // ids are random
+  struct Place {
+    LeaseId id;
+    uint32_t first_slot = abi::HF_NO_SLOT;  // that: the place is free
+    bool free() const { return first_slot == abi::HF_NO_SLOT; }
   };
-  std::unordered_map<LeaseId, uint32_t, Hash> by_id_;
+  size_t home_of(const LeaseId& id) const { return id.words[0] & (places_.size() - 1); }
+  size_t after(size_t place) const { return (place + 1) & (places_.size() - 1); }
+  size_t place_of(const LeaseId& id) const;  // where it is, or the free place where it would be
+  void rebuild(size_t places);
+
+  // By id: a hash table without nodes, since a bulk grant would make a million of them. A power of
+  // two, at least a quarter of it free; an id is random, so its first word says where it belongs,
+  // and it stands there or in one of the taken places that follow.
+  std::vector<Place> places_;
+  size_t size_ = 0;
   std::vector<uint32_t> by_tenant_;
   std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
 };

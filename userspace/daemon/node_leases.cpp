@@ -28,8 +28,14 @@ Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
   if (resource.kind == Resource::Kind::endpoint) {
     record.resource_kind = abi::HF_RESOURCE_ENDPOINT;
     record.endpoint = endpoint_key(resource.address, resource.endpoint->protocol, resource.listen);
+    // Read from the table that packets read. It stays that one: a lease is bound and opened in one
+    // turn of the loop, as a policy is swapped in one.
     const std::optional<abi::endpoint_entry> entry = plane_->banks.endpoint(record.endpoint);
-    CHECK(entry);  // the policy in force names it
+    if (!entry)
+      return fail(
+          ErrorKind::internal, "endpoint_unbound",
+          fmt::format("the active endpoint table does not lead to {}", resource_name(resource)),
+          "push the policy again");
     record.ifindex = entry->ifindex;
     return entry->slot;
   }
@@ -62,27 +68,28 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
     const Result<uint32_t> slot = slot_of(tenant, resource, b.record);
     if (!slot) return std::unexpected(slot.error());
     const abi::lease_record& there = plane_->slots.record(*slot);
-    const std::string name = resource_name(resource);
+    const auto named = [&] { return resource_name(resource); };
     if (there.phase == abi::HF_PHASE_FENCED)
       return fail(ErrorKind::conflict, "fenced",
-                  fmt::format("{} of tenant {} is fenced", name, tenant.name),
+                  fmt::format("{} of tenant {} is fenced", named(), tenant.name),
                   "its last teardown could not be proved; an operator has to clear it");
     if (draining_[*slot])
       return fail(ErrorKind::unavailable, "draining",
-                  fmt::format("{} of tenant {} is being torn down", name, tenant.name),
+                  fmt::format("{} of tenant {} is being torn down", named(), tenant.name),
                   "try again in a second");
     if (plane_->slots.bound(*slot))
-      return fail(
-          ErrorKind::conflict, "already_leased",
-          fmt::format("{} of tenant {} is held by lease {}", name, tenant.name, lease_text(there)),
-          "revoke it first, or renew it");
+      return fail(ErrorKind::conflict, "already_leased",
+                  fmt::format("{} of tenant {} is held by lease {}", named(), tenant.name,
+                              lease_text(there)),
+                  "revoke it first, or renew it");
     if (plane_->slots.binding(*slot))
-      return fail(ErrorKind::invalid, "named_twice",
-                  fmt::format("{} of tenant {} is named twice in this request", name, tenant.name),
-                  "name each resource once");
+      return fail(
+          ErrorKind::invalid, "named_twice",
+          fmt::format("{} of tenant {} is named twice in this request", named(), tenant.name),
+          "name each resource once");
     if (plane_->slots.retired(*slot))
       return fail(ErrorKind::exhausted, "slot_retired",
-                  fmt::format("{} of tenant {} has used up its incarnations", name, tenant.name),
+                  fmt::format("{} of tenant {} has used up its incarnations", named(), tenant.name),
                   "push a policy without it, then one with it: it gets a new slot");
 
     abi::lease_record& r = b.record;

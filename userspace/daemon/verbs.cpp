@@ -94,16 +94,17 @@ std::string wall_of(uint64_t boot_ns) {
   return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
 }
 
-// One item of a bulk grant. Unknown keys are refused: a misspelt limit must not be ignored.
+// One item of a bulk grant; what it names are views of the body. Unknown keys are refused: a
+// misspelt limit must not be ignored.
 Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
-  request.tenant.clear();
+  request.tenant = {};
   request.endpoints.clear();
   request.egress.clear();
   request.peer.reset();
   request.grace_ns = 0;
   request.ttl_ns = 0;
   each = false;
-  const auto texts = [&](std::vector<std::string>& out) {
+  const auto texts = [&](std::vector<std::string_view>& out) {
     for (in.array(); in.more();) out.emplace_back(in.text());
     in.end();
   };

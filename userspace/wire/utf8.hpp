@@ -34,9 +34,21 @@ inline size_t utf8_sequence(const uint8_t* at, size_t left) {
   return size;
 }
 
-// How many bytes from the start are well-formed. Eight at a time while they are ASCII, as nearly
-// all are.
+inline bool is_ascii(std::string_view text) {
+  uint64_t any = 0;
+  size_t i = 0;
+  for (; text.size() - i >= 8; i += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, text.data() + i, sizeof word);
+    any |= word;
+  }
+  for (; i < text.size(); ++i) any |= static_cast<uint8_t>(text[i]);
+  return (any & 0x8080808080808080) == 0;
+}
+
+// How many bytes from the start are well-formed. Nearly all text is ASCII, which takes no branches.
 inline size_t utf8_valid_prefix(std::string_view text) {
+  if (is_ascii(text)) return text.size();
   const auto* at = reinterpret_cast<const uint8_t*>(text.data());
   size_t i = 0;
   while (i < text.size()) {

@@ -36,7 +36,7 @@ struct Case {
   const char* code = nullptr;          // expected, if refused
 };
 
-GrantRequest ask(std::vector<std::string> endpoints, std::vector<std::string> egress = {},
+GrantRequest ask(std::vector<std::string_view> endpoints, std::vector<std::string_view> egress = {},
                  uint64_t ttl_ns = 60 * second, const char* tenant = "a/b/c") {
   GrantRequest request;
   request.tenant = tenant;

@@ -44,5 +44,30 @@ TEST(LeaseTable, EarliestComesFirstAndCountsAreByTenant) {
   EXPECT_EQ(table.find(b), 2U);
 }
 
+TEST(LeaseTable, HoldsManyAndForgetsThemInAnyOrder) {
+  LeaseTable table;
+  std::vector<LeaseId> ids;
+  for (uint32_t slot = 0; slot < 4000; ++slot) {
+    // Half of them belong to the same few places, so that they stand in each other's way.
+    LeaseId id = LeaseId::random();
+    if (slot % 2 == 0) id.words[0] &= 7;
+    ids.push_back(id);
+    table.add(id, slot, 1, 1000, 0);
+    if (slot == 1000) table.reserve(8000);
+  }
+  EXPECT_EQ(table.size(), ids.size());
+  const auto check = [&](auto is_there) {
+    for (uint32_t slot = 0; slot < ids.size(); ++slot)
+      ASSERT_EQ(table.find(ids[slot]), is_there(slot) ? std::optional(slot) : std::nullopt);
+  };
+  check([](uint32_t) { return true; });
+  for (uint32_t slot = 0; slot < ids.size(); slot += 3) table.remove(ids[slot], 0);
+  check([](uint32_t slot) { return slot % 3 != 0; });
+  for (uint32_t slot = 0; slot < ids.size(); ++slot)
+    if (slot % 1000 != 1) table.remove(ids[slot], 0);
+  check([](uint32_t slot) { return slot % 1000 == 1 && slot % 3 != 0; });
+  EXPECT_EQ(table.of_tenant(0), table.size());
+}
+
 }  // namespace
 }  // namespace holdfast
