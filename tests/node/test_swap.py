@@ -15,11 +15,13 @@ control connection. Three kinds of streams, each over IPv4 and IPv6, to and from
 What arrived is counted by AF_PACKET sockets at the receivers' ends; what did not is in the counters by reason.
 Addresses of the probes are on no interface behind the cables, so no stack answers them.
 
-Arrivals and counters do not tell which policy's lease or table it was. So tools/verdict_tags asks the data plane's
-explain twins all the while, through the same maps: each stream's frame at each hook that it can come by. Every verdict
-has a tag of reason, bank, slot and incarnation, and each stream says below what P and Q prescribe at each hook. A tag
-has to be one policy's as a whole, of one that may have been in force just then: P's reason with Q's bank, slot or
-lease is a failure (verdict_tags.py). Two hooks make two verdicts, and a swap may come between them.
+Arrivals and counters do not tell which policy's lease or table it was. So every verdict that can be had whole has its
+tag judged, of reason, bank, slot and incarnation: tools/verdict_tags asks the loaded explain twins all the while,
+through the same maps, about each stream's frame at each hook that it can come by; and it meets the drop events of the
+probes themselves. Each stream says below what P and Q prescribe at each hook. A tag has to be one policy's as a whole,
+of one that may have been in force just then: P's reason with Q's bank, slot or lease is a failure (verdict_tags.py).
+Two hooks make two verdicts, and a swap may come between them. A probe that passes leaves no tag of its own: for it
+stand the twins, which are the same functions.
 """
 
 from __future__ import annotations
@@ -176,7 +178,8 @@ class Stream:
             frame = frame[:at] + NEVER_SENT.to_bytes(2, "big") + frame[at + 2 :]
         for hook in self.p:
             host = self.receiver if hook == "to_tenant" else self.sender
-            yield Question(self.name, hook, HOSTS[host].interface, frame, {"P": self.p[hook], "Q": self.q.get(hook)})
+            said = {"P": self.p[hook], "Q": self.q.get(hook)}
+            yield Question(self.name, hook, HOSTS[host].interface, self.port_offset != 0, frame, said)
 
 
 def l3(version: int, source: str, destination: str) -> Packet:
@@ -301,7 +304,8 @@ class Plan:
         handover = f"handover-{v}"
         out, leased = UDP(sport=HANDOVER, dport=53), outward(LEASED, handover)
         self.add("handover-out", "handover", there, (a, client), out, leased, outward("flow", "egress"))
-        self.add("handover-in", "handover", back, (client, a), UDP(sport=53, dport=HANDOVER), inward(LEASED, handover), flow)
+        into, leased = UDP(sport=53, dport=HANDOVER), inward(LEASED, handover)
+        self.add("handover-in", "handover", back, (client, a), into, leased, flow)
 
     def openings(self) -> Iterator[tuple[str, bytes]]:
         """What establishes the established ones, in this order: (sender, frame)."""
@@ -483,9 +487,9 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
         drops = {hook: count - before[hook] for hook, count in drops_by_hook(lab).items()}
     outcome = Outcome(result_file)
     took_s = (outcome.end[-1] - outcome.begin[0]) / 1e9
-    asked = sum(tag.count for tag in seen)
+    asked, met = (sum(tag.count for tag in seen if tag.how == how) for how in ("asked", "met"))
     print(f"{2 * len(swapper.p_may)} swaps and {len(outcome.begin)} rounds of {len(plan.streams)} streams in {took_s:.1f} s")
-    print(f"{asked} verdicts of {len(tags.questions)} kinds with {len(seen)} different tags")
+    print(f"{asked} verdicts of {len(tags.questions)} kinds asked for and {met} drops met, with {len(seen)} different tags")
     wrong = judge(plan, outcome, swapper) + judge_counters(plan, outcome, drops, rebuilt) + tags.judge(seen)
     assert not wrong, "\n".join(wrong)
 

@@ -1,23 +1,26 @@
 """Which policy judged: the tags of tools/verdict_tags, and which tags there may be.
 
-A tag is what one verdict was made of: reason, bank, slot, incarnation. The test is cut into spans, numbered as it
-goes: what begins a push begins a span, and so do its answer and a grant's. A tag names the span in which its verdict
-was begun, and the one in which it had ended. So it is known which policies may have made it: those whose time in
-force, from when they were asked for to when their successor had answered, these spans touch. One of them has to
-account for the whole tag: the bank as control.active_bank was after its push, the slot as the tables in that bank
-say, the incarnation as its lease was bound, the reason as the test says.
+A tag is what one verdict was made of: reason, bank, slot, incarnation. Those that were asked for are the explain
+twins' about the test's own frames; those that were met are the hooks', of a sample of what they dropped.
+
+The test is cut into spans, numbered as it goes: what begins a push begins a span, and so do its answer and a grant's.
+A tag names the span in which its verdict was begun, and the one in which it had ended. So it is known which policies
+may have made it: those whose time in force, from when they were asked for to when their successor had answered, these
+spans touch. One of them has to account for the whole tag: the bank as control.active_bank was after its push, the
+slot as the tables in that bank say, the incarnation as its lease was bound, the reason as the test says.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import pathlib
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
 
-from lab import Lab, end_process
+from lab import Lab
 
 Said = tuple[str, str | None]  # a reason, and the resource whose slot the verdict names
 Prescribed = Mapping[str, Said]  # by hook
@@ -74,6 +77,7 @@ class InForce:
 class Tag:
     """A tag, and how many verdicts had it."""
 
+    how: str  # asked or met
     name: str
     hook: str
     reason: str
@@ -85,8 +89,8 @@ class Tag:
     count: int
 
     def describe(self) -> str:
-        words = f"{self.count} with bank {self.bank}, {self.reason}, slot {self.slot}, incarnation {self.incarnation}"
-        return f"{words} in spans {self.before} to {self.after}"
+        made_of = f"bank {self.bank}, {self.reason}, slot {self.slot}, incarnation {self.incarnation}"
+        return f"{self.how} {self.count} times: {made_of} in spans {self.before} to {self.after}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +100,21 @@ class Question:
     name: str
     hook: str
     interface: str  # of the node
+    any_port: bool  # it is met from other source ports, too
     frame: bytes
     said: Mapping[str, Said | None]  # by policy
+
+    def line(self) -> str:
+        ports = "any-port" if self.any_port else "one-port"
+        return f"verdict {self.name} {self.hook} {self.interface} {ports} {self.frame.hex()}\n"
 
 
 class Tags:
     """tools/verdict_tags at work, beside a test that swaps policies and says so."""
 
-    def __init__(self, lab: Lab, tool: pathlib.Path, questions: list[Question], resources: dict[str, str], kept: dict[str, str]) -> None:
+    def __init__(
+        self, lab: Lab, tool: pathlib.Path, questions: list[Question], resources: dict[str, str], kept: dict[str, str]
+    ) -> None:
         self.questions = {(each.name, each.hook): each for each in questions}
         self.resources = resources  # by name, as the tool wants them
         self.kept = kept  # leases that live from end to end, by resource
@@ -111,7 +122,7 @@ class Tags:
         self.in_force: list[InForce] = []
         self.result = lab.dir / "tags"
         plan = lab.dir / "questions"
-        plan.write_text("".join(f"verdict {q.name} {q.hook} {q.interface} {q.frame.hex()}\n" for q in questions))
+        plan.write_text("".join(map(Question.line, questions)))
         argv = [str(tool), str(lab.pin_dir / "v1"), str(plan), str(self.result)]
         self.process = lab.popen("node", argv, stdin=subprocess.PIPE)
         self.answer("ready")
@@ -160,20 +171,17 @@ class Tags:
         self.enter()
         _, self.in_force[-1].held = self.look(self.kept | leases)
 
-    def close(self) -> None:
-        end_process(self.process)
-
     def finish(self) -> list[Tag]:
         _, errors = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, errors
-        types = (str, str, str, int, str, int, int, int, int)
-        lines = (line.split()[1:] for line in self.result.read_text().splitlines())
+        types = (str, str, str, str, int, str, int, int, int, int)
+        lines = (line.split() for line in self.result.read_text().splitlines())
         return [Tag(*(kind(word) for kind, word in zip(types, words, strict=True))) for words in lines]
 
     def judge(self, tags: list[Tag]) -> list[str]:
         """What is wrong with them; and each policy has to have given each of its answers."""
         wrong: list[str] = []
-        given: Counter[tuple[str, str, str, str]] = Counter()  # name, hook, policy, reason
+        given: Counter[tuple[str, ...]] = Counter()  # asked: name, hook, policy, reason; met: hook, policy
         for tag in tags:
             question = self.questions[tag.name, tag.hook]
             first = bisect.bisect_left(self.in_force, tag.before, key=lambda policy: policy.last)
@@ -181,7 +189,8 @@ class Tags:
             may = self.in_force[first:last]
             by = [policy for policy in may if policy.explains(tag, question.said[policy.policy])]
             for policy in by:
-                given[tag.name, tag.hook, policy.policy, tag.reason] += tag.count
+                what = (tag.name, tag.hook, policy.policy, tag.reason) if tag.how == "asked" else (tag.hook, policy.policy)
+                given[what] += tag.count
             if not by:
                 told = "; ".join(policy.describe(question.said[policy.policy]) for policy in may)
                 wrong.append(f"{tag.name} at {tag.hook}: {tag.describe()}, may have been by {told}")
@@ -189,4 +198,7 @@ class Tags:
             for policy, said in question.said.items():
                 reasons = () if said is None else ("no_lease", "endpoint") if said[0] == LEASED else (said[0],)
                 wrong += [f"{name} at {hook}: {policy} never said {r}" for r in reasons if not given[name, hook, policy, r]]
+        for hook, policy in itertools.product(("from_tenant", "from_uplink"), ("P", "Q")):
+            if not given[hook, policy]:
+                wrong.append(f"{policy} was never met dropping at {hook}")
         return wrong[:20] + ([f"and {len(wrong) - 20} more tags that no policy explains"] if len(wrong) > 20 else [])

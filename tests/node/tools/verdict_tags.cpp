@@ -1,16 +1,19 @@
-// Asks the data plane for one verdict after another while a test swaps policies, and notes each
-// one's tag: which reason, bank, slot and incarnation.
+// Notes the tags of verdicts, which reason, bank, slot and incarnation each was made of, while a
+// test swaps policies under traffic.
 //
 //   verdict_tags PINS PLAN RESULT      prints "ready" after the first round
 //
-// The verdicts come from the loaded explain twins, on the live maps, by BPF_PROG_TEST_RUN: parser
-// and decision are the functions that packets meet at the hooks, and the whole struct verdict comes
-// back, also of what passes. Nothing is committed.
+// Asked: the loaded explain twins, on the live maps, by BPF_PROG_TEST_RUN, one verdict after
+// another. Parser and decision are the functions that packets meet at the hooks, and the whole
+// struct verdict comes back, also of what passes. Nothing is committed.
+// Met: what the hooks themselves dropped, from the ring of drop events (one a reason, CPU and
+// jiffy), which is read here without taking anything from the daemon, its reader.
 //
-// PINS is the pin directory's part of this ABI. PLAN is text, one verdict a line:
-//   verdict NAME from_tenant|to_tenant|from_uplink INTERFACE FRAME     the frame in hex
+// PINS is the pin directory's part of this ABI. PLAN is text, one kind of packet a line:
+//   verdict NAME from_tenant|to_tenant|from_uplink INTERFACE one-port|any-port FRAME
+// FRAME is in hex. any-port: packets are met with other source ports, too.
 //
-// A thread runs through PLAN, over and over. The other reads commands from standard input, one a
+// A thread asks through PLAN, over and over. The other reads commands from standard input, one a
 // line, and answers each with a line:
 //   span N              -> ok       the test has got to N
 //   policy RESOURCE...  -> BANK HELD...
@@ -19,9 +22,11 @@
 //                                   with "-" for LEASE while its gate denies. A RESOURCE is
 //                                   egress,INTERFACE or ADDRESS,PORT,tcp|udp|icmp_echo
 // At the end of its input it writes RESULT, text:
-//   tag NAME HOOK REASON BANK SLOT INCARNATION BEFORE AFTER COUNT
+//   asked|met NAME HOOK REASON BANK SLOT INCARNATION BEFORE AFTER COUNT
 //                                   SLOT is "-" without one; BEFORE and AFTER: the spans in which
-//                                   the program was started, and in which it had ended
+//                                   the program was started, at the earliest, and had ended
+// Fails if a drop event was overwritten before it was read.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -33,20 +38,28 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include <bpf/bpf.h>
 #include <fmt/format.h>
+#include <linux/bpf.h>
 #include <net/if.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "bpf/abi.h"
 #include "policy/address.hpp"
 #include "policy/compile.hpp"
 #include "policy/endpoint_table.hpp"
+#include "tests/support/native_parser.hpp"
+#include "userspace/base/check.hpp"
+#include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/dataplane/counters.hpp"
@@ -57,6 +70,8 @@ namespace holdfast {
 namespace {
 
 constexpr size_t frame_bytes_max = 256;
+// From a verdict's begin to its drop event: longer than any time that a CPU was seen to be held up.
+constexpr uint64_t verdict_ns_max = 100 * ns_per_ms;
 
 Result<UniqueFd> open_pin(const std::string& path) {
   UniqueFd fd(::bpf_obj_get(path.c_str()));
@@ -166,7 +181,89 @@ class InForce {
   UniqueFd ports_;
 };
 
+// ---- drop events -----------------------------------------------------------------------------
+
+// A second reader of the ring (Documentation/bpf/ringbuf.rst): it sees what was written after it
+// was opened, and moves no position that others see.
+class Onlooker {
+ public:
+  static Result<Onlooker> open(const std::string& pins) {
+    Result<UniqueFd> fd = open_pin(pins + "/maps/drop_events");
+    if (!fd) return pass_on(fd);
+    bpf_map_info info{};
+    uint32_t length = sizeof(info);
+    if (const int err = ::bpf_obj_get_info_by_fd(fd->get(), &info, &length); err != 0)
+      return fail_sys(err, "ring", "asking for the ring's size");
+    const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    // The producer's position has a page of its own; the data comes twice in a row.
+    const size_t bytes = page + 2UL * info.max_entries;
+    void* base = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd->get(), static_cast<off_t>(page));
+    if (base == MAP_FAILED) return fail_sys(errno, "ring", "mapping the ring");
+    return Onlooker(static_cast<const uint8_t*>(base), page, info.max_entries);
+  }
+
+  // Calls `met` with every event since the last time.
+  template <typename Met>
+  Status look(Met met) {
+    for (const uint64_t end = written(); at_ < end;) {
+      const uint8_t* record = base_ + page_ + (at_ & (size_ - 1));
+      const uint32_t header =
+          __atomic_load_n(reinterpret_cast<const uint32_t*>(record), __ATOMIC_ACQUIRE);
+      if ((header & BPF_RINGBUF_BUSY_BIT) != 0) break;
+      const uint32_t length = header & ~BPF_RINGBUF_DISCARD_BIT;
+      abi::drop_event event{};
+      const bool whole = header == sizeof(event);
+      if (whole) std::memcpy(&event, record + BPF_RINGBUF_HDR_SZ, sizeof(event));
+      // Had it been overwritten by then?
+      __atomic_thread_fence(__ATOMIC_ACQUIRE);
+      if (written() - at_ > size_)
+        return fail(ErrorKind::exhausted, "overwritten",
+                    "drop events came faster than they were read");
+      if (whole) met(event);
+      at_ += (length + BPF_RINGBUF_HDR_SZ + 7) / 8 * 8;
+    }
+    return {};
+  }
+
+ private:
+  Onlooker(const uint8_t* base, size_t page, uint64_t size)
+      : base_(base), page_(page), size_(size), at_(written()) {}
+
+  uint64_t written() const {
+    return __atomic_load_n(reinterpret_cast<const uint64_t*>(base_), __ATOMIC_ACQUIRE);
+  }
+
+  const uint8_t* base_;  // mapped until the process ends
+  size_t page_;
+  uint64_t size_;
+  uint64_t at_;
+};
+
 // ---- verdicts --------------------------------------------------------------------------------
+
+// When the test got to each span. Written by one thread, read by the other.
+class Spans {
+ public:
+  Spans() : begin_boot_ns_{0} {}
+
+  void enter(uint32_t number) {
+    const std::lock_guard guard(lock_);
+    CHECK(number == begin_boot_ns_.size());
+    begin_boot_ns_.push_back(boot_now_ns());
+    now_ = number;
+  }
+  uint32_t now() const { return now_; }
+  uint32_t at(uint64_t boot_ns) const {
+    const std::lock_guard guard(lock_);
+    const auto after = std::upper_bound(begin_boot_ns_.begin(), begin_boot_ns_.end(), boot_ns);
+    return static_cast<uint32_t>(after - begin_boot_ns_.begin() - 1);
+  }
+
+ private:
+  mutable std::mutex lock_;
+  std::vector<uint64_t> begin_boot_ns_;  // by span
+  std::atomic<uint32_t> now_{0};
+};
 
 struct Question {
   std::string name;
@@ -176,8 +273,20 @@ struct Question {
   std::vector<uint8_t> frame;
 };
 
+// By which a drop event is known for a question's packet.
+struct Identity {
+  std::string_view hook;
+  std::array<uint32_t, 4> source{};
+  std::array<uint32_t, 4> destination{};
+  uint16_t source_port = 0;
+  uint16_t destination_port = 0;
+  uint8_t protocol = 0;
+  auto operator<=>(const Identity&) const = default;
+};
+
 struct Tag {
   size_t question = 0;
+  bool met = false;
   uint32_t reason = 0;
   uint32_t bank = 0;
   uint32_t slot = 0;
@@ -189,6 +298,8 @@ struct Tag {
 
 class Asking {
  public:
+  Asking(const Spans& spans, Onlooker drops) : spans_(spans), drops_(drops) {}
+
   Status read_plan(const std::string& pins, const char* file) {
     for (const char* hook : {"from_tenant", "to_tenant", "from_uplink"}) {
       Result<UniqueFd> twin = open_pin(fmt::format("{}/programs/explain_{}", pins, hook));
@@ -198,9 +309,9 @@ class Asking {
     std::ifstream in(file);
     for (std::string line; std::getline(in, line);) {
       std::istringstream words(line);
-      std::string kind, interface, frame;
+      std::string kind, interface, ports, frame;
       Question question;
-      words >> kind >> question.name >> question.hook >> interface >> frame;
+      words >> kind >> question.name >> question.hook >> interface >> ports >> frame;
       const auto twin = twins_.find(question.hook);
       question.ifindex = ::if_nametoindex(interface.c_str());
       if (kind != "verdict" || twin == twins_.end() || question.ifindex == 0 ||
@@ -213,26 +324,32 @@ class Asking {
         if (std::from_chars(at, at + 2, question.frame[i], 16).ptr != at + 2)
           return fail(ErrorKind::invalid, "hex", line);
       }
+      const auto [wrong, packet] = test::parse(question.frame, question.frame.size());
+      if (wrong != abi::HF_REASON_unclassified) return fail(ErrorKind::invalid, "frame", line);
+      Identity identity{.hook = twin->first,
+                        .source = std::to_array(packet.source),
+                        .destination = std::to_array(packet.destination),
+                        .source_port = packet.source_port,
+                        .destination_port = packet.destination_port,
+                        .protocol = packet.protocol};
+      if (ports == "any-port") identity.source_port = 0;
+      by_identity_[identity] = questions_.size();
       questions_.push_back(std::move(question));
     }
     if (questions_.empty()) return fail(ErrorKind::invalid, "plan", "asks nothing");
     return {};
   }
 
-  // One verdict on each frame.
+  // One verdict on each frame, and the drops that were met meanwhile.
   Status round() {
     for (size_t i = 0; i < questions_.size(); ++i) {
-      Tag tag{.question = i, .before = span.load()};
+      const uint32_t before = spans_.now();
       const Result<abi::verdict> verdict = ask(questions_[i]);
-      tag.after = span.load();
+      const uint32_t after = spans_.now();
       if (!verdict) return std::unexpected(verdict.error());
-      tag.reason = verdict->reason;
-      tag.bank = verdict->bank;
-      tag.slot = verdict->slot;
-      tag.incarnation = abi::hf_gate_incarnation(verdict->gate);
-      ++tags_[tag];
+      count(i, *verdict, before, after, false);
     }
-    return {};
+    return drops_.look([this](const abi::drop_event& event) { meet(event); });
   }
 
   Status write_result(const char* file) const {
@@ -240,17 +357,45 @@ class Asking {
     for (const auto& [tag, count] : tags_) {
       const Question& question = questions_[tag.question];
       const std::string slot = tag.slot == abi::HF_NO_SLOT ? "-" : fmt::format("{}", tag.slot);
-      out << fmt::format("tag {} {} {} {} {} {} {} {} {}\n", question.name, question.hook,
-                         reason_name(tag.reason), tag.bank, slot, tag.incarnation, tag.before,
-                         tag.after, count);
+      out << fmt::format("{} {} {} {} {} {} {} {} {} {}\n", tag.met ? "met" : "asked",
+                         question.name, question.hook, reason_name(tag.reason), tag.bank, slot,
+                         tag.incarnation, tag.before, tag.after, count);
     }
     out.flush();
     return out ? Status{} : fail_sys(errno, "result", file);
   }
 
-  std::atomic<uint32_t> span{0};
-
  private:
+  void count(size_t question, const abi::verdict& verdict, uint32_t before, uint32_t after,
+             bool met) {
+    ++tags_[{.question = question,
+             .met = met,
+             .reason = verdict.reason,
+             .bank = verdict.bank,
+             .slot = verdict.slot,
+             .incarnation = abi::hf_gate_incarnation(verdict.gate),
+             .before = before,
+             .after = after}];
+  }
+
+  void meet(const abi::drop_event& event) {
+    Identity identity{.hook = hook_name(event.direction),
+                      .source = std::to_array(event.source),
+                      .destination = std::to_array(event.destination),
+                      .source_port = event.source_port,
+                      .destination_port = event.destination_port,
+                      .protocol = event.protocol};
+    auto found = by_identity_.find(identity);
+    if (found == by_identity_.end()) {
+      identity.source_port = 0;
+      found = by_identity_.find(identity);
+    }
+    if (found == by_identity_.end()) return;  // not one of the test's
+    // The event's time is when the verdict had been made.
+    count(found->second, event.verdict, spans_.at(event.time_boot_ns - verdict_ns_max),
+          spans_.at(event.time_boot_ns), true);
+  }
+
   static Result<abi::verdict> ask(const Question& question) {
     __sk_buff context{};
     context.ifindex = question.ifindex;
@@ -270,19 +415,22 @@ class Asking {
     return verdict;
   }
 
+  const Spans& spans_;
+  Onlooker drops_;
   std::map<std::string, UniqueFd> twins_;  // by hook
   std::vector<Question> questions_;
+  std::map<Identity, size_t> by_identity_;
   std::map<Tag, uint64_t> tags_;
 };
 
-Status obey(const InForce& in_force, std::atomic<uint32_t>& span) {
+Status obey(const InForce& in_force, Spans& spans) {
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream words(line);
     std::string verb;
     uint32_t number = 0;
     words >> verb;
     if (verb == "span" && words >> number) {
-      span = number;
+      spans.enter(number);
       fmt::print("ok\n");
     } else if (verb == "policy") {
       const Result<std::string> answer = in_force.describe(words);
@@ -299,7 +447,10 @@ Status obey(const InForce& in_force, std::atomic<uint32_t>& span) {
 Status run(const std::string& pins, const char* plan, const char* result) {
   Result<InForce> in_force = InForce::open(pins);
   if (!in_force) return pass_on(in_force);
-  Asking asking;
+  Result<Onlooker> drops = Onlooker::open(pins);
+  if (!drops) return pass_on(drops);
+  Spans spans;
+  Asking asking(spans, *drops);
   if (Status ok = asking.read_plan(pins, plan); !ok) return ok;
   if (Status ok = asking.round(); !ok) return ok;
   fmt::print("ready\n");
@@ -308,7 +459,7 @@ Status run(const std::string& pins, const char* plan, const char* result) {
   std::jthread asker([&](const std::stop_token& stop) {
     while (asked && !stop.stop_requested()) asked = asking.round();
   });
-  Status obeyed = obey(*in_force, asking.span);
+  Status obeyed = obey(*in_force, spans);
   asker.request_stop();
   asker.join();
   if (!obeyed) return obeyed;
