@@ -4,8 +4,9 @@
 //   verdict_tags PINS PLAN RESULT      prints "ready" after the first round
 //
 // Asked: the loaded explain twins, on the live maps, by BPF_PROG_TEST_RUN, one verdict after
-// another. Parser and decision are the functions that packets meet at the hooks, and the whole
-// struct verdict comes back, also of what passes. Nothing is committed.
+// another, hundreds a call (verdict_tags.bpf.c). Parser and decision are the functions that
+// packets meet at the hooks, and the whole struct verdict comes back, also of what passes. Nothing
+// is committed.
 // Met: what the hooks themselves dropped, from the ring of drop events (one a reason, CPU and
 // jiffy), which is read here without taking anything from the daemon, its reader.
 //
@@ -25,7 +26,9 @@
 //   asked|met NAME HOOK REASON BANK SLOT INCARNATION BEFORE AFTER COUNT
 //                                   SLOT is "-" without one; BEFORE and AFTER: the spans in which
 //                                   the program was started, at the earliest, and had ended
-// Fails if a drop event was overwritten before it was read.
+// Fails if a verdict's tag was lost, or a drop event overwritten before it was read.
+#include "tests/node/tools/verdict_tags.h"
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -38,19 +41,21 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <sstream>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <vector>
 
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <fmt/format.h>
 #include <linux/bpf.h>
 #include <net/if.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "bpf/abi.h"
@@ -65,11 +70,14 @@
 #include "userspace/dataplane/counters.hpp"
 #include "userspace/dataplane/mapped_array.hpp"
 #include "userspace/dataplane/slots.hpp"
+#include "verdict_tags.skel.h"
 
 namespace holdfast {
 namespace {
 
-constexpr size_t frame_bytes_max = 256;
+// A read-side critical section of RCU is as long as a call, and swaps wait for those.
+constexpr int verdicts_per_call = 256;
+constexpr int asker_nice = 5;
 // From a verdict's begin to its drop event: longer than any time that a CPU was seen to be held up.
 constexpr uint64_t verdict_ns_max = 100 * ns_per_ms;
 
@@ -241,18 +249,22 @@ class Onlooker {
 
 // ---- verdicts --------------------------------------------------------------------------------
 
-// When the test got to each span. Written by one thread, read by the other.
+struct DestroySkeleton {
+  void operator()(verdict_tags_bpf* skeleton) const { verdict_tags_bpf__destroy(skeleton); }
+};
+using Skeleton = std::unique_ptr<verdict_tags_bpf, DestroySkeleton>;
+
+// When the test got to each span. Written by one thread, read by the other and by the program.
 class Spans {
  public:
-  Spans() : begin_boot_ns_{0} {}
+  explicit Spans(uint32_t& now) : begin_boot_ns_{0}, now_(now) {}
 
   void enter(uint32_t number) {
     const std::lock_guard guard(lock_);
     CHECK(number == begin_boot_ns_.size());
     begin_boot_ns_.push_back(boot_now_ns());
-    now_ = number;
+    std::atomic_ref(now_).store(number);
   }
-  uint32_t now() const { return now_; }
   uint32_t at(uint64_t boot_ns) const {
     const std::lock_guard guard(lock_);
     const auto after = std::upper_bound(begin_boot_ns_.begin(), begin_boot_ns_.end(), boot_ns);
@@ -262,20 +274,20 @@ class Spans {
  private:
   mutable std::mutex lock_;
   std::vector<uint64_t> begin_boot_ns_;  // by span
-  std::atomic<uint32_t> now_{0};
+  uint32_t& now_;
 };
 
 struct Question {
   std::string name;
-  std::string hook;
+  uint32_t hook = 0;  // hf_direction
   uint32_t ifindex = 0;
-  int program = -1;  // borrowed
+  bool any_port = false;
   std::vector<uint8_t> frame;
 };
 
 // By which a drop event is known for a question's packet.
 struct Identity {
-  std::string_view hook;
+  uint32_t hook = 0;
   std::array<uint32_t, 4> source{};
   std::array<uint32_t, 4> destination{};
   uint16_t source_port = 0;
@@ -285,7 +297,7 @@ struct Identity {
 };
 
 struct Tag {
-  size_t question = 0;
+  uint32_t question = 0;
   bool met = false;
   uint32_t reason = 0;
   uint32_t bank = 0;
@@ -298,58 +310,92 @@ struct Tag {
 
 class Asking {
  public:
-  Asking(const Spans& spans, Onlooker drops) : spans_(spans), drops_(drops) {}
-
-  Status read_plan(const std::string& pins, const char* file) {
-    for (const char* hook : {"from_tenant", "to_tenant", "from_uplink"}) {
-      Result<UniqueFd> twin = open_pin(fmt::format("{}/programs/explain_{}", pins, hook));
+  static Result<Asking> open(const std::string& pins, Onlooker drops) {
+    ::libbpf_set_print(nullptr);
+    Skeleton skeleton(verdict_tags_bpf__open_and_load());
+    if (!skeleton) return fail_sys(errno, "load", "loading the asking program");
+    for (const uint32_t hook : hooks) {
+      Result<UniqueFd> twin =
+          open_pin(fmt::format("{}/programs/explain_{}", pins, hook_name(hook)));
       if (!twin) return pass_on(twin);
-      twins_[hook] = std::move(*twin);
+      const int fd = twin->get();
+      if (const int err =
+              ::bpf_map_update_elem(::bpf_map__fd(skeleton->maps.twins), &hook, &fd, BPF_ANY);
+          err != 0)
+        return fail_sys(err, "twin", "putting a twin behind the asking program");
     }
+    return Asking(std::move(skeleton), drops);
+  }
+
+  Status read_plan(const char* file) {
     std::ifstream in(file);
     for (std::string line; std::getline(in, line);) {
       std::istringstream words(line);
-      std::string kind, interface, ports, frame;
+      std::string kind, hook, interface, ports, frame;
       Question question;
-      words >> kind >> question.name >> question.hook >> interface >> ports >> frame;
-      const auto twin = twins_.find(question.hook);
+      words >> kind >> question.name >> hook >> interface >> ports >> frame;
+      for (const uint32_t each : hooks)
+        if (hook == hook_name(each)) question.hook = each;
       question.ifindex = ::if_nametoindex(interface.c_str());
-      if (kind != "verdict" || twin == twins_.end() || question.ifindex == 0 ||
-          frame.size() > 2 * frame_bytes_max)
-        return fail(ErrorKind::invalid, "plan", line);
-      question.program = twin->second.get();
+      question.any_port = ports == "any-port";
       question.frame.resize(frame.size() / 2);
       for (size_t i = 0; i < question.frame.size(); ++i) {
         const char* at = frame.data() + 2 * i;
         if (std::from_chars(at, at + 2, question.frame[i], 16).ptr != at + 2)
           return fail(ErrorKind::invalid, "hex", line);
       }
-      const auto [wrong, packet] = test::parse(question.frame, question.frame.size());
-      if (wrong != abi::HF_REASON_unclassified) return fail(ErrorKind::invalid, "frame", line);
-      Identity identity{.hook = twin->first,
-                        .source = std::to_array(packet.source),
-                        .destination = std::to_array(packet.destination),
-                        .source_port = packet.source_port,
-                        .destination_port = packet.destination_port,
-                        .protocol = packet.protocol};
-      if (ports == "any-port") identity.source_port = 0;
-      by_identity_[identity] = questions_.size();
+      if (kind != "verdict" || question.hook == 0 || question.ifindex == 0 ||
+          question.frame.size() > QUESTION_BYTES || questions_.size() == QUESTIONS_MAX)
+        return fail(ErrorKind::invalid, "plan", line);
       questions_.push_back(std::move(question));
     }
     if (questions_.empty()) return fail(ErrorKind::invalid, "plan", "asks nothing");
+    // What a call asks is of one hook and interface.
+    std::ranges::sort(questions_, {},
+                      [](const Question& q) { return std::pair(q.hook, q.ifindex); });
+    for (uint32_t i = 0; i < questions_.size(); ++i)
+      if (Status ok = prepare(i); !ok) return ok;
     return {};
   }
 
-  // One verdict on each frame, and the drops that were met meanwhile.
-  Status round() {
-    for (size_t i = 0; i < questions_.size(); ++i) {
-      const uint32_t before = spans_.now();
-      const Result<abi::verdict> verdict = ask(questions_[i]);
-      const uint32_t after = spans_.now();
-      if (!verdict) return std::unexpected(verdict.error());
-      count(i, *verdict, before, after, false);
+  uint32_t& span() { return skeleton_->bss->asking.span; }
+
+  // A call for each hook and interface, and the drops that were met meanwhile.
+  Status round(const Spans& spans) {
+    for (uint32_t first = 0, end = 0; first < questions_.size(); first = end) {
+      const Question& question = questions_[first];
+      while (end < questions_.size() && questions_[end].hook == question.hook &&
+             questions_[end].ifindex == question.ifindex)
+        ++end;
+      if (Status ok = ask(first, end); !ok) return ok;
     }
-    return drops_.look([this](const abi::drop_event& event) { meet(event); });
+    return drops_.look([&](const abi::drop_event& event) { meet(event, spans); });
+  }
+
+  // Takes over what the program kept.
+  Status finish() {
+    const int tags = ::bpf_map__fd(skeleton_->maps.tags);
+    verdict_tag tag{};
+    for (const verdict_tag* previous = nullptr; ::bpf_map_get_next_key(tags, previous, &tag) == 0;
+         previous = &tag) {
+      uint64_t count = 0;
+      if (const int err = ::bpf_map_lookup_elem(tags, &tag, &count); err != 0)
+        return fail_sys(err, "tags", "reading the tags");
+      take({.tag = tag, .count = count});
+    }
+    for (uint32_t i = 0; i < questions_.size(); ++i) {
+      alike latest{};
+      if (const int err = ::bpf_map_lookup_elem(::bpf_map__fd(skeleton_->maps.latest), &i, &latest);
+          err != 0)
+        return fail_sys(err, "tags", "reading the latest tags");
+      if (latest.count != 0) take(latest);
+    }
+    const asking& state = skeleton_->bss->asking;
+    if (state.failed != 0 || taken_ != state.asked)
+      return fail(ErrorKind::internal, "lost",
+                  fmt::format("{} verdicts failed; of {} noted {} are there", state.failed,
+                              state.asked, taken_));
+    return {};
   }
 
   Status write_result(const char* file) const {
@@ -358,28 +404,76 @@ class Asking {
       const Question& question = questions_[tag.question];
       const std::string slot = tag.slot == abi::HF_NO_SLOT ? "-" : fmt::format("{}", tag.slot);
       out << fmt::format("{} {} {} {} {} {} {} {} {} {}\n", tag.met ? "met" : "asked",
-                         question.name, question.hook, reason_name(tag.reason), tag.bank, slot,
-                         tag.incarnation, tag.before, tag.after, count);
+                         question.name, hook_name(question.hook), reason_name(tag.reason), tag.bank,
+                         slot, tag.incarnation, tag.before, tag.after, count);
     }
     out.flush();
     return out ? Status{} : fail_sys(errno, "result", file);
   }
 
  private:
-  void count(size_t question, const abi::verdict& verdict, uint32_t before, uint32_t after,
-             bool met) {
-    ++tags_[{.question = question,
-             .met = met,
-             .reason = verdict.reason,
-             .bank = verdict.bank,
-             .slot = verdict.slot,
-             .incarnation = abi::hf_gate_incarnation(verdict.gate),
-             .before = before,
-             .after = after}];
+  static constexpr std::array<uint32_t, 3> hooks{abi::HF_FROM_TENANT, abi::HF_TO_TENANT,
+                                                 abi::HF_FROM_UPLINK};
+
+  Asking(Skeleton skeleton, Onlooker drops) : skeleton_(std::move(skeleton)), drops_(drops) {}
+
+  // Gives question `i` to the program, and notes how its packet will be known.
+  Status prepare(uint32_t i) {
+    const Question& of = questions_[i];
+    question padded{};
+    std::copy(of.frame.begin(), of.frame.end(), padded.frame);
+    if (const int err =
+            ::bpf_map_update_elem(::bpf_map__fd(skeleton_->maps.questions), &i, &padded, BPF_ANY);
+        err != 0)
+      return fail_sys(err, "question", of.name);
+    const auto [wrong, packet] = test::parse(of.frame, of.frame.size());
+    if (wrong != abi::HF_REASON_unclassified) return fail(ErrorKind::invalid, "frame", of.name);
+    by_identity_[{.hook = of.hook,
+                  .source = std::to_array(packet.source),
+                  .destination = std::to_array(packet.destination),
+                  .source_port = of.any_port ? uint16_t{0} : packet.source_port,
+                  .destination_port = packet.destination_port,
+                  .protocol = packet.protocol}] = i;
+    return {};
   }
 
-  void meet(const abi::drop_event& event) {
-    Identity identity{.hook = hook_name(event.direction),
+  // Questions [first, end) in turn. The call's last answer stays unread.
+  Status ask(uint32_t first, uint32_t end) {
+    asking& state = skeleton_->bss->asking;
+    state.hook = questions_[first].hook;
+    state.first = first;
+    state.end = end;
+    state.answered = 0;
+    std::array<uint8_t, QUESTION_BYTES> frame{};
+    std::ranges::copy(questions_[first].frame, frame.begin());
+    __sk_buff context{};
+    context.ifindex = questions_[first].ifindex;
+    bpf_test_run_opts opts{};
+    opts.sz = sizeof(opts);
+    opts.data_in = frame.data();
+    opts.data_size_in = frame.size();
+    opts.ctx_in = &context;
+    opts.ctx_size_in = sizeof(context);
+    opts.repeat = verdicts_per_call;
+    if (const int err = ::bpf_prog_test_run_opts(::bpf_program__fd(skeleton_->progs.ask), &opts);
+        err != 0)
+      return fail_sys(err, "verdict", questions_[first].name);
+    return {};
+  }
+
+  void take(const alike& from) {
+    taken_ += from.count;
+    tags_[{.question = from.tag.question,
+           .reason = from.tag.reason,
+           .bank = from.tag.bank,
+           .slot = from.tag.slot,
+           .incarnation = from.tag.incarnation,
+           .before = from.tag.before,
+           .after = from.tag.after}] += from.count;
+  }
+
+  void meet(const abi::drop_event& event, const Spans& spans) {
+    Identity identity{.hook = event.direction,
                       .source = std::to_array(event.source),
                       .destination = std::to_array(event.destination),
                       .source_port = event.source_port,
@@ -391,36 +485,24 @@ class Asking {
       found = by_identity_.find(identity);
     }
     if (found == by_identity_.end()) return;  // not one of the test's
+    const abi::verdict& verdict = event.verdict;
     // The event's time is when the verdict had been made.
-    count(found->second, event.verdict, spans_.at(event.time_boot_ns - verdict_ns_max),
-          spans_.at(event.time_boot_ns), true);
+    ++tags_[{.question = found->second,
+             .met = true,
+             .reason = verdict.reason,
+             .bank = verdict.bank,
+             .slot = verdict.slot,
+             .incarnation = abi::hf_gate_incarnation(verdict.gate),
+             .before = spans.at(event.time_boot_ns - verdict_ns_max),
+             .after = spans.at(event.time_boot_ns)}];
   }
 
-  static Result<abi::verdict> ask(const Question& question) {
-    __sk_buff context{};
-    context.ifindex = question.ifindex;
-    std::array<uint8_t, 2 * frame_bytes_max> answer;
-    bpf_test_run_opts opts{};
-    opts.sz = sizeof(opts);
-    opts.data_in = question.frame.data();
-    opts.data_size_in = static_cast<uint32_t>(question.frame.size());
-    opts.data_out = answer.data();
-    opts.data_size_out = sizeof(answer);
-    opts.ctx_in = &context;
-    opts.ctx_size_in = sizeof(context);
-    if (const int err = ::bpf_prog_test_run_opts(question.program, &opts); err != 0)
-      return fail_sys(err, "verdict", question.name);
-    abi::verdict verdict{};
-    std::memcpy(&verdict, answer.data(), sizeof(verdict));  // a frame is longer than that
-    return verdict;
-  }
-
-  const Spans& spans_;
+  Skeleton skeleton_;
   Onlooker drops_;
-  std::map<std::string, UniqueFd> twins_;  // by hook
   std::vector<Question> questions_;
-  std::map<Identity, size_t> by_identity_;
+  std::map<Identity, uint32_t> by_identity_;
   std::map<Tag, uint64_t> tags_;
+  uint64_t taken_ = 0;
 };
 
 Status obey(const InForce& in_force, Spans& spans) {
@@ -449,22 +531,26 @@ Status run(const std::string& pins, const char* plan, const char* result) {
   if (!in_force) return pass_on(in_force);
   Result<Onlooker> drops = Onlooker::open(pins);
   if (!drops) return pass_on(drops);
-  Spans spans;
-  Asking asking(spans, *drops);
-  if (Status ok = asking.read_plan(pins, plan); !ok) return ok;
-  if (Status ok = asking.round(); !ok) return ok;
+  Result<Asking> asking = Asking::open(pins, *drops);
+  if (!asking) return pass_on(asking);
+  if (Status ok = asking->read_plan(plan); !ok) return ok;
+  Spans spans(asking->span());
+  if (Status ok = asking->round(spans); !ok) return ok;
   fmt::print("ready\n");
   std::fflush(stdout);
   Status asked;
   std::jthread asker([&](const std::stop_token& stop) {
-    while (asked && !stop.stop_requested()) asked = asking.round();
+    // Whatever the cores have to spare, and not much of what swaps and traffic need.
+    ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), asker_nice);
+    while (asked && !stop.stop_requested()) asked = asking->round(spans);
   });
   Status obeyed = obey(*in_force, spans);
   asker.request_stop();
   asker.join();
   if (!obeyed) return obeyed;
   if (!asked) return asked;
-  return asking.write_result(result);
+  if (Status ok = asking->finish(); !ok) return ok;
+  return asking->write_result(result);
 }
 
 }  // namespace
