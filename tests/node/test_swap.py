@@ -14,6 +14,14 @@ control connection. Three kinds of streams, each over IPv4 and IPv6, to and from
 
 What arrived is counted by AF_PACKET sockets at the receivers' ends; what did not is in the counters by reason.
 Addresses of the probes are on no interface behind the cables, so no stack answers them.
+
+Arrivals and counters do not tell which policy's lease or table it was. So every verdict that can be had whole has its
+tag judged, of reason, bank, slot and incarnation: tools/verdict_tags asks the loaded explain twins all the while,
+through the same maps, about each stream's frame at each hook that it can come by; and it meets the drop events of the
+probes themselves. Each stream says below what P and Q prescribe at each hook. A tag has to be one policy's as a whole,
+of one that may have been in force just then: P's reason with Q's bank, slot or lease is a failure (verdict_tags.py).
+Two hooks make two verdicts, and a swap may come between them. A probe that passes leaves no tag of its own: for it
+stand the twins, which are the same functions.
 """
 
 from __future__ import annotations
@@ -37,6 +45,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+from verdict_tags import LEASED, Prescribed, Question, Tags
 
 SWAPS = int(os.environ.get("HOLDFAST_LOOPS", "1000"))
 C, D = "initech/mail/prod", "hooli/search/prod"
@@ -51,6 +60,7 @@ C_MAIN = {4: "10.3.0.50", 6: "fd00:3::50"}  # C's in P, nobody's in Q
 NODE_OWN = {4: "198.51.100.99", 6: "2001:db8:99::99"}  # C's in P, only the node's in Q
 
 WEB, ECHO, LATERAL = 8080, 9000, 9001
+NEVER_SENT = 19999  # a source port below those of the streams that take another each round
 P_DECLARED, Q_DECLARED, P_LEASED, HANDOVER, OVER_FLOW, UNLEASED = 7001, 7002, 9300, 9301, 7100, 7200
 
 
@@ -117,18 +127,59 @@ def policies(rebuilt: bool) -> dict[str, str]:
     return {"P": json.dumps(p), "Q": json.dumps(q), "begin": json.dumps(begin)}
 
 
+def resources() -> dict[str, str]:
+    """What the verdicts' slots belong to, as tools/verdict_tags wants it."""
+    found = {"egress": "egress,ta"}
+    for v in (4, 6):
+        for name, address, port, protocol in (
+            ("web", A_MAIN, WEB, "tcp"),
+            ("echo", A_MAIN, ECHO, "udp"),
+            ("ping", A_MAIN, 0, "icmp_echo"),
+            ("lateral", B_MAIN, LATERAL, "udp"),
+            ("p-declared", A_MAIN, P_DECLARED, "udp"),
+            ("p-declared-tcp", A_MAIN, P_DECLARED, "tcp"),
+            ("q-declared", A_MAIN, Q_DECLARED, "udp"),
+            ("q-declared-tcp", A_MAIN, Q_DECLARED, "tcp"),
+            ("over-flow", A_MORE, OVER_FLOW, "udp"),
+            ("unleased", A_MORE, UNLEASED, "udp"),
+            ("p-leased", A_MAIN, P_LEASED, "udp"),
+            ("handover", A_MAIN, HANDOVER, "udp"),
+        ):
+            found[f"{name}-{v}"] = f"{address[v]},{port},{protocol}"
+    return found
+
+
+def on_both(lease: dict, *endpoints: str) -> dict[str, str]:
+    """By resource: the id of a lease on endpoints, each with an IPv4 and an IPv6 address."""
+    return {f"{name}-{v}": lease["id"] for name in endpoints for v in (4, 6)}
+
+
 @dataclasses.dataclass
 class Stream:
     name: str
     kind: str  # both, never, P, leased-P, handover
     sender: str
     receiver: str
+    p: Prescribed  # what the two policies say of it, at the hooks where it can come by
+    q: Prescribed
     frame: bytes = b""
     port_offset: int = 0  # of the source port, if each round takes another
 
     @property
     def hook(self) -> str:
         return "from_uplink" if self.sender == "client" else "from_tenant"
+
+    def questions(self) -> Iterator[Question]:
+        """Its frame, at the hooks that it can come by."""
+        frame = self.frame
+        if self.port_offset:
+            # From a port that no round takes: it never has a flow yet.
+            at = self.port_offset
+            frame = frame[:at] + NEVER_SENT.to_bytes(2, "big") + frame[at + 2 :]
+        for hook in self.p:
+            host = self.receiver if hook == "to_tenant" else self.sender
+            said = {"P": self.p[hook], "Q": self.q.get(hook)}
+            yield Question(self.name, hook, HOSTS[host].interface, self.port_offset != 0, frame, said)
 
 
 def l3(version: int, source: str, destination: str) -> Packet:
@@ -137,6 +188,14 @@ def l3(version: int, source: str, destination: str) -> Packet:
 
 def frame_of(version: int, sender: str, source: str, destination: str, l4: Packet) -> bytes:
     return bytes(Ether(src=HOSTS[sender].mac, dst=GATEWAYS[sender].mac) / l3(version, source, destination) / l4)
+
+
+def inward(reason: str, resource: str | None = None) -> Prescribed:
+    return {"from_uplink": (reason, resource), "to_tenant": (reason, resource)}
+
+
+def outward(reason: str, resource: str | None = None) -> Prescribed:
+    return {"from_tenant": (reason, resource)}
 
 
 class Plan:
@@ -150,71 +209,103 @@ class Plan:
             self.both_deny()
             self.only_p()
 
-    def add(self, name: str, kind: str, sender: str, receiver: str, source: str, destination: str, l4: Packet, new: bool = False) -> None:
+    def add(
+        self,
+        name: str,
+        kind: str,
+        way: tuple[str, str],
+        addresses: tuple[str, str],
+        l4: Packet,
+        p: Prescribed,
+        q: Prescribed,
+        new: bool = False,
+    ) -> None:
         number, port = len(self.streams), getattr(l4, "sport", 0)
         stamp = b"HFSW" + number.to_bytes(2, "big") + (~port & 0xFFFF).to_bytes(2, "big") + bytes(4) + b"\xff" * 4
-        frame = frame_of(self.version, sender, source, destination, l4 / Raw(stamp))
+        frame = frame_of(self.version, way[0], *addresses, l4 / Raw(stamp))
         offset = (14 + (20 if self.version == 4 else 40)) if new else 0
-        self.streams.append(Stream(f"{name}-{self.version}", kind, sender, receiver, frame, offset))
+        self.streams.append(Stream(f"{name}-{self.version}", kind, *way, p, q, frame, offset))
 
     def both_allow(self) -> None:
         v, client, a, b = self.version, CLIENT[self.version], A_MAIN[self.version], B_MAIN[self.version]
 
-        def inward(name: str, l4: Packet, new: bool = False) -> None:
-            self.add(name, "both", "client", "tenant-a", client, a, l4, new)
+        def to_a(name: str, l4: Packet, reason: str, resource: str, new: bool = False) -> None:
+            said = inward(reason, resource)
+            self.add(name, "both", ("client", "tenant-a"), (client, a), l4, said, said, new)
 
-        def outward(name: str, l4: Packet, new: bool = False) -> None:
-            self.add(name, "both", "tenant-a", "client", a, client, l4, new)
+        def from_a(name: str, l4: Packet, reason: str, resource: str, new: bool = False) -> None:
+            said = outward(reason, resource)
+            self.add(name, "both", ("tenant-a", "client"), (a, client), l4, said, said, new)
 
-        inward("syn-in", TCP(sport=20000, dport=WEB, flags="S", seq=7), new=True)
-        inward("udp-in-new", UDP(sport=20000, dport=ECHO), new=True)
-        inward("udp-in", UDP(sport=5000, dport=ECHO))
-        outward("udp-in-reply", UDP(sport=ECHO, dport=5000))
-        inward("tcp-in", TCP(sport=5001, dport=WEB, flags="PA", seq=101, ack=201))
-        outward("tcp-in-reply", TCP(sport=WEB, dport=5001, flags="PA", seq=201, ack=101))
-        outward("syn-out", TCP(sport=20000, dport=443, flags="S", seq=7), new=True)
-        outward("udp-out-new", UDP(sport=20000, dport=53), new=True)
-        outward("udp-out", UDP(sport=5002, dport=53))
-        inward("udp-out-reply", UDP(sport=53, dport=5002))
-        outward("tcp-out", TCP(sport=5003, dport=443, flags="PA", seq=101, ack=201))
-        inward("tcp-out-reply", TCP(sport=443, dport=5003, flags="PA", seq=201, ack=101))
-        inward("ping", ICMP(type=8, id=9) if v == 4 else ICMPv6EchoRequest(id=9))
-        outward("ping-reply", ICMP(type=0, id=9) if v == 4 else ICMPv6EchoReply(id=9))
-        self.add("lateral", "both", "tenant-a", "tenant-b", a, b, UDP(sport=5004, dport=LATERAL))
-        self.add("lateral-reply", "both", "tenant-b", "tenant-a", b, a, UDP(sport=LATERAL, dport=5004))
+        web, echo, ping, lateral = f"web-{v}", f"echo-{v}", f"ping-{v}", f"lateral-{v}"
+        to_a("syn-in", TCP(sport=20000, dport=WEB, flags="S", seq=7), "endpoint", web, new=True)
+        to_a("udp-in-new", UDP(sport=20000, dport=ECHO), "endpoint", echo, new=True)
+        to_a("udp-in", UDP(sport=5000, dport=ECHO), "endpoint", echo)
+        from_a("udp-in-reply", UDP(sport=ECHO, dport=5000), "endpoint", echo)
+        to_a("tcp-in", TCP(sport=5001, dport=WEB, flags="PA", seq=101, ack=201), "endpoint", web)
+        from_a("tcp-in-reply", TCP(sport=WEB, dport=5001, flags="PA", seq=201, ack=101), "endpoint", web)
+        from_a("syn-out", TCP(sport=20000, dport=443, flags="S", seq=7), "egress", "egress", new=True)
+        from_a("udp-out-new", UDP(sport=20000, dport=53), "egress", "egress", new=True)
+        from_a("udp-out", UDP(sport=5002, dport=53), "flow", "egress")
+        to_a("udp-out-reply", UDP(sport=53, dport=5002), "flow", "egress")
+        from_a("tcp-out", TCP(sport=5003, dport=443, flags="PA", seq=101, ack=201), "flow", "egress")
+        to_a("tcp-out-reply", TCP(sport=443, dport=5003, flags="PA", seq=201, ack=101), "flow", "egress")
+        to_a("ping", ICMP(type=8, id=9) if v == 4 else ICMPv6EchoRequest(id=9), "endpoint", ping)
+        from_a("ping-reply", ICMP(type=0, id=9) if v == 4 else ICMPv6EchoReply(id=9), "endpoint", ping)
+        there = {"from_tenant": ("flow", "egress"), "to_tenant": ("endpoint", lateral)}
+        back = {"from_tenant": ("endpoint", lateral), "to_tenant": ("flow", "egress")}
+        self.add("lateral", "both", ("tenant-a", "tenant-b"), (a, b), UDP(sport=5004, dport=LATERAL), there, there)
+        self.add("lateral-reply", "both", ("tenant-b", "tenant-a"), (b, a), UDP(sport=LATERAL, dport=5004), back, back)
 
     def both_deny(self) -> None:
         v, client = self.version, CLIENT[self.version]
         a, more, c, node = A_MAIN[v], A_MORE[v], C_MAIN[v], NODE_OWN[v]
 
-        def inward(name: str, l4: Packet, to: str = a, new: bool = False) -> None:
-            self.add(name, "never", "client", "tenant-a", client, to, l4, new)
+        def to_a(name: str, l4: Packet, p: Prescribed, q: Prescribed, to: str = a, new: bool = False) -> None:
+            self.add(name, "never", ("client", "tenant-a"), (client, to), l4, p, q, new)
+
+        def from_a(name: str, source: str, destination: str, l4: Packet, p: Prescribed, q: Prescribed) -> None:
+            self.add(name, "never", ("tenant-a", "client"), (source, destination), l4, p, q)
 
         # P: declared and unleased. Q: not an endpoint. And the other way round.
-        inward("p-declared", UDP(sport=20000, dport=P_DECLARED), new=True)
-        inward("p-declared-syn", TCP(sport=20000, dport=P_DECLARED, flags="S"), new=True)
-        inward("q-declared", UDP(sport=20000, dport=Q_DECLARED), new=True)
-        inward("q-declared-syn", TCP(sport=20000, dport=Q_DECLARED, flags="S"), new=True)
+        for name, flags in (("declared", None), ("declared-tcp", "S")):
+            for policy, port in (("p", P_DECLARED), ("q", Q_DECLARED)):
+                unleased, none = inward("no_lease", f"{policy}-{name}-{v}"), inward("no_endpoint")
+                said = (unleased, none) if policy == "p" else (none, unleased)
+                l4 = TCP(sport=20000, dport=port, flags=flags) if flags else UDP(sport=20000, dport=port)
+                to_a(f"{policy}-{name}", l4, *said, new=True)
         # P: an unleased endpoint, at the gate alone, for nft sees the reply of a flow. Q: nobody's address, for nft at least.
-        inward("over-flow", UDP(sport=53, dport=OVER_FLOW), more)
+        over_flow, not_ours = inward("no_lease", f"over-flow-{v}"), {"from_uplink": ("not_ours", None)}
+        still_flow = not_ours | {"to_tenant": ("flow", "egress")}
+        to_a("over-flow", UDP(sport=53, dport=OVER_FLOW), over_flow, still_flow, more)
         # P: no endpoint, dropped on the uplink. Q: not a tenant's address there, so it falls at the port.
-        inward("ping-more", ICMP(type=8, id=9) if v == 4 else ICMPv6EchoRequest(id=9), more)
+        at_the_port = not_ours | {"to_tenant": ("wrong_port", None)}
+        ping = ICMP(type=8, id=9) if v == 4 else ICMPv6EchoRequest(id=9)
+        to_a("ping-more", ping, inward("no_endpoint"), at_the_port, more)
+        lateral, spoofed = outward("lateral", "egress"), outward("spoofed_address")
         # P: another tenant's address. Q: not the sender's own source any more, and the destination nobody's.
-        self.add("to-c", "never", "tenant-a", "client", more, c, UDP(sport=5005, dport=ECHO))
+        from_a("to-c", more, c, UDP(sport=5005, dport=ECHO), lateral, spoofed)
         # P: another tenant's address. Q: the node's own.
-        self.add("to-node", "never", "tenant-a", "client", a, node, UDP(sport=5006, dport=ECHO))
+        from_a("to-node", a, node, UDP(sport=5006, dport=ECHO), lateral, outward("host"))
         # P: out of an unleased endpoint. Q: spoofed.
-        self.add("from-unleased", "never", "tenant-a", "client", more, client, UDP(sport=UNLEASED, dport=5007))
+        from_a("from-unleased", more, client, UDP(sport=UNLEASED, dport=5007), outward("no_lease", f"unleased-{v}"), spoofed)
 
     def only_p(self) -> None:
-        client, a, more = CLIENT[self.version], A_MAIN[self.version], A_MORE[self.version]
-        # The egress lease lives in both; the address does not.
-        self.add("out-more", "P", "tenant-a", "client", more, client, UDP(sport=5008, dport=53))
-        self.add("out-more-reply", "P", "client", "tenant-a", client, more, UDP(sport=53, dport=5008))
-        self.add("p-leased", "leased-P", "client", "tenant-a", client, a, UDP(sport=5009, dport=P_LEASED))
+        v, client, a, more = self.version, CLIENT[self.version], A_MAIN[self.version], A_MORE[self.version]
+        there, back = ("tenant-a", "client"), ("client", "tenant-a")
+        # The egress lease lives in both, and so does the flow; the address does not.
+        out_more, flow = UDP(sport=5008, dport=53), inward("flow", "egress")
+        self.add("out-more", "P", there, (more, client), out_more, outward("flow", "egress"), outward("spoofed_address"))
+        not_ours = flow | {"from_uplink": ("not_ours", None)}
+        self.add("out-more-reply", "P", back, (client, more), UDP(sport=53, dport=5008), flow, not_ours)
+        leased, none = inward(LEASED, f"p-leased-{v}"), inward("no_endpoint")
+        self.add("p-leased", "leased-P", back, (client, a), UDP(sport=5009, dport=P_LEASED), leased, none)
         # In P by the endpoint's lease, once that is granted; in Q by the egress lease and its flow.
-        self.add("handover-out", "handover", "tenant-a", "client", a, client, UDP(sport=HANDOVER, dport=53))
-        self.add("handover-in", "handover", "client", "tenant-a", client, a, UDP(sport=53, dport=HANDOVER))
+        handover = f"handover-{v}"
+        out, leased = UDP(sport=HANDOVER, dport=53), outward(LEASED, handover)
+        self.add("handover-out", "handover", there, (a, client), out, leased, outward("flow", "egress"))
+        into, leased = UDP(sport=53, dport=HANDOVER), inward(LEASED, handover)
+        self.add("handover-in", "handover", back, (client, a), into, leased, flow)
 
     def openings(self) -> Iterator[tuple[str, bytes]]:
         """What establishes the established ones, in this order: (sender, frame)."""
@@ -319,8 +410,8 @@ def tool(name: str) -> pathlib.Path:
 class Swapper:
     """Pushes P and Q in turn, and notes when which may be and must be in force."""
 
-    def __init__(self, control: Control, texts: dict[str, str], leases: list[dict]) -> None:
-        self.control, self.texts, self.leases = control, texts, leases
+    def __init__(self, control: Control, texts: dict[str, str], leases: list[dict], tags: Tags) -> None:
+        self.control, self.texts, self.leases, self.tags = control, texts, leases, tags
         self.renewed_s = time.monotonic()
         self.p_may: list[tuple[int, int]] = []
         self.p_must: list[tuple[int, int]] = []
@@ -328,15 +419,20 @@ class Swapper:
         self.unleased_may: list[tuple[int, int]] = []  # of the handover: P without its lease
 
     def cycle(self, dwell_s: float) -> None:
+        self.tags.pushing()
         asked_p = boot_ns()
         self.control.push(self.texts["P"])
         got_p = boot_ns()
-        self.control.grant(A, "p-leased", "handover")
+        self.tags.pushed("P")
+        lease = self.control.grant(A, "p-leased", "handover")
         leased = boot_ns()
+        self.tags.granted(on_both(lease, "p-leased", "handover"))
         time.sleep(dwell_s)
+        self.tags.pushing()
         asked_q = boot_ns()
         answer = self.control.push(self.texts["Q"])
         got_q = boot_ns()
+        self.tags.pushed("Q")
         assert answer["leases_ended"] > 0, answer
         time.sleep(dwell_s)
         self.p_may.append((asked_p, got_q))
@@ -366,8 +462,14 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
         ]
         for sender, frame in plan.openings():
             lab.send(sender, [frame])
+        web, egress, lateral_4, lateral_6 = leases
+        kept = on_both(web, "web", "echo", "ping") | {"egress": egress["id"]}
+        kept |= {"lateral-4": lateral_4["id"], "lateral-6": lateral_6["id"]}
         control.push(texts["Q"])
-        swapper = Swapper(control, texts, leases)
+        questions = [question for stream in plan.streams for question in stream.questions()]
+        tags = Tags(lab, tool("verdict_tags"), questions, resources(), kept)
+        tags.pushed("Q")
+        swapper = Swapper(control, texts, leases, tags)
         before = drops_by_hook(lab)
         argv = [str(tool("swap_traffic")), str(plan_file), str(result_file)]
         traffic = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -381,11 +483,14 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
             assert traffic.returncode == 0, errors
         finally:
             end_process(traffic)
+        seen = tags.finish()
         drops = {hook: count - before[hook] for hook, count in drops_by_hook(lab).items()}
     outcome = Outcome(result_file)
     took_s = (outcome.end[-1] - outcome.begin[0]) / 1e9
+    asked, met = (sum(tag.count for tag in seen if tag.how == how) for how in ("asked", "met"))
     print(f"{2 * len(swapper.p_may)} swaps and {len(outcome.begin)} rounds of {len(plan.streams)} streams in {took_s:.1f} s")
-    wrong = judge(plan, outcome, swapper) + judge_counters(plan, outcome, drops, rebuilt)
+    print(f"{asked} verdicts of {len(tags.questions)} kinds asked for and {met} drops met, with {len(seen)} different tags")
+    wrong = judge(plan, outcome, swapper) + judge_counters(plan, outcome, drops, rebuilt) + tags.judge(seen)
     assert not wrong, "\n".join(wrong)
 
 
