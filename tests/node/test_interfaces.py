@@ -5,9 +5,11 @@
 Covers G1, G7's spirit at the port, and section 4: forwarding only through armed interface indexes, never names.
 """
 
+import pathlib
+
 import pytest
-from lab import A, B, ECHO, HOSTS, Lab, wait_until
-from packets import Probe, denied, passes, syn, udp
+from lab import A, B, ECHO, GATEWAYS, HOSTS, Lab, wait_until
+from packets import PACKETS, Probe, arrives, denied, dropped, passes, syn, udp
 
 TENANT_A = HOSTS["tenant-a"]
 
@@ -113,3 +115,57 @@ def test_a_renamed_interface_is_not_the_port(own_lab: Lab) -> None:
         lab.grant(B, "echo")
         passes(lab, Probe("client", "tenant-b", udp()))
         assert escaped.count() == 0
+
+
+def test_a_port_put_into_a_bridge_stays_shut(own_both: Lab) -> None:
+    """G1: in a bridge, tenants' frames would pass beside nftables and routing. The gate stays where it is, and shut,
+    whether the daemon runs, restarts, or is told again; out of the bridge the port comes back."""
+    lab = own_both
+    lab.serve_all()
+    lab.grant(A, "echo", ttl="200s")
+    shut = Probe("tenant-a", "tenant-b", udp())
+    frame = shut.packet()
+    frame["Ether"].dst = HOSTS["tenant-b"].mac
+    lab.run("node", ["ip", "link", "add", "br0", "type", "bridge"])
+    lab.run("node", ["ip", "link", "set", "br0", "up"])
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        if pathlib.Path("/proc/sys/net/bridge", name).exists():
+            lab.sysctl("node", f"bridge/{name}", 0)
+    for name in ("ta", "tb"):
+        lab.run("node", ["ip", "link", "set", name, "master", "br0"])
+    wait_until(lambda: dark(lab) == {"ta": "port_has_master", "tb": "port_has_master"}, 15, "the daemon notices")
+    for restart in (False, True):
+        if restart:
+            lab.kill()
+            lab.start()
+        dropped(lab, "tenant-a", "tenant-b", [bytes(frame)] * PACKETS, shut.marker, "unknown_port", "from_tenant")
+    for name in ("ta", "tb"):
+        lab.run("node", ["ip", "link", "set", name, "nomaster"])
+    wait_until(lambda: dark(lab) == {}, 15, "both ports come back")
+    passes(lab, Probe("client", "tenant-a", udp()))
+    # The control: without enforcement the bridge does hand the frame over.
+    for name in ("ta", "tb"):
+        lab.run("node", ["ip", "link", "set", name, "master", "br0"])
+    lab.cli("node", "detach", "--yes")
+    lab.daemon.wait(10)
+    lab.daemon = None
+    arrives(lab, "tenant-a", "tenant-b", [bytes(frame)] * PACKETS, shut.marker)
+
+
+def dark(lab: Lab) -> dict[str, str]:
+    return {each["interface"]: each["code"] for each in lab.cli("status")["dark"]}
+
+
+def test_a_renamed_port_does_not_become_the_nodes_own_cable(own_both: Lab) -> None:
+    """G1, P3: the tenant reaches neither the node nor anybody else by it; with its name it gets its traffic back."""
+    lab = own_both
+    lab.serve_all()
+    lab.grant(A, "echo", ttl="200s")
+    to_node = Probe("tenant-a", "tenant-a", syn(22), destination=GATEWAYS["tenant-a"].v4)
+    denied(lab, to_node, "host", "from_tenant")
+    lab.run("node", ["ip", "link", "set", "ta", "name", "tz"])
+    wait_until(lambda: dark(lab) == {"ta": "interface_missing"}, 15, "the daemon notices")
+    denied(lab, to_node, "unknown_port", "from_tenant")
+    lab.run("node", ["ip", "link", "set", "tz", "name", "ta"])
+    wait_until(lambda: dark(lab) == {}, 15, "the port comes back")
+    passes(lab, Probe("client", "tenant-a", udp()))

@@ -51,10 +51,23 @@ bool in_nft(const DataPlane& plane, uint32_t slot) {
   return plane.slots.record(slot).ifindex != 0;
 }
 
+// An interface may have changed hands in a push: its element is the new holder's by then.
+bool is_anothers(const DataPlane& plane, uint32_t slot) {
+  const abi::lease_record& record = plane.slots.record(slot);
+  uint32_t holder = slot;
+  if (record.resource_kind == abi::HF_RESOURCE_ENDPOINT) {
+    if (const auto entry = plane.banks.endpoint(record.endpoint); entry) holder = entry->slot;
+  } else {
+    if (const auto port = plane.banks.port(record.ifindex); port) holder = port->egress_slot;
+  }
+  return holder != slot && plane.slots.bound(holder) &&
+         element_of(plane, holder) == element_of(plane, slot);
+}
+
 nft::Changes removal_of(const DataPlane& plane, std::span<const uint32_t> slots) {
   nft::Changes changes;
   for (const uint32_t slot : slots)
-    if (in_nft(plane, slot)) changes.revoke(element_of(plane, slot));
+    if (in_nft(plane, slot) && !is_anothers(plane, slot)) changes.revoke(element_of(plane, slot));
   return changes;
 }
 
@@ -292,25 +305,57 @@ Status restore_elements(DataPlane& plane, std::span<const Term> terms) {
   return write_elements(plane, missing, 0, true);
 }
 
-Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
-  const int outer = ::bpf_map__fd(plane.object->maps.flows);
+namespace {
+
+struct FlowTable {
+  UniqueFd fd;  // none: the tenant has no table
+  uint32_t flows_max = 0;
+};
+
+FlowTable find_flow_table(const DataPlane& plane, uint32_t tenant) {
+  FlowTable found;
   uint32_t id = 0;
-  if (::bpf_map_lookup_elem(outer, &tenant, &id) == 0) {
-    const UniqueFd there(::bpf_map_get_fd_by_id(id));
-    bpf_map_info info{};
-    uint32_t length = sizeof(info);
-    if (there && ::bpf_obj_get_info_by_fd(there.get(), &info, &length) == 0 &&
-        info.max_entries == flows_max)
-      return {};
-  }
+  if (::bpf_map_lookup_elem(::bpf_map__fd(plane.object->maps.flows), &tenant, &id) != 0)
+    return found;
+  found.fd.reset(::bpf_map_get_fd_by_id(id));
+  bpf_map_info info{};
+  uint32_t length = sizeof(info);
+  if (found.fd && ::bpf_obj_get_info_by_fd(found.fd.get(), &info, &length) == 0)
+    found.flows_max = info.max_entries;
+  return found;
+}
+
+Status publish_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max,
+                          const UniqueFd& old) {
   const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, "hf_flows", sizeof(abi::flow_key),
                                        sizeof(abi::flow), flows_max, nullptr));
   if (!made)
     return fail_sys(errno, "flow_table", fmt::format("creating a table of {} flows", flows_max));
+  abi::flow_key at{};
+  abi::flow flow{};
+  for (const abi::flow_key* last = nullptr;
+       old && ::bpf_map_get_next_key(old.get(), last, &at) == 0; last = &at)
+    if (::bpf_map_lookup_elem(old.get(), &at, &flow) == 0)
+      ::bpf_map_update_elem(made.get(), &at, &flow, BPF_ANY);  // a full table evicts
   const int fd = made.get();
-  if (const int err = ::bpf_map_update_elem(outer, &tenant, &fd, BPF_ANY); err != 0)
+  if (const int err =
+          ::bpf_map_update_elem(::bpf_map__fd(plane.object->maps.flows), &tenant, &fd, BPF_ANY);
+      err != 0)
     return fail_sys(-err, "flow_table", "publishing a tenant's flow table");
   return {};
+}
+
+}  // namespace
+
+Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
+  if (find_flow_table(plane, tenant).fd) return {};
+  return publish_flow_table(plane, tenant, flows_max, UniqueFd());
+}
+
+Status resize_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
+  const FlowTable there = find_flow_table(plane, tenant);
+  if (there.fd && there.flows_max == flows_max) return {};
+  return publish_flow_table(plane, tenant, flows_max, there.fd);
 }
 
 Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {
@@ -327,26 +372,26 @@ Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {
   return {};
 }
 
-Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane,
-                                                               PolicyChange& change) {
-  std::vector<std::pair<std::string, Error>> dark;
-  guard(change.tenant_ports, change, dark,
+Result<SwapOutcome> swap_policy(DataPlane& plane, PolicyChange& change) {
+  SwapOutcome outcome;
+  guard(change.tenant_ports, change, outcome.dark,
         [&](const Interface& at) { return plane.attachments.attach_tenant_port(at); });
-  guard(change.uplinks, change, dark,
+  guard(change.uplinks, change, outcome.dark,
         [&](const Interface& at) { return plane.attachments.attach_uplink(at); });
-
-  if (change.insist && !dark.empty()) return std::unexpected(std::move(dark.front().second));
+  if (change.insist && !outcome.dark.empty())
+    return std::unexpected(std::move(outcome.dark.front().second));
+  for (const Interface& at : change.shut_ports)
+    if (Status ok = plane.attachments.attach_tenant_port(at); !ok)
+      log::error("port_unguarded", {{"interface", at.name}, {"cause", ok.error().text()}});
 
   if (Status ok = plane.banks.stage(*change.tables); !ok) return pass_on(ok);
   if (Status ok = plane.nft.ensure(change.host); !ok) return pass_on(ok);
   if (Status ok = plane.nft.apply(change.narrow); !ok) return pass_on(ok);
   if (Status ok = plane.nft.verify(change.narrow); !ok) return pass_on(ok);
   plane.banks.flip(change.generation, change.digest);
-  if (Status ok = plane.nft.apply(change.widen); !ok)
-    return pass_on(ok, "policy in force, nft not yet widened");
-  if (Status ok = plane.nft.verify(change.widen); !ok)
-    return pass_on(ok, "policy in force, nft not yet widened");
-  return dark;
+  outcome.widened = plane.nft.apply(change.widen);
+  if (outcome.widened) outcome.widened = plane.nft.verify(change.widen);
+  return outcome;
 }
 
 }  // namespace holdfast

@@ -74,8 +74,10 @@ Status move_deadline(DataPlane& plane, std::span<const Term> terms);
 // an interface came back. What is there is left alone.
 Status restore_elements(DataPlane& plane, std::span<const Term> terms);
 
-// A tenant's flow table, made if it is not there in this size.
+// A tenant's flow table, made if there is none: before the flip that needs it.
 Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
+// The same in another size, with the flows that it holds; those begun meanwhile are lost.
+Status resize_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
 
 // The rest of a teardown; the caller closed the slots and let a grace period pass. On failure the
 // error names what is still up, and the slots have to be fenced (G7).
@@ -87,6 +89,7 @@ struct PolicyChange {
   uint64_t generation = 0;
   uint8_t digest[32] = {};
   std::vector<Interface> tenant_ports;  // all that the new policy names and that are there
+  std::vector<Interface> shut_ports;    // guarded too, but no port of the new tables: all is denied
   std::vector<Interface> uplinks;
   nft::Changes narrow;
   nft::Changes widen;
@@ -94,11 +97,15 @@ struct PolicyChange {
   bool insist = false;
 };
 
-// The swap. A failure before the flip leaves the old policy in force, and nft no wider than it.
-// Interfaces whose hooks cannot be attached or verified are left out of `widen.arm`; each is an
-// entry of the result: (interface, why it stays dark). With `insist`, the first of them fails the
-// swap instead.
-Result<std::vector<std::pair<std::string, Error>>> swap_policy(DataPlane& plane,
-                                                               PolicyChange& change);
+struct SwapOutcome {
+  std::vector<std::pair<std::string, Error>> dark;  // interface, and why it stays dark
+  Status widened;  // whether nft followed; if not, it denies what only the new policy allows
+};
+
+// The swap. An error means that it did not reach the flip: the old policy is in force, and nft no
+// wider than it. After the flip the new one is, whatever becomes of nft. Interfaces whose hooks
+// cannot be attached or verified are left out of `widen.arm`; with `insist`, the first of them
+// fails the swap instead.
+Result<SwapOutcome> swap_policy(DataPlane& plane, PolicyChange& change);
 
 }  // namespace holdfast

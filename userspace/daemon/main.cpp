@@ -268,6 +268,7 @@ class Daemon {
   Result<std::vector<std::string>> detach() {
     // Nothing may put back what is being removed.
     detached_ = true;
+    node_->stop_enforcing();
     link_fd_watch_.reset();
     nft_fd_watch_.reset();
     for (wire::Timer* timer : {&network_timer_, &nft_timer_, &drift_timer_}) timer->reset();

@@ -20,8 +20,6 @@
 namespace holdfast {
 namespace {
 
-constexpr std::string_view interface_missing_code = "interface_missing";
-
 // Of a node that was never given a policy: nothing is leased, everything is denied.
 Policy empty_policy(uint32_t slots) {
   Policy policy;
@@ -31,7 +29,7 @@ Policy empty_policy(uint32_t slots) {
 }
 
 Error interface_missing(const std::string& name) {
-  return {ErrorKind::unavailable, interface_missing_code, 0,
+  return {ErrorKind::unavailable, "interface_missing", 0,
           fmt::format("there is no interface {} here", name),
           "create it, or take it out of the policy"};
 }
@@ -86,29 +84,36 @@ class Node::Book final : public SlotBook {
  public:
   // A resource whose teardown is under way keeps its slot: under another one it could be leased
   // while the teardown takes its nft element away.
+  // So does a fenced one, whoever the policy says it belongs to now: no bundle clears a fence (G7).
   explicit Book(const Node& node) : node_(node), used_(node.slot_used_) {
     for (uint32_t slot = 0; slot < node.draining_.size(); ++slot) {
-      if (!node.draining_[slot]) continue;
       const abi::lease_record& record = node.plane_->slots.record(slot);
-      if (record.resource_kind == abi::HF_RESOURCE_ENDPOINT)
-        draining_.emplace(endpoint_text(node.plane_->slots.slot(slot).tenant, record.endpoint),
-                          slot);
+      if (record.resource_kind != abi::HF_RESOURCE_ENDPOINT) continue;
+      if (record.phase == abi::HF_PHASE_FENCED) {
+        kept_.insert_or_assign(endpoint_text(record.endpoint), slot);
+      } else if (node.draining_[slot]) {
+        kept_.emplace(endpoint_text(record.endpoint), slot);
+      }
     }
   }
 
   std::optional<uint32_t> endpoint(uint32_t tenant, const abi::endpoint_key& key) const override {
+    const auto kept = kept_.empty() ? kept_.end() : kept_.find(endpoint_text(key));
+    const bool is_kept = kept != kept_.end();
+    if (is_kept && node_.plane_->slots.record(kept->second).phase == abi::HF_PHASE_FENCED)
+      return kept->second;
     const std::optional<abi::endpoint_entry> found = node_.plane_->banks.endpoint(key);
     if (found && found->tenant == tenant) return found->slot;
-    const auto draining = draining_.find(endpoint_text(tenant, key));
-    if (draining == draining_.end()) return std::nullopt;
-    return draining->second;
+    if (is_kept && node_.plane_->slots.slot(kept->second).tenant == tenant) return kept->second;
+    return std::nullopt;
   }
   std::optional<uint32_t> egress(const PortName& port) const override {
     if (const auto found = node_.egress_slots_.find(port); found != node_.egress_slots_.end())
       return found->second;
     const auto left = node_.egress_slots_left_.find(port);
-    if (left == node_.egress_slots_left_.end() || !node_.draining_[left->second])
-      return std::nullopt;
+    if (left == node_.egress_slots_left_.end()) return std::nullopt;
+    const bool fenced = node_.plane_->slots.record(left->second).phase == abi::HF_PHASE_FENCED;
+    if (!fenced && !node_.draining_[left->second]) return std::nullopt;
     return left->second;
   }
   std::optional<uint32_t> take() override {
@@ -121,15 +126,12 @@ class Node::Book final : public SlotBook {
   }
 
  private:
-  static std::string endpoint_text(uint32_t tenant, const abi::endpoint_key& key) {
-    std::string text(sizeof(tenant) + sizeof(key), '\0');
-    std::memcpy(text.data(), &tenant, sizeof(tenant));
-    std::memcpy(text.data() + sizeof(tenant), &key, sizeof(key));
-    return text;
+  static std::string endpoint_text(const abi::endpoint_key& key) {
+    return {reinterpret_cast<const char*>(&key), sizeof(key)};
   }
 
   const Node& node_;
-  std::unordered_map<std::string, uint32_t> draining_;
+  std::unordered_map<std::string, uint32_t> kept_;
   std::vector<bool> used_;
   uint32_t next_ = 0;
 };
@@ -170,6 +172,10 @@ Status Node::load_policy() {
     return std::unexpected(text.error());
   }
   auto next = std::make_shared<const Policy>(std::move(policy));
+  const Result<NetworkFacts> network = read_network();
+  if (!network) return std::unexpected(network.error());
+  for (const LinkInfo& link : network->links)
+    if (plane_->attachments.carries_gate(link.ifindex)) guarded_ports_.insert(link.ifindex);
   // What the former daemon compiled tells which egress slot belongs to which port.
   Result<NodeFacts> facts = gather_facts(*next, true);
   if (!facts) return pass_on(facts);
@@ -252,21 +258,55 @@ Result<PushOutcome> Node::push_policy(Policy policy, bool dry_run) {
   return change_policy(std::make_shared<const Policy>(std::move(policy)), dry_run, false);
 }
 
-Result<uint32_t> Node::tenant_index(uint64_t id) {
-  std::optional<uint32_t> free;
+bool Node::names_no_slot(uint32_t tenant_index) const {
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot)
+    if (plane_->slots.record(slot).phase != 0 && plane_->slots.slot(slot).tenant == tenant_index)
+      return false;
+  return true;
+}
+
+// An index for each tenant of the policy: its own, else one that nobody has, else one of a tenant
+// that no policy names and no slot remembers. Nothing is written; name_tenants() does.
+Result<std::map<uint64_t, uint32_t>> Node::tenant_indexes(const Policy& policy) const {
+  std::map<uint64_t, uint32_t> known, out;
+  std::vector<uint32_t> unused;
   for (uint32_t i = 0; i < plane_->tenants.size(); ++i) {
-    if (plane_->tenants[i].id == id) return i;
-    if (plane_->tenants[i].id == 0 && !free) free = i;
+    if (const uint64_t id = plane_->tenants[i].id; id != 0) {
+      known.emplace(id, i);
+    } else {
+      unused.push_back(i);
+    }
   }
-  if (!free)
+  std::vector<uint64_t> strangers;
+  for (const Tenant& tenant : policy.tenants) {
+    if (const auto found = known.find(tenant.id); found != known.end()) {
+      out.insert(*found);
+    } else {
+      strangers.push_back(tenant.id);
+    }
+  }
+  for (auto at = known.begin(); at != known.end() && unused.size() < strangers.size(); ++at)
+    if (!out.contains(at->first) && !(policy_ && facts_.tenant_indexes.contains(at->first)) &&
+        names_no_slot(at->second))
+      unused.push_back(at->second);
+  if (unused.size() < strangers.size())
     return fail(ErrorKind::exhausted, "tenants_exhausted",
-                fmt::format("this node has known {} tenants", plane_->tenants.size()),
-                "`holdfast node detach` forgets those that are gone");
-  abi::tenant_state& state = plane_->tenants[*free];
-  state.epoch = 1;
-  state.flags = 0;
-  std::atomic_ref<decltype(state.id)>(state.id).store(id, std::memory_order_release);
-  return *free;
+                fmt::format("the policy names {} new tenants, this node has room for {}",
+                            strangers.size(), unused.size()),
+                "name fewer, or wait until the leases of those that are gone have ended");
+  for (size_t i = 0; i < strangers.size(); ++i) out.emplace(strangers[i], unused[i]);
+  return out;
+}
+
+// An epoch never goes back, so nothing of an index's former tenant revives (G5, G12).
+void Node::name_tenants(const NodeFacts& facts) {
+  for (const auto& [id, index] : facts.tenant_indexes) {
+    abi::tenant_state& state = plane_->tenants[index];
+    if (state.id == id) continue;
+    ++state.epoch;
+    state.flags = 0;
+    std::atomic_ref<decltype(state.id)>(state.id).store(id, std::memory_order_release);
+  }
 }
 
 bool Node::tenant_disabled(uint32_t index) const {
@@ -292,11 +332,9 @@ Result<NodeFacts> Node::gather_facts(const Policy& policy, bool lenient) {
     for (const TenantPort& port : tenant.ports)
       if (Status ok = add(port.interface, check_tenant_interface); !ok)
         return pass_on(ok, fmt::format("tenant {} port {}", tenant.name, port.name));
-  for (const Tenant& tenant : policy.tenants) {
-    Result<uint32_t> index = tenant_index(tenant.id);
-    if (!index) return pass_on(index);
-    facts.tenant_indexes.emplace(tenant.id, *index);
-  }
+  Result<std::map<uint64_t, uint32_t>> indexes = tenant_indexes(policy);
+  if (!indexes) return pass_on(indexes);
+  facts.tenant_indexes = std::move(*indexes);
   // An address that a tenant owns is the tenant's, even if the node has it too (a proxied gateway).
   std::set<Address> owned;
   for (const Tenant& tenant : policy.tenants)
@@ -330,22 +368,40 @@ NftState nft_state(const Policy& policy, const NodeFacts& facts,
 
 }  // namespace
 
+// Interfaces that were tenant ports under the policy in force, or that this policy names and that
+// may be none now: renamed, or in a bridge. They stay guarded until they are gone or a push drops
+// them. Giving back their hooks would join tenants whom nothing else keeps apart (G1).
+std::set<uint32_t> Node::shut_ports(const Policy& policy, const NodeFacts& facts) const {
+  std::set<uint32_t> shut;
+  for (const uint32_t ifindex : guarded_ports_)
+    if (network_.find(ifindex) != nullptr) shut.insert(ifindex);
+  for (const Tenant& tenant : policy.tenants)
+    for (const TenantPort& port : tenant.ports)
+      if (const LinkInfo* link = network_.find(port.interface);
+          link != nullptr && link->master != 0)
+        shut.insert(link->ifindex);
+  for (const auto& [name, ifindex] : facts.ifindex) shut.erase(ifindex);
+  return shut;
+}
+
 void Node::describe_nft_change(const Policy& next, const NodeFacts& facts,
-                               PolicyChange& change) const {
+                               const std::set<uint32_t>& shut, PolicyChange& change) const {
   const auto disabled = [&](uint64_t id) {
     const auto index = facts.tenant_indexes.find(id);
     return index != facts.tenant_indexes.end() && tenant_disabled(index->second);
   };
-  const NftState after = nft_state(next, facts, disabled);
+  NftState after = nft_state(next, facts, disabled);
   NftState before;
   if (policy_) {
     before = nft_state(*policy_, facts_, disabled);
+    before.tenants.insert(guarded_ports_.begin(), guarded_ports_.end());
   } else {
     // A former daemon's: of what it armed, only what is there can matter, and it is asked for
     // below.
     for (const LinkInfo& link : network_.links) before.armed.insert(link.ifindex);
     before.tenants = before.armed;
   }
+  after.tenants.insert(shut.begin(), shut.end());
   change.narrow.disarm = difference(before.armed, after.armed);
   change.narrow.remove_tenants = difference(before.tenants, after.tenants);
   change.narrow.disown = owned_difference(before.owned, after.owned);
@@ -359,6 +415,9 @@ void Node::describe_nft_change(const Policy& next, const NodeFacts& facts,
 Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool dry_run,
                                         bool lenient) {
   PushOutcome outcome;
+  if (ended_)
+    return fail(ErrorKind::unavailable, "detached", "this node is being detached",
+                "start holdfastd again to enforce anew");
   if (policy_) {
     outcome.changes = diff_policies(*policy_, *next);
     for (const Tenant& tenant : policy_->tenants) {
@@ -384,6 +443,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   Result<CompiledPolicy> compiled = compile(*next, *facts, book);
   if (!compiled) return pass_on(compiled);
   if (dry_run) return outcome;
+  name_tenants(*facts);
 
   for (const Tenant& tenant : next->tenants)
     if (Status ok =
@@ -406,19 +466,32 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
       change.uplinks.push_back({at->second, uplink});
   change.host = host_rules(*next);
   change.insist = !lenient;
-  describe_nft_change(*next, *facts, change);
+  // A push says what is a port from now on; a policy that only follows the network does not.
+  const std::set<uint32_t> shut = lenient ? shut_ports(*next, *facts) : std::set<uint32_t>();
+  for (const uint32_t ifindex : shut)
+    change.shut_ports.push_back({ifindex, network_.find(ifindex)->name});
+  describe_nft_change(*next, *facts, shut, change);
 
   for (const auto& [name, ifindex] : facts->ifindex) attached_.insert(ifindex);
-  auto dark = swap_policy(*plane_, change);
-  if (!dark) {
+  attached_.insert(shut.begin(), shut.end());
+  Result<SwapOutcome> swapped = swap_policy(*plane_, change);
+  if (!swapped) {
     if (policy_) restore_nft_of_policy_in_force();
-    return pass_on(dark);
+    return pass_on(swapped);
   }
+  auto* dark = &swapped->dark;
 
   // The policy is in force. What it no longer names ends now.
+  guarded_ports_ = shut;
+  for (const Interface& port : change.tenant_ports) guarded_ports_.insert(port.ifindex);
+  for (const Tenant& tenant : next->tenants)
+    if (Status ok =
+            resize_flow_table(*plane_, facts->tenant_indexes.at(tenant.id), tenant.flows_max);
+        !ok)
+      log::error("flow_table_kept", {{"tenant", tenant.name}, {"cause", ok.error().text()}});
   Status stored;
   // Generation 0 is the policy of a node that was never given one: it is made anew at every start.
-  if (next->generation != 0)
+  if (next->generation != 0 && next != policy_)
     stored = write_state_file(options_.state_dir, "policy.json", canonical);
   std::vector<bool> used(plane_->slots.size(), false);
   std::vector<Term> moved;
@@ -474,8 +547,8 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   egress_slots_ = std::move(compiled->egress_slots);
   slot_used_ = std::move(used);
   for (const std::string& name : interfaces_of(*policy_))
-    if (!facts_.ifindex.contains(name)) dark->emplace_back(name, interface_missing(name));
-  dark_ = *dark;
+    if (!facts_.ifindex.contains(name)) dark->emplace_back(name, why_no_port(name));
+  const auto dark_before = std::exchange(dark_, *dark);
   outcome.dark = std::move(*dark);
   outcome.leases_ended =
       static_cast<uint32_t>(std::count_if(ended.begin(), ended.end(), [&](uint32_t slot) {
@@ -485,30 +558,52 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   if (!ended.empty()) tear_down(std::move(ended), "torndown", {});
 
   // Interfaces that are no longer ours get their hooks back. They were disarmed before the flip.
-  detach_all_but(facts_);
+  detach_all_but_ours();
   for (const auto& [name, error] : dark_)
-    log::error("interface_dark", {{"interface", name}, {"cause", error.text()}});
+    if (std::none_of(dark_before.begin(), dark_before.end(), [&](const auto& was) {
+          return was.first == name && was.second.text() == error.text();
+        }))
+      log::error("interface_dark", {{"interface", name}, {"cause", error.text()}});
   journal_.record("policy.apply", {{"generation", policy_->generation},
                                    {"changes", outcome.changes.size()},
                                    {"leases_ended", outcome.leases_ended},
                                    {"dark", dark_.size()}});
+  if (!swapped->widened) {
+    // Somebody took our table away in the middle of it, or the kernel is out of memory.
+    log::error("nft_not_widened", {{"cause", swapped->widened.error().text()}});
+    loop_.defer([this] { restore_nft(); });
+    return pass_on(swapped->widened,
+                   "the policy is in force, but nftables denies what only it allows; it is being "
+                   "written again");
+  }
   if (!stored) return pass_on(stored, "the policy is in force, but would not survive a restart");
   return outcome;
+}
+
+// Of an interface that the policy in force names and that is no port now.
+Error Node::why_no_port(const std::string& name) const {
+  const LinkInfo* link = network_.find(name);
+  if (link == nullptr) return interface_missing(name);
+  const bool is_uplink =
+      std::find(policy_->uplinks.begin(), policy_->uplinks.end(), name) != policy_->uplinks.end();
+  const Status ok = is_uplink ? check_uplink_interface(*link) : check_tenant_interface(*link);
+  return ok ? interface_missing(name) : ok.error();
 }
 
 // After a swap that failed before its flip: nft as wide as the policy in force has it.
 void Node::restore_nft_of_policy_in_force() {
   PolicyChange back;
-  describe_nft_change(*policy_, facts_, back);
+  describe_nft_change(*policy_, facts_, guarded_ports_, back);
   Status ok = plane_->nft.ensure(host_rules(*policy_));
   if (ok) ok = plane_->nft.apply(back.widen);
   if (!ok) log::error("nft_not_restored", {{"cause", ok.error().text()}});
-  detach_all_but(facts_);
+  detach_all_but_ours();
 }
 
-void Node::detach_all_but(const NodeFacts& facts) {
-  std::set<uint32_t> ours;
-  for (const auto& [name, ifindex] : facts.ifindex) ours.insert(ifindex);
+// Hooks stay where the policy in force wants them, and on what it has shut.
+void Node::detach_all_but_ours() {
+  std::set<uint32_t> ours = guarded_ports_;
+  for (const auto& [name, ifindex] : facts_.ifindex) ours.insert(ifindex);
   for (const uint32_t ifindex : plane_->attachments.pinned_interfaces()) attached_.insert(ifindex);
   for (const uint32_t ifindex : attached_) {
     if (ours.contains(ifindex)) continue;
@@ -525,11 +620,15 @@ void Node::refresh_network() {
     log::error("network_unknown", {{"cause", now.error().text()}});
     return;
   }
-  // What is dark for another reason than not being there is tried again.
-  const bool retry = std::any_of(dark_.begin(), dark_.end(), [](const auto& entry) {
-    return entry.second.code != interface_missing_code;
+  // What is there and dark all the same is tried again.
+  const bool retry = std::any_of(dark_.begin(), dark_.end(), [&](const auto& entry) {
+    return now->ifindex.contains(entry.first);
   });
-  bool drifted = before.ifindex != now->ifindex || before.addresses != now->addresses || retry;
+  const bool gone =
+      std::any_of(guarded_ports_.begin(), guarded_ports_.end(),
+                  [&](uint32_t ifindex) { return network_.find(ifindex) == nullptr; });
+  bool drifted =
+      before.ifindex != now->ifindex || before.addresses != now->addresses || retry || gone;
   for (const Tenant& tenant : policy_->tenants)
     for (const TenantPort& port : tenant.ports)
       if (const auto at = now->ifindex.find(port.interface); at != now->ifindex.end() && !drifted)
@@ -552,6 +651,7 @@ std::vector<Term> Node::live_terms() const {
 }
 
 void Node::restore_nft() {
+  if (ended_) return;
   const Result<PushOutcome> done = change_policy(policy_, false, true);
   Status ok =
       done ? restore_elements(*plane_, live_terms()) : Status(std::unexpected(done.error()));

@@ -97,6 +97,8 @@ class Node {
   void refresh_network();
   // Somebody changed our nftables table: writes it whole again, leases included.
   void restore_nft();
+  // Enforcement is being removed: nothing may put any of it back.
+  void stop_enforcing() { ended_ = true; }
 
   // ---- leases ----
   // Feeds requests one by one, so that a million need not stand in memory; all or none are granted.
@@ -142,10 +144,15 @@ class Node {
 
   Result<PushOutcome> change_policy(std::shared_ptr<const Policy> next, bool dry_run, bool lenient);
   Result<NodeFacts> gather_facts(const Policy& policy, bool lenient);
-  Result<uint32_t> tenant_index(uint64_t id);
+  Result<std::map<uint64_t, uint32_t>> tenant_indexes(const Policy& policy) const;
+  void name_tenants(const NodeFacts& facts);
+  bool names_no_slot(uint32_t tenant_index) const;
   bool tenant_disabled(uint32_t index) const;
-  void describe_nft_change(const Policy& next, const NodeFacts& facts, PolicyChange& change) const;
-  void detach_all_but(const NodeFacts& facts);
+  std::set<uint32_t> shut_ports(const Policy& policy, const NodeFacts& facts) const;
+  void describe_nft_change(const Policy& next, const NodeFacts& facts,
+                           const std::set<uint32_t>& shut, PolicyChange& change) const;
+  void detach_all_but_ours();
+  Error why_no_port(const std::string& name) const;
   void restore_nft_of_policy_in_force();
 
   // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything
@@ -185,6 +192,10 @@ class Node {
   std::vector<bool> draining_;   // closed, its teardown not yet proved
   std::vector<std::pair<std::string, Error>> dark_;
   std::set<uint32_t> attached_;  // interfaces our programs may be on
+  // Tenant ports under the policy in force, and what was one and is still there: renamed, or put
+  // into a bridge. Those no table names, so the gate denies everything on them (G1).
+  std::set<uint32_t> guarded_ports_;
+  bool ended_ = false;
   std::map<uint32_t, uint32_t>
       binding_of_tenant_;  // leases bound in the batch under way, by tenant index
   LeaseTable leases_;

@@ -293,6 +293,7 @@ void Node::settle(uint32_t slot, const Status& proved) {
 
 void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                              const Done& done) {
+  if (ended_) return;  // with everything else
   const size_t now = std::min(slots.size(), teardown_slots_per_turn);
   const auto part = std::span(slots).first(now);
   // Together first, since that is one transaction; if that fails each by itself, so that what

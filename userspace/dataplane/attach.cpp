@@ -1,5 +1,6 @@
 #include "userspace/dataplane/attach.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
@@ -48,13 +49,18 @@ std::string describe_program(uint32_t id) {
   return info ? fmt::format("program {} \"{}\"", id, info->name) : fmt::format("program {}", id);
 }
 
+std::string program_name(uint32_t id) {
+  const UniqueFd fd(::bpf_prog_get_fd_by_id(id));
+  if (!fd) return {};
+  const Result<ProgramInfo> info = program_info(fd.get());
+  return info ? info->name : std::string();
+}
+
 // Ours by name: the kernel keeps 15 characters of it, as our sections name them.
 bool is_ours(uint32_t id) {
-  const UniqueFd fd(::bpf_prog_get_fd_by_id(id));
-  if (!fd) return false;
-  const Result<ProgramInfo> info = program_info(fd.get());
-  return info && (info->name == "from_tenant" || info->name == "to_tenant" ||
-                  info->name == "uplink_tc" || info->name == "uplink_xdp");
+  const std::string name = program_name(id);
+  return name == "from_tenant" || name == "to_tenant" || name == "uplink_tc" ||
+         name == "uplink_xdp";
 }
 
 // Programs at a tcx hook, in order. Empty where the kernel has no tcx.
@@ -325,6 +331,14 @@ std::vector<uint32_t> Attachments::pinned_interfaces() const {
       found.insert(ifindex);
   }
   return {found.begin(), found.end()};
+}
+
+bool Attachments::carries_gate(uint32_t ifindex) const {
+  const std::vector<uint32_t> tcx = tcx_programs(ifindex, attach_tcx_ingress);
+  const auto is_gate = [](uint32_t id) { return program_name(id) == "from_tenant"; };
+  if (std::any_of(tcx.begin(), tcx.end(), is_gate)) return true;
+  const std::optional<uint32_t> filter = clsact_program(ifindex, true);
+  return filter && is_gate(*filter);
 }
 
 std::string_view Attachments::uplink_hook_of(uint32_t ifindex) const {

@@ -49,6 +49,9 @@ class Attachments {
   // Interfaces that have a pinned link of ours, alive or not.
   std::vector<uint32_t> pinned_interfaces() const;
 
+  // Does from_tenant run at this interface's tc ingress, by tcx or clsact, first or not?
+  bool carries_gate(uint32_t ifindex) const;
+
   // What is in use, for status: "tcx", "clsact"; "xdp", "tc".
   std::string_view tenant_hook_in_use() const {
     return tenant_hook_ == TenantHook::clsact ? "clsact" : "tcx";
