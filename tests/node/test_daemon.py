@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import frames
 import pytest
+from control import Control
 from foreign import attached_programs
 from lab import A, B, ECHO, GATEWAYS, HOSTS, WEB, Lab, end_process, policy, wait_until
 from packets import Probe, denied, passes, syn, udp, watching
@@ -524,3 +525,17 @@ def test_pins_of_another_abi_are_refused(own_lab: Lab) -> None:
     assert done.returncode == 1 and "v999" in done.stderr and "detach" in done.stderr, done
     (lab.pin_dir / "v999").rmdir()
     lab.start()
+
+
+def test_detach_with_a_teardown_under_way(own_lab: Lab) -> None:
+    """What detach removed stays removed: a teardown that ends after it puts nothing back."""
+    lab = own_lab
+    lab.grant(A, "echo")
+    with Control(lab.socket_path) as control:
+        control.call("tenant.disable", {"name": A})
+        control.call("node.detach")
+    assert lab.daemon.wait(10) == 0
+    lab.daemon = None
+    assert "table" not in lab.nft("list", "tables")
+    assert not (lab.dir / "state" / "policy.json").exists()
+    assert not lab.pin_dir.exists()

@@ -7,11 +7,15 @@ Covers G1, G4, G13, G14, P9, P16, R8, section 4's "attaching" (foreign programs,
 """
 
 import copy
+import json
+import pathlib
 import re
+import struct
 
 import foreign
 import pytest
-from lab import A, B, ECHO, HOSTS, Lab, policy, wait_until
+from control import Control
+from lab import A, B, ECHO, HOSTS, WEB, Lab, end_process, policy, says, wait_until
 from packets import Probe, denied, passes, syn, udp, watching
 
 TENANT_A, TENANT_B = HOSTS["tenant-a"], HOSTS["tenant-b"]
@@ -227,3 +231,130 @@ def test_a_foreign_nft_table_is_not_touched(own_lab: Lab) -> None:
     assert lab.nft("list", "table", "inet", "theirs") == theirs
     assert lab.daemon is not None and lab.daemon.wait(10) == 0
     lab.daemon = None
+
+
+# ---- what a push may not undo ------------------------------------------------------------------------------------
+
+PHASE_OFFSET, PHASE_FENCED = 116, 3  # bpf/abi.h, lease_record
+
+
+def fence(lab: Lab, lease: dict) -> None:
+    """As a teardown that could not be proved leaves it: the record says so, the gate is shut."""
+    lab.revoke(lease)
+    lab.kill()
+    pin = str(next(lab.pin_dir.glob("*/maps/records")))
+    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)
+    for slot, each in enumerate(listed):
+        value = bytearray(int(byte, 16) for byte in each["value"])
+        if "%016x%016x" % struct.unpack_from("=QQ", value) != lease["id"]:
+            continue
+        struct.pack_into("=I", value, PHASE_OFFSET, PHASE_FENCED)
+        key = [f"{byte:02x}" for byte in struct.pack("=I", slot)]
+        words = ["bpftool", "map", "update", "pinned", pin, "key", "hex", *key, "value", "hex"]
+        lab.sh([*words, *(f"{byte:02x}" for byte in value)])
+    lab.start()
+
+
+def test_no_bundle_clears_a_fence() -> None:
+    """G7: not by dropping the endpoint and naming it again, and not by giving it to another tenant."""
+    with Lab(leases_max=4096) as lab:
+        lease = lab.grant(A, "echo")
+        fence(lab, lease)
+        grant = ["lease", "grant", A, "--endpoint", "echo"]
+        assert "fenced" in lab.cli_refused(*grant)
+        lab.push(without("echo"))
+        lab.push(policy())
+        assert "fenced" in lab.cli_refused(*grant)
+        swapped = copy.deepcopy(policy())
+        first, second = swapped["tenants"]
+        first["ports"][0]["addresses"], second["ports"][0]["addresses"] = (
+            second["ports"][0]["addresses"],
+            first["ports"][0]["addresses"],
+        )
+        for tenant in (first, second):  # the addresses of `many` are written out
+            tenant["endpoints"] = [each for each in tenant["endpoints"] if each["name"] != "many"]
+        lab.push(swapped)
+        assert "fenced" in lab.cli_refused("lease", "grant", B, "--endpoint", f"echo@{TENANT_A.v4}")
+        denied(lab, Probe("client", "tenant-a", udp()), "no_lease", "from_uplink")
+
+
+def test_a_push_that_resizes_flow_tables_keeps_the_flows(lab: Lab) -> None:
+    """G4: connections that both policies allow go on."""
+    lab.grant(A, egress="a0")
+    with lab.connect("tenant-a", HOSTS["client"].v4, WEB) as connection:
+        assert says(connection)
+        for flows in (512, 65536):
+            lab.push(changed(["tenants", 0, "limits"], {"flows": flows}))
+            assert says(connection)
+
+
+def with_tenants(first: int, count: int) -> dict:
+    """The lab's policy and more tenants, who have nothing."""
+    document = copy.deepcopy(policy())
+    numbers = range(first, first + count)
+    document["tenants"] += [{"id": each, "name": f"a/b/t{each}", "ports": [], "endpoints": []} for each in numbers]
+    return document
+
+
+def test_tenants_that_are_gone_leave_room_for_others(own_lab: Lab) -> None:
+    """G14: a dry run changes nothing; and 4096 tenants are what a node has at a time, not in its life."""
+    lab = own_lab
+    with Control(lab.socket_path) as control:
+        for first in (10_000, 20_000):
+            crowd = json.dumps(with_tenants(first, 4094) | {"generation": first})
+            control.call("bundle.push", {"file": "tried", "dry_run": True}, crowd.encode())
+    lab.push(with_tenants(30_000, 1))
+    # As if the node had known as many before: every index is somebody's who is gone.
+    lab.kill()
+    pin = str(next(lab.pin_dir.glob("*/maps/tenants")))
+    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)
+    updates = []
+    for index, each in enumerate(listed):
+        value = bytes(int(byte, 16) for byte in each["value"])
+        epoch, flags, number = struct.unpack("=IIQ", value)
+        if number == 0:
+            key, value = struct.pack("=I", index), struct.pack("=IIQ", epoch + 1, flags, 50_000 + index)
+            updates.append(f"map update pinned {pin} key hex {key.hex(' ')} value hex {value.hex(' ')}")
+    assert len(updates) > 4000
+    (lab.dir / "updates").write_text("\n".join(updates) + "\n")
+    lab.sh(["bpftool", "batch", "file", str(lab.dir / "updates")])
+    lab.start()
+    lab.push(with_tenants(40_000, 2))
+    lab.grant(A, "echo")
+    lab.serve_all()
+    passes(lab, Probe("client", "tenant-a", udp()))
+
+
+def test_nft_taken_away_in_the_middle_of_a_push() -> None:
+    """G4, G13: after the flip the new policy is the one in force, also when nftables fails then. It is written again."""
+    with Lab(leases_max=4096) as lab:
+        before, after = without("web"), without("perf")
+        lab.push(before)
+        bank = active_bank(lab)
+        delayed = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=membarrier", "-e", "inject=membarrier:delay_enter=500000"]
+        tracer = lab.popen("node", [*delayed, "-p", str(lab.daemon.pid)])
+        wait_until(lambda: traced(lab), 5, "strace holds the daemon")
+        path = lab.write_policy(after | {"generation": 1000}, "after.yaml")
+        pushing = lab.popen("node", lab.holdfast_argv("--json", "bundle", "push", path))
+        wait_until(lambda: active_bank(lab) != bank, 10, "the flip")
+        lab.run("node", ["nft", "delete", "table", "inet", "holdfast"])
+        assert pushing.wait(30) == 1
+        assert "in force, but nftables" in pushing.stderr.read()
+        end_process(tracer)
+        assert lab.cli("bundle", "show")["generation"] == 1000
+        assert "no_such_endpoint" in lab.try_cli("lease", "grant", A, "--endpoint", "perf").stderr
+        lab.serve_all()
+        lab.grant(A, "web", "echo")
+        wait_until(lambda: lab.tcp("client", TENANT_A.v4, WEB), 10, "nftables is whole again")
+        denied(lab, Probe("client", "tenant-b", syn()), "no_lease", "from_uplink")
+
+
+def active_bank(lab: Lab) -> int:
+    pin = str(next(lab.pin_dir.glob("*/maps/control")))
+    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)
+    return int(listed[0]["value"][0], 16)
+
+
+def traced(lab: Lab) -> bool:
+    status = pathlib.Path(f"/proc/{lab.daemon.pid}/status").read_text()
+    return "TracerPid:\t0\n" not in status
