@@ -202,8 +202,7 @@ TEST(Flow, BelongsToOnePort) {
     expect(node, Hook::to_tenant, Node::red1(), e.answer, HF_REASON_wrong_port);
     expect(node, Hook::to_tenant, Node::blue0(), e.answer, HF_REASON_wrong_port);
     // The address moves to red1 (a policy change): red0's flow does not come along.
-    for (const char* text : {"10.0.0.1", "fd00::1"})
-      node.address(text, kRed, Node::red1());
+    for (const char* text : {"10.0.0.1", "fd00::1"}) node.address(text, kRed, Node::red1());
     expect(node, Hook::to_tenant, Node::red1(), e.answer, HF_REASON_no_endpoint);
     expect(node, Hook::uplink_xdp, Node::uplink(), e.answer, HF_REASON_no_endpoint);
   });
