@@ -27,12 +27,18 @@ void add_address(PolicyTables& tables, const Address& address, abi::endpoint_ent
   tables.addresses.push_back(owner);
 }
 
-// Whoever was added first keeps an address.
-void keep_first_owners(std::vector<abi::endpoint_entry>& addresses) {
+// One owner for each address: a metadata service before a tenant, a tenant before the node.
+void keep_one_owner(std::vector<abi::endpoint_entry>& addresses) {
   const auto words = [](const abi::endpoint_entry& entry) {
     return std::to_array(entry.key.address);
   };
-  std::ranges::stable_sort(addresses, {}, words);
+  const auto claim = [&](const abi::endpoint_entry& entry) {
+    const int rank = entry.tenant == abi::HF_OWNER_METADATA ? 0
+                     : entry.tenant == abi::HF_OWNER_NODE   ? 2
+                                                            : 1;
+    return std::pair(words(entry), rank);
+  };
+  std::ranges::sort(addresses, {}, claim);
   const auto rest = std::ranges::unique(addresses, {}, words);
   addresses.erase(rest.begin(), rest.end());
 }
@@ -43,7 +49,6 @@ class Compiler {
       : policy_(policy), facts_(facts), slots_(slots) {}
 
   Result<CompiledPolicy> run() {
-    add_metadata_addresses();
     for (const Tenant& tenant : policy_.tenants) {
       const uint32_t index = facts_.tenant_indexes.at(tenant.id);
       for (const TenantPort& port : tenant.ports)
@@ -52,7 +57,8 @@ class Compiler {
         if (Status ok = add_endpoint(tenant, index, endpoint); !ok) return pass_on(ok);
     }
     add_node_addresses();
-    keep_first_owners(out_.tables.addresses);
+    add_metadata_addresses();
+    keep_one_owner(out_.tables.addresses);
     return std::move(out_);
   }
 
