@@ -233,7 +233,8 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u3
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
- * endpoint: one hash lookup, the gate, the tenant, the clock. An endpoint's address and port belong to its
+ * endpoint: one hash lookup, the gate, the tenant, the clock, and without a peer prefix the tag of the source,
+ * which may be another tenant's (G13). An endpoint's address and port belong to its
  * lease alone: while that is not live, no flow opens them either. */
 static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex, struct verdict* v) {
   if (p->vlan_tags) return HF_REASON_vlan;
@@ -247,8 +248,13 @@ static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex
   if (!e || !hf_endpoint_serves(p, 1)) return hf_decide_to_tenant_flow(p, v, ifindex);
   v->tenant = e->tenant;
   if (e->ifindex != ifindex) return HF_REASON_wrong_port;
-  return hf_passed_as(
-      p, hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease));
+  __u32 reason =
+      hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
+  if (reason == HF_REASON_endpoint && !hf_slot_names_peer(e->slot)) {
+    const struct endpoint_entry* source = hf_find_owner(v->bank, p->outer_source, HF_PROBABLY_ABSENT);
+    if (source && source->tenant < HF_TENANTS_MAX && source->tenant != e->tenant) return HF_REASON_lateral;
+  }
+  return hf_passed_as(p, reason);
 }
 
 /* Link-local, unicast or multicast. Hop limit 255 alone does not keep neighbour discovery on the link: the node
