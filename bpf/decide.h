@@ -174,6 +174,10 @@ static __always_inline struct flow* hf_find_flow(__u32 tenant, const struct flow
   return flow;
 }
 
+static __always_inline __u32 hf_no_flow(const struct packet* p) {
+  return p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
+}
+
 /* An ICMP error that passes, passes as that. */
 static __always_inline __u32 hf_passed_as(const struct packet* p, __u32 reason) {
   return p->kind == HF_KIND_ICMP_ERROR && hf_reason_passes(reason) ? HF_REASON_icmp_error : reason;
@@ -201,6 +205,11 @@ static __always_inline void hf_fragment_key_of(struct fragment_key* key, const s
 
 HF_GLOBAL int hf_decide_fragment(struct packet* p, struct verdict* v, __u32 ifindex, __u32 direction) {
   if (!p || !v) return HF_REASON_unclassified;
+  if (direction == HF_TO_TENANT) {
+    const struct endpoint_entry* owner = hf_find_owner(v->bank, p->outer_destination, HF_PROBABLY_THERE);
+    if (!hf_is_of_port(owner, ifindex)) return HF_REASON_wrong_port;
+    v->tenant = owner->tenant;
+  }
   struct fragment_key key = {};
   hf_fragment_key_of(&key, p, ifindex, (__u8)direction);
   const struct fragment_state* first = bpf_map_lookup_elem(&fragments, &key);
@@ -219,17 +228,17 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u3
   const struct tenant_port* port = hf_find_port(bank, ifindex);
   if (!port) return HF_REASON_unknown_port;
   v->tenant = port->tenant;
+  /* A flow outlives a push that moved its address to another port, or gave its port another egress slot. */
+  const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
+  if (!hf_is_of_port(owner, ifindex)) return HF_REASON_wrong_port;
   struct flow_key key = {};
   hf_flow_key_to(&key, p, ifindex);
   const struct flow* flow = hf_find_flow(port->tenant, &key);
-  if (flow) {
-    __u32 reason =
-        hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
-    return hf_passed_as(p, reason);
-  }
-  if (p->kind == HF_KIND_ICMP_ERROR) return HF_REASON_icmp_unrelated;
-  const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
-  return hf_is_of_port(owner, ifindex) ? HF_REASON_no_endpoint : HF_REASON_wrong_port;
+  if (!flow) return hf_no_flow(p);
+  if (flow->slot != port->egress_slot) return HF_REASON_lease_revoked;
+  __u32 reason =
+      hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
+  return hf_passed_as(p, reason);
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
@@ -371,10 +380,6 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet* p, struct verdict* v, __u32 i
    * flow made of it would let the other side's packets in again (G5). */
   if (!p->initiates && p->protocol != HF_PROTO_UDP) return HF_REASON_lease_revoked;
   return HF_REASON_egress;
-}
-
-static __always_inline __u32 hf_no_flow(const struct packet* p) {
-  return p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
 }
 
 HF_GLOBAL int hf_decide_from_uplink_flow(struct packet* p, struct verdict* v, __u32 ifindex) {

@@ -99,6 +99,18 @@ TEST(Fragment, TheLeaseRevokedBetween) {
   });
 }
 
+// A push gives the address to another tenant between two fragments.
+TEST(Fragment, TheAddressMovesBetween) {
+  for (const Datagram& d : datagrams()) {
+    if (d.hook != Hook::to_tenant) continue;
+    SCOPED_TRACE(d.name);
+    Node node;
+    expect(node, d.hook, d.ifindex(), d.part(0, 104), d.passes);
+    for (const char* text : {"10.0.0.1", "fd00::1"}) node.address(text, kBlue, Node::blue0());
+    expect(node, d.hook, d.ifindex(), d.part(104, 208), HF_REASON_wrong_port, 5);
+  }
+}
+
 TEST(Fragment, TheLeaseEndsBetween) {
   each([](Node& node, const Datagram& d, auto sees) {
     sees(d.part(0, 104), d.passes);
@@ -147,6 +159,8 @@ TEST(Fragment, OneDirectionOrPortDoesNotVouchForAnother) {
   const Datagram in = datagrams()[0];
   expect(node, Hook::to_tenant, Node::red0(), in.part(0, 104), HF_REASON_endpoint);
   expect(node, Hook::uplink_xdp, Node::uplink(), in.part(104, 208), HF_REASON_fragment_orphan);
+  expect(node, Hook::to_tenant, Node::red1(), in.part(104, 208), HF_REASON_wrong_port);
+  node.address("10.0.0.1", kRed, Node::red1());
   expect(node, Hook::to_tenant, Node::red1(), in.part(104, 208), HF_REASON_fragment_orphan);
 }
 
