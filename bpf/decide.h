@@ -3,8 +3,9 @@
  * nothing; commit.h does. `explain` runs these very functions. A verdict reads the bank once and the gate
  * word once.
  *
- * The predicate, per packet: the named lease's gate has this incarnation and a deadline ahead (G2), its
- * tenant's epoch is the one it was bound under (G5), and its peer prefix, if it has one, covers the peer.
+ * The predicate, per packet: the named lease is of the tenant that the tables name, its gate has this
+ * incarnation and a deadline ahead (G2), its tenant's epoch is the one it was bound under (G5), and its peer
+ * prefix, if it has one, covers the peer.
  *
  * The functions marked HF_GLOBAL are verified by themselves, once, whatever the parser did before (and can
  * be traced: fexit sees their arguments and their answer). The verifier knows their pointers only as
@@ -59,7 +60,8 @@ static __always_inline int hf_peer_covers(const struct lease_record* record, con
 }
 
 /* Is the lease in `slot` live for `peer`? Returns `pass` or the reason why not. A flow names the
- * incarnation it began under; an endpoint does not. */
+ * incarnation it began under; an endpoint does not. `v->tenant` is whose slot it is by the policy's tables:
+ * another tenant's lease in it is no lease. */
 static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 incarnation, const __u32* peer,
                                            __u32 pass, __u32 none) {
   const struct lease_slot* s = bpf_map_lookup_elem(&slots, &slot);
@@ -67,12 +69,10 @@ static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 
   __u64 gate = *(const volatile __u64*)&s->gate;
   v->slot = slot;
   v->gate = gate;
-  /* A slot that was never bound names no tenant: whoever knows it by the tables has said so already. */
-  if (v->tenant >= HF_TENANTS_MAX) v->tenant = s->tenant;
   if (incarnation != HF_ANY_INCARNATION && incarnation != hf_gate_incarnation(gate))
     return HF_REASON_lease_revoked;
-  if (gate >> HF_GATE_INCARNATION_BITS == 0) return none;
   __u32 tenant = s->tenant;
+  if (gate >> HF_GATE_INCARNATION_BITS == 0 || tenant != v->tenant) return none;
   const struct tenant_state* t = bpf_map_lookup_elem(&tenants, &tenant);
   if (!t || *(const volatile __u32*)&t->epoch != s->tenant_epoch) return HF_REASON_tenant_disabled;
   __u64 deadline_boot_ns = hf_gate_deadline_boot_ns(gate);
@@ -317,7 +317,9 @@ HF_GLOBAL int hf_may_cross(struct packet* p, __u32 bank) {
   struct verdict v = {};
   const struct endpoint_entry* to =
       hf_find_endpoint(bank & 1, p->destination, p->destination_port, p->protocol, HF_PROBABLY_THERE);
-  return to && hf_endpoint_serves(p, 1) && hf_slot_names_peer(to->slot) &&
+  if (!to) return 0;
+  v.tenant = to->tenant;
+  return hf_endpoint_serves(p, 1) && hf_slot_names_peer(to->slot) &&
          hf_check_slot(&v, to->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease) ==
              HF_REASON_endpoint;
 }
