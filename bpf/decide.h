@@ -203,6 +203,17 @@ static __always_inline void hf_fragment_key_of(struct fragment_key* key, const s
   key->direction = direction;
 }
 
+static __always_inline struct fragment_state* hf_find_fragment(__u32 tenant, const struct fragment_key* key) {
+  void* table = bpf_map_lookup_elem(&fragments, &tenant);
+  if (!table) return 0;
+  struct fragment_state* first = bpf_map_lookup_elem(table, key);
+  /* Recycled, as in hf_find_flow. */
+  if (!first || __builtin_memcmp(&first->key, key, sizeof(*key)) != 0) return 0;
+  return first;
+}
+
+/* A later fragment from or to `v->tenant`, which the caller knows of the address; of one that is on its way to
+ * a tenant port the address is looked up here. */
 HF_GLOBAL int hf_decide_fragment(struct packet* p, struct verdict* v, __u32 ifindex, __u32 direction) {
   if (!p || !v) return HF_REASON_unclassified;
   if (direction == HF_TO_TENANT) {
@@ -212,8 +223,8 @@ HF_GLOBAL int hf_decide_fragment(struct packet* p, struct verdict* v, __u32 ifin
   }
   struct fragment_key key = {};
   hf_fragment_key_of(&key, p, ifindex, (__u8)direction);
-  const struct fragment_state* first = bpf_map_lookup_elem(&fragments, &key);
-  if (!first || __builtin_memcmp(&first->key, &key, sizeof(key)) != 0) return HF_REASON_fragment_orphan;
+  const struct fragment_state* first = hf_find_fragment(v->tenant, &key);
+  if (!first) return HF_REASON_fragment_orphan;
   v->now_boot_ns = bpf_ktime_get_boot_ns();
   if (v->now_boot_ns - first->first_boot_ns > HF_FRAGMENT_LIFETIME_NS) return HF_REASON_fragment_orphan;
   if (p->fragment_offset < first->next_offset) return HF_REASON_fragment_overlap;

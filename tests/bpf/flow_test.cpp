@@ -260,7 +260,7 @@ TEST(Flow, AnswersOnlyFromWhomItWasBegunWith) {
 TEST(Flow, WithoutATableOfTheTenantAnswersAreDenied) {
   Node node;
   const Exchange e = exchanges()[0];
-  node.drop_flow_table(kRed);
+  node.drop_tables(kRed);
   expect(node, Hook::from_tenant, Node::red0(), e.opening, HF_REASON_egress);
   expect(node, Hook::to_tenant, Node::red0(), e.answer, HF_REASON_no_endpoint);
 }

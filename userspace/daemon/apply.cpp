@@ -190,6 +190,36 @@ void guard(std::span<const Interface> interfaces, PolicyChange& change,
   }
 }
 
+struct LruTable {
+  const char* name;
+  uint32_t key_bytes;
+  uint32_t value_bytes;
+  uint32_t entries;
+};
+
+// The table of that size at `tenant`; one of another size is replaced, and what it held forgotten.
+Status ensure_lru_table(const bpf_map* tables, uint32_t tenant, const LruTable& wanted) {
+  const int outer = ::bpf_map__fd(tables);
+  uint32_t id = 0;
+  if (::bpf_map_lookup_elem(outer, &tenant, &id) == 0) {
+    const UniqueFd there(::bpf_map_get_fd_by_id(id));
+    bpf_map_info info{};
+    uint32_t length = sizeof(info);
+    if (there && ::bpf_obj_get_info_by_fd(there.get(), &info, &length) == 0 &&
+        info.max_entries == wanted.entries)
+      return {};
+  }
+  const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, wanted.name, wanted.key_bytes,
+                                       wanted.value_bytes, wanted.entries, nullptr));
+  if (!made)
+    return fail_sys(errno, "tenant_table",
+                    fmt::format("creating {} of {} elements", wanted.name, wanted.entries));
+  const int fd = made.get();
+  if (const int err = ::bpf_map_update_elem(outer, &tenant, &fd, BPF_ANY); err != 0)
+    return fail_sys(-err, "tenant_table", fmt::format("publishing {} of a tenant", wanted.name));
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& options) {
@@ -292,25 +322,19 @@ Status restore_elements(DataPlane& plane, std::span<const Term> terms) {
   return write_elements(plane, missing, 0, true);
 }
 
-Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
-  const int outer = ::bpf_map__fd(plane.object->maps.flows);
-  uint32_t id = 0;
-  if (::bpf_map_lookup_elem(outer, &tenant, &id) == 0) {
-    const UniqueFd there(::bpf_map_get_fd_by_id(id));
-    bpf_map_info info{};
-    uint32_t length = sizeof(info);
-    if (there && ::bpf_obj_get_info_by_fd(there.get(), &info, &length) == 0 &&
-        info.max_entries == flows_max)
-      return {};
-  }
-  const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, "hf_flows", sizeof(abi::flow_key),
-                                       sizeof(abi::flow), flows_max, nullptr));
-  if (!made)
-    return fail_sys(errno, "flow_table", fmt::format("creating a table of {} flows", flows_max));
-  const int fd = made.get();
-  if (const int err = ::bpf_map_update_elem(outer, &tenant, &fd, BPF_ANY); err != 0)
-    return fail_sys(-err, "flow_table", "publishing a tenant's flow table");
-  return {};
+Status ensure_tenant_tables(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
+  const auto& maps = plane.object->maps;
+  const Status flows = ensure_lru_table(maps.flows, tenant,
+                                        {.name = "hf_flows",
+                                         .key_bytes = sizeof(abi::flow_key),
+                                         .value_bytes = sizeof(abi::flow),
+                                         .entries = flows_max});
+  if (!flows) return flows;
+  return ensure_lru_table(maps.fragments, tenant,
+                          {.name = "hf_fragments",
+                           .key_bytes = sizeof(abi::fragment_key),
+                           .value_bytes = sizeof(abi::fragment_state),
+                           .entries = abi::HF_FRAGMENTS_MAX});
 }
 
 Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {

@@ -74,8 +74,8 @@ Status move_deadline(DataPlane& plane, std::span<const Term> terms);
 // an interface came back. What is there is left alone.
 Status restore_elements(DataPlane& plane, std::span<const Term> terms);
 
-// A tenant's flow table, made if it is not there in this size.
-Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
+// A tenant's tables of flows and of fragments, each made if it is not there in its size.
+Status ensure_tenant_tables(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
 
 // The rest of a teardown; the caller closed the slots and let a grace period pass. On failure the
 // error names what is still up, and the slots have to be fenced (G7).
