@@ -21,7 +21,8 @@ namespace holdfast::abi {
 
 enum {
   HF_ABI_VERSION = 2,
-  HF_TENANTS_MAX = 4096,      /* index into `tenants`; one flow table each */
+  HF_TENANTS_MAX = 4096,      /* index into `tenants`; a flow and a fragment table each */
+  HF_FRAGMENTS_MAX = 1024,    /* datagrams in pieces, of one tenant: its LRU table takes 180 KiB */
   HF_SLOTS_MAX = 1 << 20,     /* the largest --leases-max: 32 MiB of slots, 128 MiB of records */
   HF_NO_SLOT = 0xffffffff,    /* "no lease slot": a verdict that no lease decided */
   HF_VLAN_DEPTH_MAX = 2,      /* QinQ; a third tag is malformed */
@@ -184,7 +185,7 @@ struct tenant_port {
 };
 HF_ABI_ASSERT(sizeof(struct tenant_port) == 16, "tenant_port is ABI");
 
-/* ---- flows: what a tenant initiated; one LRU table a tenant -------------------------------------------- */
+/* ---- flows, and datagrams in pieces: an LRU table of each a tenant ------------------------------------ */
 
 struct flow_key {
   __u32 local[4];

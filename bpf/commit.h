@@ -46,12 +46,14 @@ HF_GLOBAL int hf_commit_fragment(struct packet* p, struct verdict* v, struct hoo
                                  .next_offset = p->fragment_end,
                                  .first_boot_ns = v->now_boot_ns};
   hf_fragment_key_of(&state.key, p, at->direction == HF_FROM_UPLINK ? 0 : at->ifindex, (__u8)at->direction);
+  __u32 tenant = v->tenant;
   if (p->fragment == HF_FRAGMENT_FIRST) {
-    return bpf_map_update_elem(&fragments, &state.key, &state, BPF_ANY);
+    void* table = bpf_map_lookup_elem(&fragments, &tenant);
+    /* As in hf_commit_flow: what is not remembered makes orphans. */
+    return table ? bpf_map_update_elem(table, &state.key, &state, BPF_ANY) : 0;
   }
-  struct fragment_state* first = bpf_map_lookup_elem(&fragments, &state.key);
-  if (first && __builtin_memcmp(&first->key, &state.key, sizeof(state.key)) == 0)
-    first->next_offset = p->fragment_end;
+  struct fragment_state* first = hf_find_fragment(tenant, &state.key);
+  if (first) first->next_offset = p->fragment_end;
   return 0;
 }
 

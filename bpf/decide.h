@@ -3,8 +3,9 @@
  * nothing; commit.h does. `explain` runs these very functions. A verdict reads the bank once and the gate
  * word once.
  *
- * The predicate, per packet: the named lease's gate has this incarnation and a deadline ahead (G2), its
- * tenant's epoch is the one it was bound under (G5), and its peer prefix, if it has one, covers the peer.
+ * The predicate, per packet: the named lease is of the tenant that the tables name, its gate has this
+ * incarnation and a deadline ahead (G2), its tenant's epoch is the one it was bound under (G5), and its peer
+ * prefix, if it has one, covers the peer.
  *
  * The functions marked HF_GLOBAL are verified by themselves, once, whatever the parser did before (and can
  * be traced: fexit sees their arguments and their answer). The verifier knows their pointers only as
@@ -59,7 +60,8 @@ static __always_inline int hf_peer_covers(const struct lease_record* record, con
 }
 
 /* Is the lease in `slot` live for `peer`? Returns `pass` or the reason why not. A flow names the
- * incarnation it began under; an endpoint does not. */
+ * incarnation it began under; an endpoint does not. `v->tenant` is whose slot it is by the policy's tables:
+ * another tenant's lease in it is no lease. */
 static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 incarnation, const __u32* peer,
                                            __u32 pass, __u32 none) {
   const struct lease_slot* s = bpf_map_lookup_elem(&slots, &slot);
@@ -67,12 +69,10 @@ static __always_inline __u32 hf_check_slot(struct verdict* v, __u32 slot, __u32 
   __u64 gate = *(const volatile __u64*)&s->gate;
   v->slot = slot;
   v->gate = gate;
-  /* A slot that was never bound names no tenant: whoever knows it by the tables has said so already. */
-  if (v->tenant >= HF_TENANTS_MAX) v->tenant = s->tenant;
   if (incarnation != HF_ANY_INCARNATION && incarnation != hf_gate_incarnation(gate))
     return HF_REASON_lease_revoked;
-  if (gate >> HF_GATE_INCARNATION_BITS == 0) return none;
   __u32 tenant = s->tenant;
+  if (gate >> HF_GATE_INCARNATION_BITS == 0 || tenant != v->tenant) return none;
   const struct tenant_state* t = bpf_map_lookup_elem(&tenants, &tenant);
   if (!t || *(const volatile __u32*)&t->epoch != s->tenant_epoch) return HF_REASON_tenant_disabled;
   __u64 deadline_boot_ns = hf_gate_deadline_boot_ns(gate);
@@ -174,6 +174,10 @@ static __always_inline struct flow* hf_find_flow(__u32 tenant, const struct flow
   return flow;
 }
 
+static __always_inline __u32 hf_no_flow(const struct packet* p) {
+  return p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
+}
+
 /* An ICMP error that passes, passes as that. */
 static __always_inline __u32 hf_passed_as(const struct packet* p, __u32 reason) {
   return p->kind == HF_KIND_ICMP_ERROR && hf_reason_passes(reason) ? HF_REASON_icmp_error : reason;
@@ -199,12 +203,28 @@ static __always_inline void hf_fragment_key_of(struct fragment_key* key, const s
   key->direction = direction;
 }
 
+static __always_inline struct fragment_state* hf_find_fragment(__u32 tenant, const struct fragment_key* key) {
+  void* table = bpf_map_lookup_elem(&fragments, &tenant);
+  if (!table) return 0;
+  struct fragment_state* first = bpf_map_lookup_elem(table, key);
+  /* Recycled, as in hf_find_flow. */
+  if (!first || __builtin_memcmp(&first->key, key, sizeof(*key)) != 0) return 0;
+  return first;
+}
+
+/* A later fragment from or to `v->tenant`, which the caller knows of the address; of one that is on its way to
+ * a tenant port the address is looked up here. */
 HF_GLOBAL int hf_decide_fragment(struct packet* p, struct verdict* v, __u32 ifindex, __u32 direction) {
   if (!p || !v) return HF_REASON_unclassified;
+  if (direction == HF_TO_TENANT) {
+    const struct endpoint_entry* owner = hf_find_owner(v->bank, p->outer_destination, HF_PROBABLY_THERE);
+    if (!hf_is_of_port(owner, ifindex)) return HF_REASON_wrong_port;
+    v->tenant = owner->tenant;
+  }
   struct fragment_key key = {};
   hf_fragment_key_of(&key, p, ifindex, (__u8)direction);
-  const struct fragment_state* first = bpf_map_lookup_elem(&fragments, &key);
-  if (!first || __builtin_memcmp(&first->key, &key, sizeof(key)) != 0) return HF_REASON_fragment_orphan;
+  const struct fragment_state* first = hf_find_fragment(v->tenant, &key);
+  if (!first) return HF_REASON_fragment_orphan;
   v->now_boot_ns = bpf_ktime_get_boot_ns();
   if (v->now_boot_ns - first->first_boot_ns > HF_FRAGMENT_LIFETIME_NS) return HF_REASON_fragment_orphan;
   if (p->fragment_offset < first->next_offset) return HF_REASON_fragment_overlap;
@@ -219,21 +239,22 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u3
   const struct tenant_port* port = hf_find_port(bank, ifindex);
   if (!port) return HF_REASON_unknown_port;
   v->tenant = port->tenant;
+  /* A flow outlives a push that moved its address to another port, or gave its port another egress slot. */
+  const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
+  if (!hf_is_of_port(owner, ifindex)) return HF_REASON_wrong_port;
   struct flow_key key = {};
   hf_flow_key_to(&key, p, ifindex);
   const struct flow* flow = hf_find_flow(port->tenant, &key);
-  if (flow) {
-    __u32 reason =
-        hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
-    return hf_passed_as(p, reason);
-  }
-  if (p->kind == HF_KIND_ICMP_ERROR) return HF_REASON_icmp_unrelated;
-  const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
-  return hf_is_of_port(owner, ifindex) ? HF_REASON_no_endpoint : HF_REASON_wrong_port;
+  if (!flow) return hf_no_flow(p);
+  if (flow->slot != port->egress_slot) return HF_REASON_lease_revoked;
+  __u32 reason =
+      hf_check_slot(v, flow->slot, flow->incarnation, p->source, HF_REASON_flow, HF_REASON_lease_revoked);
+  return hf_passed_as(p, reason);
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
- * endpoint: one hash lookup, the gate, the tenant, the clock. An endpoint's address and port belong to its
+ * endpoint: one hash lookup, the gate, the tenant, the clock, and without a peer prefix the tag of the source,
+ * which may be another tenant's (G13). An endpoint's address and port belong to its
  * lease alone: while that is not live, no flow opens them either. */
 static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex, struct verdict* v) {
   if (p->vlan_tags) return HF_REASON_vlan;
@@ -247,8 +268,13 @@ static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex
   if (!e || !hf_endpoint_serves(p, 1)) return hf_decide_to_tenant_flow(p, v, ifindex);
   v->tenant = e->tenant;
   if (e->ifindex != ifindex) return HF_REASON_wrong_port;
-  return hf_passed_as(
-      p, hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease));
+  __u32 reason =
+      hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
+  if (reason == HF_REASON_endpoint && !hf_slot_names_peer(e->slot)) {
+    const struct endpoint_entry* source = hf_find_owner(v->bank, p->outer_source, HF_PROBABLY_ABSENT);
+    if (source && source->tenant < HF_TENANTS_MAX && source->tenant != e->tenant) return HF_REASON_lateral;
+  }
+  return hf_passed_as(p, reason);
 }
 
 /* Link-local, unicast or multicast. Hop limit 255 alone does not keep neighbour discovery on the link: the node
@@ -302,7 +328,9 @@ HF_GLOBAL int hf_may_cross(struct packet* p, __u32 bank) {
   struct verdict v = {};
   const struct endpoint_entry* to =
       hf_find_endpoint(bank & 1, p->destination, p->destination_port, p->protocol, HF_PROBABLY_THERE);
-  return to && hf_endpoint_serves(p, 1) && hf_slot_names_peer(to->slot) &&
+  if (!to) return 0;
+  v.tenant = to->tenant;
+  return hf_endpoint_serves(p, 1) && hf_slot_names_peer(to->slot) &&
          hf_check_slot(&v, to->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease) ==
              HF_REASON_endpoint;
 }
@@ -365,10 +393,6 @@ HF_GLOBAL int hf_decide_from_tenant(struct packet* p, struct verdict* v, __u32 i
    * flow made of it would let the other side's packets in again (G5). */
   if (!p->initiates && p->protocol != HF_PROTO_UDP) return HF_REASON_lease_revoked;
   return HF_REASON_egress;
-}
-
-static __always_inline __u32 hf_no_flow(const struct packet* p) {
-  return p->kind == HF_KIND_ICMP_ERROR ? HF_REASON_icmp_unrelated : HF_REASON_no_endpoint;
 }
 
 HF_GLOBAL int hf_decide_from_uplink_flow(struct packet* p, struct verdict* v, __u32 ifindex) {

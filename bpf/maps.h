@@ -94,11 +94,18 @@ struct {
   __array(values, struct flow_table);
 } flows SEC(".maps");
 
-struct {
+/* Index = tenant, as with flows: of what it sends and of what is sent to it. */
+struct fragment_table {
   __uint(type, BPF_MAP_TYPE_LRU_HASH);
-  __uint(max_entries, 16384);
-  __type(key, struct fragment_key);
-  __type(value, struct fragment_state);
+  __uint(max_entries, HF_FRAGMENTS_MAX);
+  __uint(key_size, sizeof(struct fragment_key));
+  __uint(value_size, sizeof(struct fragment_state));
+};
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+  __uint(max_entries, HF_TENANTS_MAX);
+  __type(key, __u32);
+  __array(values, struct fragment_table);
 } fragments SEC(".maps");
 
 /* Index: hf_reason_index(direction, reason). */

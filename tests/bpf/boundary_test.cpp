@@ -122,6 +122,53 @@ TEST(Lateral, OnlyToAnEndpointWhoseLeaseNamesThePeer) {
   }
 }
 
+// What reaches blue's port from red by a lease without a peer: however it came past red's own port
+// (a lease of red's that names blue lets its endpoint answer there).
+TEST(Lateral, ALeaseWithoutAPeerIsNotForOtherTenants) {
+  const Udp ask{.sport = 53, .dport = 53};
+  const Ip4 to_blue{.from = "192.0.2.9", .to = "10.0.1.1"},
+      red_to_blue{.from = "10.0.0.1", .to = "10.0.1.1"};
+  const Ip6 to_blue6{.from = "2001:db8::9", .to = "fd00:1::1"},
+      red_to_blue6{.from = "fd00::1", .to = "fd00:1::1"};
+  const auto serves_udp = [](Node& n) {
+    n.endpoint("10.0.1.1", HF_PROTO_UDP, 53, kSpare, Node::blue0(), kBlue);
+    n.lease(kSpare, {.tenant = kBlue});
+  };
+  const Packet served = Ip4{.from = "10.0.1.1", .to = "192.0.2.9"} / Tcp{.sport = 443};
+  const auto row = [&](const char* name, const Packet& packet, const Packet& honest,
+                       hf_reason control = HF_REASON_endpoint, Change change = {},
+                       hf_reason verdict = HF_REASON_lateral) {
+    return Row{.name = name,
+               .port = Node::blue0,
+               .packet = packet,
+               .given = serves_udp,
+               .control = control,
+               .control_packet = {honest},
+               .change = std::move(change),
+               .verdict = verdict};
+  };
+  const auto revoke = [](Node& n) { n.revoke(kBlue0Tcp4); };
+  const auto names_red = [](Node& n) {
+    n.lease(kBlue0Tcp4, {.tenant = kBlue, .peer = "10.0.0.1", .peer_bits = 128});
+  };
+  run({
+      row("UDP", red_to_blue / ask, to_blue / ask),
+      row("TCP", red_to_blue / kSyn, to_blue / kSyn),
+      row("TCP, v6", red_to_blue6 / kSyn, to_blue6 / kSyn),
+      row("from another port of red's", Ip4{.from = "10.0.0.2", .to = "10.0.1.1"} / kSyn,
+          to_blue / kSyn),
+      row("an ICMP error, by who sends it", red_to_blue / icmp_error(3, 4, served),
+          Ip4{.from = "198.51.100.1", .to = "10.0.1.1"} / icmp_error(3, 4, served),
+          HF_REASON_icmp_error),
+      row("the lease is judged first", red_to_blue / kSyn, to_blue / kSyn, HF_REASON_endpoint,
+          revoke, HF_REASON_no_lease),
+      row("a lease that names red", red_to_blue / kSyn, to_blue / kSyn, HF_REASON_endpoint,
+          names_red, HF_REASON_endpoint),
+      row("the node itself is no tenant", Ip4{.from = "10.0.0.254", .to = "10.0.1.1"} / kSyn,
+          to_blue / kSyn, HF_REASON_endpoint, {}, HF_REASON_endpoint),
+  });
+}
+
 TEST(Lateral, TheTenantsOwnOtherPortIsNotLateral) {
   Node node;
   node.endpoint("10.0.0.2", HF_PROTO_TCP, 443, kSpare, Node::red1(), kRed);

@@ -208,6 +208,38 @@ TEST(Flow, BelongsToOnePort) {
   });
 }
 
+// A push gives red0's address to blue. The route may still lead to red0 for a while; red's old flow
+// no longer opens the port for it.
+TEST(Flow, DoesNotKeepAnAddressThatMovedToAnotherTenant) {
+  for (const Exchange& e : exchanges()) {
+    for (const bool to_blue : {true, false}) {
+      SCOPED_TRACE(e.name + (to_blue ? ", to blue" : ", to nobody"));
+      Node node;
+      node.send(Hook::from_tenant, Node::red0(), e.opening);
+      expect(node, Hook::to_tenant, Node::red0(), e.answer, HF_REASON_flow);
+      for (const char* text : {"10.0.0.1", "fd00::1"}) {
+        if (to_blue) node.address(text, kBlue, Node::blue0());
+        if (!to_blue) node.forget_address(text);
+      }
+      expect(node, Hook::to_tenant, Node::red0(), e.answer, HF_REASON_wrong_port, 3);
+      if (to_blue)
+        expect(node, Hook::uplink_xdp, Node::uplink(), e.answer, HF_REASON_no_endpoint, 3);
+    }
+  }
+}
+
+// The port's egress is another lease's now, of a port by another name; the old one may even live
+// on.
+TEST(Flow, BelongsToThePortsEgressLease) {
+  each([](Node& node, const Exchange& e) {
+    node.send(Hook::from_tenant, Node::red0(), e.opening);
+    expect(node, Hook::to_tenant, Node::red0(), e.answer, HF_REASON_flow);
+    node.lease(kSpare);
+    node.port(Node::red0(), "02:00:00:00:00:01", kRed, kSpare);
+    expect(node, Hook::to_tenant, Node::red0(), e.answer, HF_REASON_lease_revoked, 3);
+  });
+}
+
 TEST(Flow, AnswersOnlyFromWhomItWasBegunWith) {
   Node node;
   const Ip4 out{.from = "10.0.0.1", .to = "192.0.2.9"};
@@ -228,7 +260,7 @@ TEST(Flow, AnswersOnlyFromWhomItWasBegunWith) {
 TEST(Flow, WithoutATableOfTheTenantAnswersAreDenied) {
   Node node;
   const Exchange e = exchanges()[0];
-  node.drop_flow_table(kRed);
+  node.drop_tables(kRed);
   expect(node, Hook::from_tenant, Node::red0(), e.opening, HF_REASON_egress);
   expect(node, Hook::to_tenant, Node::red0(), e.answer, HF_REASON_no_endpoint);
 }

@@ -62,7 +62,7 @@ TEST(Fragment, InOrderTheyPass) {
     sees(d.part(0, 104), d.passes);
     sees(d.part(104, 208), HF_REASON_fragment);
     sees(d.part(208, 1000), HF_REASON_fragment);
-    EXPECT_EQ(node.fragments().size(), 1u);
+    EXPECT_EQ(node.fragments(kRed).size(), 1u);
   });
 }
 
@@ -99,6 +99,18 @@ TEST(Fragment, TheLeaseRevokedBetween) {
   });
 }
 
+// A push gives the address to another tenant between two fragments.
+TEST(Fragment, TheAddressMovesBetween) {
+  for (const Datagram& d : datagrams()) {
+    if (d.hook != Hook::to_tenant) continue;
+    SCOPED_TRACE(d.name);
+    Node node;
+    expect(node, d.hook, d.ifindex(), d.part(0, 104), d.passes);
+    for (const char* text : {"10.0.0.1", "fd00::1"}) node.address(text, kBlue, Node::blue0());
+    expect(node, d.hook, d.ifindex(), d.part(104, 208), HF_REASON_wrong_port, 5);
+  }
+}
+
 TEST(Fragment, TheLeaseEndsBetween) {
   each([](Node& node, const Datagram& d, auto sees) {
     sees(d.part(0, 104), d.passes);
@@ -117,7 +129,7 @@ TEST(Fragment, ADeniedFirstOneLeavesOrphans) {
     node.revoke(d.slot);
     EXPECT_FALSE(node.send(d.hook, d.ifindex(), d.part(0, 104)).passed);
     expect(node, d.hook, d.ifindex(), d.part(104, 208), HF_REASON_fragment_orphan);
-    EXPECT_TRUE(node.fragments().empty());
+    EXPECT_TRUE(node.fragments(kRed).empty());
   });
 }
 
@@ -134,12 +146,55 @@ TEST(Fragment, ATinyFirstOneIsRefusedAndLeavesOrphans) {
   expect(node, Hook::to_tenant, Node::red0(), fragment(whole, 9, 0, 24), HF_REASON_endpoint);
 }
 
+// G13: first fragments that a tenant sends, or that are sent to it, evict nobody else's.
+TEST(Fragment, OneTenantsFloodLeavesTheOthersAlone) {
+  const Packet blue = Ip4{.from = "192.0.2.9", .to = "10.0.1.1"} / Tcp{} / zeros(300);
+  const Packet from_red = Ip4{} / Udp{.sport = 53, .dport = 40000} / zeros(300);
+  const Packet to_red = Ip4{.from = "192.0.2.9", .to = "10.0.0.1"} / Udp{.dport = 53} / zeros(300);
+  struct At {
+    Hook hook;
+    std::uint32_t ifindex;
+  };
+  const At blues[] = {{Hook::to_tenant, Node::blue0()}, {Hook::uplink_xdp, Node::uplink()}};
+  struct Flood {
+    std::string name;
+    At at;
+    Packet datagram;
+  };
+  const std::vector<Flood> floods = {
+      {"from red", {Hook::from_tenant, Node::red0()}, from_red},
+      {"to red", {Hook::to_tenant, Node::red0()}, to_red},
+      {"to red, uplink", {Hook::uplink_xdp, Node::uplink()}, to_red},
+  };
+  for (const Flood& flood : floods) {
+    SCOPED_TRACE(flood.name);
+    Node node;
+    for (const At& at : blues)
+      expect(node, at.hook, at.ifindex, fragment(blue, 9, 0, 104), HF_REASON_endpoint);
+    for (unsigned id = 0; id < 3 * HF_FRAGMENTS_MAX; id++) {
+      const Packet first = fragment(flood.datagram, id, 0, 104);
+      ASSERT_TRUE(node.send(flood.at.hook, flood.at.ifindex, first).passed);
+    }
+    EXPECT_LE(node.fragments(kRed).size(), static_cast<std::size_t>(HF_FRAGMENTS_MAX));
+    for (const At& at : blues)
+      expect(node, at.hook, at.ifindex, fragment(blue, 9, 104, 208), HF_REASON_fragment);
+  }
+}
+
+TEST(Fragment, WithoutATableOfTheTenantLaterOnesAreOrphans) {
+  each([](Node& node, const Datagram& d, auto sees) {
+    node.drop_tables(kRed);
+    sees(d.part(0, 104), d.passes);
+    sees(d.part(104, 208), HF_REASON_fragment_orphan, 5);
+  });
+}
+
 TEST(Fragment, OfADatagramThatIsWholeInOnePieceNeedsNoState) {
   Node node;
   const Packet atomic =
       Ip6{.from = "2001:db8::9", .to = "fd00::1"} / Fragment6{.id = 5} / Udp{.dport = 53};
   expect(node, Hook::to_tenant, Node::red0(), atomic, HF_REASON_endpoint, 3);
-  EXPECT_TRUE(node.fragments().empty());
+  EXPECT_TRUE(node.fragments(kRed).empty());
 }
 
 TEST(Fragment, OneDirectionOrPortDoesNotVouchForAnother) {
@@ -147,6 +202,8 @@ TEST(Fragment, OneDirectionOrPortDoesNotVouchForAnother) {
   const Datagram in = datagrams()[0];
   expect(node, Hook::to_tenant, Node::red0(), in.part(0, 104), HF_REASON_endpoint);
   expect(node, Hook::uplink_xdp, Node::uplink(), in.part(104, 208), HF_REASON_fragment_orphan);
+  expect(node, Hook::to_tenant, Node::red1(), in.part(104, 208), HF_REASON_wrong_port);
+  node.address("10.0.0.1", kRed, Node::red1());
   expect(node, Hook::to_tenant, Node::red1(), in.part(104, 208), HF_REASON_fragment_orphan);
 }
 

@@ -63,8 +63,8 @@ class Machine {
   holdfast_bpf* skeleton = nullptr;
   Tap red0, red1, blue0, uplink, stranger;
   Bank banks[2];
-  UniqueFd flow_tables[kTenants];
-  bool flow_table_dropped = true;  // putting one in waits for RCU: done only when it has to be
+  UniqueFd flow_tables[kTenants], fragment_tables[kTenants];
+  bool table_dropped = true;  // putting one in waits for RCU: done only when it has to be
   ring_buffer* ring = nullptr;
   std::vector<drop_event> events;
   int cpus = libbpf_num_possible_cpus();
@@ -87,7 +87,6 @@ class Machine {
     CHECK(skeleton);
     CHECK(bpf_map__set_max_entries(skeleton->maps.slots, kSlots) == 0);
     CHECK(bpf_map__set_max_entries(skeleton->maps.records, kSlots) == 0);
-    CHECK(bpf_map__set_max_entries(skeleton->maps.fragments, 1024) == 0);
     CHECK(bpf_map__set_max_entries(skeleton->maps.drop_events, kRingBytes) == 0);
     if (holdfast_bpf__load(skeleton) != 0) {
       std::fprintf(stderr, "bpf_test: the programs do not load: %s\n", std::strerror(errno));
@@ -101,9 +100,12 @@ class Machine {
       put_inner(skeleton->maps.policy_endpoints, i, b.endpoints);
       put_inner(skeleton->maps.policy_ports, i, b.ports);
     }
-    for (std::uint32_t tenant = 0; tenant < kTenants; tenant++)
+    for (std::uint32_t tenant = 0; tenant < kTenants; tenant++) {
       flow_tables[tenant] =
           inner(BPF_MAP_TYPE_LRU_HASH, sizeof(flow_key), sizeof(flow), kFlowsMax, 0);
+      fragment_tables[tenant] = inner(BPF_MAP_TYPE_LRU_HASH, sizeof(fragment_key),
+                                      sizeof(fragment_state), HF_FRAGMENTS_MAX, 0);
+    }
     ring = ring_buffer__new(fd(skeleton->maps.drop_events), keep_event, &events, nullptr);
     CHECK(ring);
   }
@@ -285,13 +287,16 @@ Node::Node() {
   }
   for (std::uint32_t tenant = 0; tenant < kTenants; tenant++) {
     put(m.fd(maps.tenants), tenant, tenant_state{.epoch = 5, .flags = 0, .id = 100 + tenant});
-    if (m.flow_table_dropped) Machine::put_inner(maps.flows, tenant, m.flow_tables[tenant]);
+    if (m.table_dropped) {
+      Machine::put_inner(maps.flows, tenant, m.flow_tables[tenant]);
+      Machine::put_inner(maps.fragments, tenant, m.fragment_tables[tenant]);
+    }
     clear<flow_key>(m.flow_tables[tenant].get());
+    clear<fragment_key>(m.fragment_tables[tenant].get());
     const std::vector<abi::tenant_counter> zero(static_cast<std::size_t>(m.cpus));
     CHECK(bpf_map_update_elem(m.fd(maps.tenant_counters), &tenant, zero.data(), BPF_ANY) == 0);
   }
-  m.flow_table_dropped = false;
-  clear<fragment_key>(m.fd(maps.fragments));
+  m.table_dropped = false;
   for (std::uint32_t i = 0; i < 3 * HF_REASON_COUNT; i++) {
     const std::vector<abi::reason_counter> zero(static_cast<std::size_t>(m.cpus));
     CHECK(bpf_map_update_elem(m.fd(maps.reason_counters), &i, zero.data(), BPF_ANY) == 0);
@@ -463,9 +468,11 @@ void Node::forget_address(std::string_view text) {
   put_entry(old, {});
 }
 
-void Node::drop_flow_table(std::uint32_t tenant) {
-  CHECK(bpf_map_delete_elem(machine().fd(machine().skeleton->maps.flows), &tenant) == 0);
-  machine().flow_table_dropped = true;
+void Node::drop_tables(std::uint32_t tenant) {
+  const auto& maps = machine().skeleton->maps;
+  for (const bpf_map* outer : {maps.flows, maps.fragments})
+    CHECK(bpf_map_delete_elem(machine().fd(outer), &tenant) == 0);
+  machine().table_dropped = true;
 }
 
 Outcome Node::send(Hook hook, std::uint32_t ifindex, const Packet& packet, std::uint32_t repeat,
@@ -529,8 +536,8 @@ std::vector<flow> Node::flows(std::uint32_t tenant) const {
   return out;
 }
 
-std::vector<fragment_state> Node::fragments() const {
-  const int fd = machine().fd(machine().skeleton->maps.fragments);
+std::vector<fragment_state> Node::fragments(std::uint32_t tenant) const {
+  const int fd = machine().fragment_tables[tenant].get();
   std::vector<fragment_state> out;
   for (const fragment_key& key : keys<fragment_key>(fd)) {
     fragment_state value = {};
@@ -540,11 +547,13 @@ std::vector<fragment_state> Node::fragments() const {
 }
 
 void Node::age_fragments(std::chrono::nanoseconds age) {
-  const int fd = machine().fd(machine().skeleton->maps.fragments);
-  for (fragment_state state : fragments()) {
-    state.first_boot_ns -= static_cast<std::uint64_t>(age.count());
-    const fragment_key key = state.key;
-    CHECK(bpf_map_update_elem(fd, &key, &state, BPF_EXIST) == 0);
+  for (std::uint32_t tenant = 0; tenant < kTenants; tenant++) {
+    const int fd = machine().fragment_tables[tenant].get();
+    for (fragment_state state : fragments(tenant)) {
+      state.first_boot_ns -= static_cast<std::uint64_t>(age.count());
+      const fragment_key key = state.key;
+      CHECK(bpf_map_update_elem(fd, &key, &state, BPF_EXIST) == 0);
+    }
   }
 }
 
@@ -594,8 +603,8 @@ Bytes Node::dump() const {
   for (std::uint32_t tenant = 0; tenant < kTenants; tenant++) {
     append(fetch_per_cpu<abi::tenant_counter>(machine().fd(maps.tenant_counters), tenant));
     append(flows(tenant));
+    append(fragments(tenant));
   }
-  append(fragments());
   return out;
 }
 

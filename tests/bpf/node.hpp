@@ -106,7 +106,7 @@ class Node {
   void clear_bank();
   void flip(std::uint32_t bank);
   void standard_policy();
-  void drop_flow_table(std::uint32_t tenant);
+  void drop_tables(std::uint32_t tenant);  // of its flows and fragments
 
   // Runs a packet. from/to tenant name the port; for an uplink `ifindex` is not used.
   Outcome send(Hook hook, std::uint32_t ifindex, const Packet& packet, std::uint32_t repeat = 1,
@@ -117,7 +117,7 @@ class Node {
   static bool explainable(const Packet& packet);
 
   std::vector<abi::flow> flows(std::uint32_t tenant) const;
-  std::vector<abi::fragment_state> fragments() const;
+  std::vector<abi::fragment_state> fragments(std::uint32_t tenant) const;
   std::vector<abi::drop_event> events();
   abi::reason_counter reason_counter(abi::hf_direction direction, abi::hf_reason reason) const;
   abi::tenant_counter tenant_counter(std::uint32_t tenant) const;

@@ -98,10 +98,78 @@ TEST(Slot, OutOfRangeIsDeny) {
 
 TEST(Slot, OfATenantThatDoesNotExistIsDeny) {
   Node node;
-  node.disable_tenant(kBlue);
-  node.lease(kRed0Tcp4, {.tenant = kBlue});  // epoch 6 of blue
+  const std::uint32_t nobody = HF_TENANTS_MAX;
+  node.endpoint("10.0.0.1", HF_PROTO_TCP, 443, kRed0Tcp4, Node::red0(), nobody);
+  expect(node, Hook::to_tenant, Node::red0(), kOld, HF_REASON_no_lease);
+  expect(node, Hook::uplink_xdp, Node::uplink(), kOld, HF_REASON_no_lease);
+}
+
+// A slot that the tables give to one tenant and a lease to another is nobody's.
+TEST(Slot, OfAnotherTenantsLeaseIsDeny) {
+  const auto bind = [](std::uint32_t slot) {
+    return [slot](Node& n) { n.lease(slot, {.tenant = kBlue}); };
+  };
+  const Packet begins = Ip4{} / Tcp{.sport = 50000, .flags = "S"};
+  const Packet answer = Ip4{} / Tcp{.sport = 443, .dport = 40000, .flags = "SA"};
+  const Packet across = Ip4{.to = "10.0.1.1"} / Tcp{.sport = 50000, .flags = "S"};
+  const Packet later = fragment(kIn / Tcp{} / zeros(300), 9, 104, 208);
+  const auto egress_moves = [](Node& n) { n.lease(kRed0Egress, {.tenant = kBlue}); };
+  const auto begun = [begins](Node& n) { n.send(Hook::from_tenant, Node::red0(), begins); };
+  const Packet reply = kIn / Tcp{.sport = 443, .dport = 50000, .flags = "SA"};
+  const auto blue_names_red = [](Node& n) {
+    n.lease(kBlue0Tcp4, {.tenant = kBlue, .peer = "10.0.0.1", .peer_bits = 128});
+  };
+  const auto red_holds_blues = [](Node& n) {
+    n.lease(kBlue0Tcp4, {.tenant = kRed, .peer = "10.0.0.1", .peer_bits = 128});
+  };
+  run({
+      {.name = "to the endpoint",
+       .packet = kOld,
+       .change = bind(kRed0Tcp4),
+       .verdict = HF_REASON_no_lease},
+      {.name = "to the endpoint, from the uplink",
+       .hook = Hook::uplink_xdp,
+       .packet = kOld,
+       .change = bind(kRed0Tcp4),
+       .verdict = HF_REASON_no_lease},
+      {.name = "from the endpoint",
+       .hook = Hook::from_tenant,
+       .packet = answer,
+       .change = bind(kRed0Tcp4),
+       .verdict = HF_REASON_no_lease},
+      {.name = "egress",
+       .hook = Hook::from_tenant,
+       .packet = begins,
+       .control = HF_REASON_egress,
+       .change = egress_moves,
+       .verdict = HF_REASON_no_egress_lease},
+      {.name = "a flow",
+       .packet = reply,
+       .given = begun,
+       .control = HF_REASON_flow,
+       .change = egress_moves,
+       .verdict = HF_REASON_lease_revoked},
+      {.name = "across the boundary",
+       .hook = Hook::from_tenant,
+       .packet = across,
+       .given = blue_names_red,
+       .control = HF_REASON_egress,
+       .change = red_holds_blues,
+       .verdict = HF_REASON_lateral},
+      {.name = "a later fragment",
+       .packet = later,
+       .control_packet = {fragment(kIn / Tcp{} / zeros(300), 9, 0, 104)},
+       .change = bind(kRed0Tcp4),
+       .verdict = HF_REASON_no_lease},
+  });
+}
+
+TEST(Slot, OfATenantWhoseEpochWentOnIsDeny) {
+  Node node;
+  node.disable_tenant(kRed);
+  node.lease(kRed0Tcp4);  // bound under the new epoch
   expect(node, Hook::to_tenant, Node::red0(), kOld, HF_REASON_endpoint);
-  node.disable_tenant(kBlue);
+  node.disable_tenant(kRed);
   expect(node, Hook::to_tenant, Node::red0(), kOld, HF_REASON_tenant_disabled);
 }
 

@@ -307,55 +307,75 @@ Status restore_elements(DataPlane& plane, std::span<const Term> terms) {
 
 namespace {
 
-struct FlowTable {
-  UniqueFd fd;  // none: the tenant has no table
-  uint32_t flows_max = 0;
+// One of the LRU tables that every tenant has for itself.
+struct TenantTable {
+  const char* name;
+  const bpf_map* tables;  // array of maps, index = tenant
+  uint32_t key_bytes;
+  uint32_t value_bytes;  // of which the key is the beginning
 };
 
-FlowTable find_flow_table(const DataPlane& plane, uint32_t tenant) {
-  FlowTable found;
+TenantTable flow_tables(const DataPlane& plane) {
+  return {"hf_flows", plane.object->maps.flows, sizeof(abi::flow_key), sizeof(abi::flow)};
+}
+
+TenantTable fragment_tables(const DataPlane& plane) {
+  return {"hf_fragments", plane.object->maps.fragments, sizeof(abi::fragment_key),
+          sizeof(abi::fragment_state)};
+}
+
+struct FoundTable {
+  UniqueFd fd;  // none: the tenant has no such table
+  uint32_t entries = 0;
+};
+
+FoundTable find_table(const TenantTable& kind, uint32_t tenant) {
+  FoundTable found;
   uint32_t id = 0;
-  if (::bpf_map_lookup_elem(::bpf_map__fd(plane.object->maps.flows), &tenant, &id) != 0)
-    return found;
+  if (::bpf_map_lookup_elem(::bpf_map__fd(kind.tables), &tenant, &id) != 0) return found;
   found.fd.reset(::bpf_map_get_fd_by_id(id));
   bpf_map_info info{};
   uint32_t length = sizeof(info);
   if (found.fd && ::bpf_obj_get_info_by_fd(found.fd.get(), &info, &length) == 0)
-    found.flows_max = info.max_entries;
+    found.entries = info.max_entries;
   return found;
 }
 
-Status publish_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max,
-                          const UniqueFd& old) {
-  const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, "hf_flows", sizeof(abi::flow_key),
-                                       sizeof(abi::flow), flows_max, nullptr));
+// A table of that size, with what `old` holds, if that is any.
+Status publish_table(const TenantTable& kind, uint32_t tenant, uint32_t entries,
+                     const UniqueFd& old) {
+  const UniqueFd made(::bpf_map_create(BPF_MAP_TYPE_LRU_HASH, kind.name, kind.key_bytes,
+                                       kind.value_bytes, entries, nullptr));
   if (!made)
-    return fail_sys(errno, "flow_table", fmt::format("creating a table of {} flows", flows_max));
-  abi::flow_key at{};
-  abi::flow flow{};
-  for (const abi::flow_key* last = nullptr;
-       old && ::bpf_map_get_next_key(old.get(), last, &at) == 0; last = &at)
-    if (::bpf_map_lookup_elem(old.get(), &at, &flow) == 0)
-      ::bpf_map_update_elem(made.get(), &at, &flow, BPF_ANY);  // a full table evicts
+    return fail_sys(errno, "tenant_table",
+                    fmt::format("creating {} of {} entries", kind.name, entries));
+  std::vector<uint8_t> at(kind.key_bytes), value(kind.value_bytes);
+  for (const void* last = nullptr; old && ::bpf_map_get_next_key(old.get(), last, at.data()) == 0;
+       last = at.data())
+    if (::bpf_map_lookup_elem(old.get(), at.data(), value.data()) == 0)
+      ::bpf_map_update_elem(made.get(), at.data(), value.data(), BPF_ANY);  // a full one evicts
   const int fd = made.get();
-  if (const int err =
-          ::bpf_map_update_elem(::bpf_map__fd(plane.object->maps.flows), &tenant, &fd, BPF_ANY);
+  if (const int err = ::bpf_map_update_elem(::bpf_map__fd(kind.tables), &tenant, &fd, BPF_ANY);
       err != 0)
-    return fail_sys(-err, "flow_table", "publishing a tenant's flow table");
+    return fail_sys(-err, "tenant_table", fmt::format("publishing a tenant's {}", kind.name));
   return {};
 }
 
 }  // namespace
 
-Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
-  if (find_flow_table(plane, tenant).fd) return {};
-  return publish_flow_table(plane, tenant, flows_max, UniqueFd());
+Status ensure_tenant_tables(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
+  for (const auto& [kind, entries] :
+       {std::pair(flow_tables(plane), flows_max),
+        std::pair(fragment_tables(plane), static_cast<uint32_t>(abi::HF_FRAGMENTS_MAX))})
+    if (!find_table(kind, tenant).fd)
+      if (Status ok = publish_table(kind, tenant, entries, UniqueFd()); !ok) return ok;
+  return {};
 }
 
 Status resize_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max) {
-  const FlowTable there = find_flow_table(plane, tenant);
-  if (there.fd && there.flows_max == flows_max) return {};
-  return publish_flow_table(plane, tenant, flows_max, there.fd);
+  const FoundTable there = find_table(flow_tables(plane), tenant);
+  if (there.fd && there.entries == flows_max) return {};
+  return publish_table(flow_tables(plane), tenant, flows_max, there.fd);
 }
 
 Status finish_teardown(DataPlane& plane, std::span<const uint32_t> slots) {

@@ -74,9 +74,10 @@ Status move_deadline(DataPlane& plane, std::span<const Term> terms);
 // an interface came back. What is there is left alone.
 Status restore_elements(DataPlane& plane, std::span<const Term> terms);
 
-// A tenant's flow table, made if there is none: before the flip that needs it.
-Status ensure_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
-// The same in another size, with the flows that it holds; those begun meanwhile are lost.
+// A tenant's tables of flows and of fragments, made where there are none: before the flip that
+// needs them.
+Status ensure_tenant_tables(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
+// The flow table in another size, with the flows that it holds; those begun meanwhile are lost.
 Status resize_flow_table(DataPlane& plane, uint32_t tenant, uint32_t flows_max);
 
 // The rest of a teardown; the caller closed the slots and let a grace period pass. On failure the

@@ -447,7 +447,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
 
   for (const Tenant& tenant : next->tenants)
     if (Status ok =
-            ensure_flow_table(*plane_, facts->tenant_indexes.at(tenant.id), tenant.flows_max);
+            ensure_tenant_tables(*plane_, facts->tenant_indexes.at(tenant.id), tenant.flows_max);
         !ok)
       return pass_on(ok);
 
