@@ -1,6 +1,7 @@
 // The life of a lease: grant, renew, revoke, release, expire, tear down (DESIGN.md section 3).
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 
 #include <fmt/format.h>
 
@@ -23,6 +24,11 @@ constexpr size_t leases_logged_each_max = 16;
 
 std::string lease_text(const abi::lease_record& record) {
   return format_lease_id(LeaseId::of(record));
+}
+
+// Another program took our table, or some of its elements, away.
+bool lost_in_nft(const Error& error) {
+  return error.code == "nft_table_missing" || error.sys == ENOENT;
 }
 
 }  // namespace
@@ -269,8 +275,8 @@ Status Node::shorten(uint32_t first_slot, uint64_t deadline_boot_ns) {
   leases_.moved(first_slot, plane_->slots.record(first_slot).incarnation, deadline_boot_ns);
   arm_expiry_timer();
   Status ok = draw_elements_nearer(*plane_, terms);
-  if (!ok && ok.error().code == "nft_table_missing") {
-    // Another program took our table away; it comes back with the new deadline.
+  if (!ok && lost_in_nft(ok.error())) {
+    // It comes back with the new deadline.
     restore_nft();
     ok = draw_elements_nearer(*plane_, terms);
   }
@@ -455,7 +461,7 @@ Status Node::disable_tenant(std::string_view name) {
     return ok ? plane_->nft.verify(changes) : ok;
   };
   Status ok = disarm();
-  if (!ok && ok.error().code == "nft_table_missing") {
+  if (!ok && lost_in_nft(ok.error())) {
     restore_nft();  // without the ports of a tenant that is disabled
     ok = disarm();
   }
