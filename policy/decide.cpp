@@ -131,6 +131,16 @@ Status check_term(uint64_t ttl_ns) {
               "ask for at most 300s and renew before it ends");
 }
 
+Status check_renewal(uint64_t remaining_ns, uint64_t ttl_ns) {
+  const uint64_t most_ns = ttl_ns / 4 * renewal_quarters_max;
+  if (remaining_ns <= most_ns) return {};
+  return fail(
+      ErrorKind::conflict, "renewed_too_early",
+      fmt::format("{} of it remain; a term of {} is given once no more than {} do",
+                  human_duration(remaining_ns), human_duration(ttl_ns), human_duration(most_ns)),
+      fmt::format("renew it in {}", human_duration(remaining_ns - most_ns)));
+}
+
 namespace {
 
 Result<const Tenant*> find_tenant(const PolicyIndex& index, std::string_view name) {

@@ -83,6 +83,11 @@ Result<std::vector<Resource>> select_members(const PolicyIndex& index, const Gra
 // Checks a lease term by itself (grant and renew).
 Status check_term(uint64_t ttl_ns);
 
+// A holder renews once no more than three quarters of the term it asks for remain: every renewal
+// costs the node a transaction. conflict / renewed_too_early, with the time to wait.
+constexpr uint64_t renewal_quarters_max = 3;
+Status check_renewal(uint64_t remaining_ns, uint64_t ttl_ns);
+
 // "web@10.1.0.2:443", "ping@10.1.0.2", "egress:web0": how a resource is shown and asked for.
 std::string resource_name(const Resource& resource);
 

@@ -21,7 +21,7 @@ SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 BPF_PROG_LOAD, BPF_PROG_QUERY, BPF_LINK_CREATE = 5, 16, 28
 SCHED_CLS, XDP = 3, 6  # program types
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
-F_BEFORE, XDP_FLAGS_DRV_MODE = 8, 4
+F_BEFORE, XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 8, 2, 4
 TCX_NEXT, TCX_PASS, XDP_PASS = -1, 0, 2  # PASS at tcx ends the chain: whoever comes later is bypassed
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -47,7 +47,9 @@ def load(kind: int, verdict: int) -> int:
 
 
 @contextlib.contextmanager
-def attached(lab: Lab, interface: str, attach: int, verdict: int) -> Iterator[int]:
+def attached(
+    lab: Lab, interface: str, attach: int, verdict: int, xdp_mode: int = XDP_FLAGS_DRV_MODE
+) -> Iterator[int]:
     """The program at a hook of one of the node's interfaces, first in order, while the block runs; its link's fd."""
     xdp = attach == ATTACH_XDP
     program = load(XDP if xdp else SCHED_CLS, verdict)
@@ -55,7 +57,7 @@ def attached(lab: Lab, interface: str, attach: int, verdict: int) -> Iterator[in
     try:
         with lab.at("node"):
             index = lab.ifindex("node", interface)
-            flags = XDP_FLAGS_DRV_MODE if xdp else F_BEFORE
+            flags = xdp_mode if xdp else F_BEFORE
             link = bpf(BPF_LINK_CREATE, struct.pack("<IIII48x", program, index, attach, flags))
         yield link
     finally:

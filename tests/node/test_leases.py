@@ -8,10 +8,13 @@ Every denial stands beside its control: the same packet passes under a live leas
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable
 
+import frames
 import pytest
+from control import Control, Refused
 from lab import A, B, CLOSED, ECHO, FILES, HOSTS, MANY, PERF, WEB, CommandFailed, Lab, says, wait_until
 from packets import PROTOCOLS, Probe, denied, echo_reply, passes, syn, udp, watching
 
@@ -325,6 +328,72 @@ def test_grace_lets_connections_finish_and_ends_in_the_kernel(both_hooks: Lab) -
         wait_until(lambda: lab.leases() == {})
         assert capture.count() == 1
     denied(lab, probe, "no_lease", "from_uplink")
+
+
+def answered_without_a_table(lab: Lab, verb: str, args: dict) -> dict:
+    """What a daemon says whose nft table another has just taken away, before it knows."""
+    lab.freeze()
+    lab.nft("delete", "table", "inet", "holdfast")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as raw:
+        raw.connect(str(lab.socket_path))
+        connection = frames.Connection(raw)
+        connection.send(frames.request(verb, args))
+        lab.thaw()
+        answers = [connection.read(), connection.read()]
+    assert answers[0] and answers[0][0] == frames.HELLO and answers[1], answers
+    assert answers[1][0] == frames.REPLY, answers[1]
+    return answers[1][2]
+
+
+def test_a_revoke_with_grace_does_not_need_nft(own_lab: Lab) -> None:
+    """G5: with our table gone, the gate ends with the grace and not with the old term."""
+    lab = own_lab
+    lease = lab.grant(A, "web", ttl="200s")
+    answer = answered_without_a_table(lab, "lease.revoke", {"id": lease["id"], "grace_ns": 2_000_000_000})
+    assert answer["state"] == "grace_running"
+    left = lab.leases().get(lease["id"], {"remaining_ns": 0, "state": "grace_running"})
+    assert left["remaining_ns"] <= 2_000_000_000 and left["state"] == "grace_running", left
+    wait_until(lambda: lab.leases() == {}, what="it ended")
+    denied(lab, Probe("client", "tenant-a", syn()), "no_lease", "from_uplink")
+
+
+def test_disabling_a_tenant_does_not_need_nft(own_lab: Lab) -> None:
+    """L2: with our table gone, its leases end all the same, and none of them comes back."""
+    lab = own_lab
+    lab.grant(A, "web", ttl="200s")
+    assert answered_without_a_table(lab, "tenant.disable", {"name": A})["state"] == "disabled"
+    wait_until(lambda: lab.leases() == {}, what="its leases ended")
+    wait_until(lambda: "lease.torndown" in lab.log, what="and are torn down")
+    wait_until(lambda: "holdfast" in lab.nft("list", "tables"), 15, "the table is back")
+    lab.cli("tenant", "enable", A)
+    denied(lab, Probe("client", "tenant-a", syn()), "no_lease", "from_uplink")
+    lab.grant(A, "web")
+    passes(lab, Probe("client", "tenant-a", syn()))
+
+
+def test_leases_that_end_together_are_each_in_the_log(own_lab: Lab) -> None:
+    """L17: a disabled tenant's three leases are three lines, not one."""
+    lab = own_lab
+    ids = [lab.grant(A, f"many@{TENANT_A.v4}:{MANY + n}")["id"] for n in range(3)]
+    lab.cli("tenant", "disable", A)
+    for event in ("lease.forced_teardown", "lease.torndown"):
+        for number in ids:
+            wait_until(lambda e=event, n=number: re.search(rf"{e}\b.*{n}", lab.log), what=f"{event} {number}")
+
+
+def test_a_list_for_a_tenant_is_paged(lab: Lab) -> None:
+    """Only that tenant's; a page of nothing is refused, since it would never end."""
+    with Control(lab.socket_path) as control:
+        mine = [lab.grant(A, f"many@{TENANT_A.v4}:{MANY + n}")["id"] for n in range(3)]
+        lab.grant(B, "web")
+        found, cursor = [], 0
+        while cursor is not None:
+            page = control.call("lease.list", {"tenant": A, "limit": 2, "cursor": cursor})
+            found += [lease["id"] for lease in page["leases"]]
+            cursor = page["next"]
+        assert sorted(found) == sorted(mine)
+        with pytest.raises(Refused, match="limit"):
+            control.call("lease.list", {"limit": 0})
 
 
 def test_a_renewal_names_its_generation(lab: Lab) -> None:

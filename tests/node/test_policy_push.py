@@ -211,6 +211,26 @@ def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_lab: Lab, attach: 
     denied(lab, shut, "no_lease", "from_uplink")
 
 
+@pytest.mark.slow  # a drift check's period, twice
+@pytest.mark.parametrize("mode", [foreign.XDP_FLAGS_SKB_MODE, foreign.XDP_FLAGS_DRV_MODE])
+def test_a_foreign_xdp_program_on_a_tenant_port_darkens_it(own_lab: Lab, mode: int) -> None:
+    """Section 4: what XDP redirects meets neither tc nor nft. The port goes dark, the status says why and what to
+    do; once the foreigner has gone, it comes back by itself."""
+    lab = own_lab
+    lab.serve_all()
+    lab.grant(A, "echo", ttl="200s")
+    lab.grant(B, "echo", ttl="200s")
+    passes(lab, Probe("client", "tenant-a", udp()))
+    with foreign.attached(lab, "ta", foreign.ATTACH_XDP, foreign.XDP_PASS, mode):
+        dark = wait_until(lambda: lab.cli("status")["dark"], 15, "the daemon notices")
+        assert [row["interface"] for row in dark] == ["ta"] and dark[0]["code"] == "foreign_program", dark
+        assert foreign.NAME in dark[0]["cause"] and "XDP" in dark[0]["cause"], dark
+        passes(lab, Probe("client", "tenant-b", udp()))
+        assert not lab.udp("client", TENANT_A.v4, ECHO)
+    wait_until(lambda: not lab.cli("status")["dark"], 15, "the port comes back")
+    assert lab.udp("client", TENANT_A.v4, ECHO)
+
+
 def test_a_foreign_nft_table_is_not_touched(own_lab: Lab) -> None:
     """Our transactions, restarts and detach leave another's table as it was."""
     lab = own_lab

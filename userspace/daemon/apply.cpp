@@ -206,6 +206,7 @@ void guard(std::span<const Interface> interfaces, PolicyChange& change,
 }  // namespace
 
 Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& options) {
+  if (Status ok = check_grace_period(); !ok) return pass_on(ok);
   Result<KernelObject> object = KernelObject::load(options.kernel);
   if (!object) return pass_on(object);
   auto slots = MappedArray<abi::lease_slot>::map(::bpf_map__fd((*object)->maps.slots), "slots");
@@ -265,22 +266,46 @@ Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_
   return ok;
 }
 
-Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
-  std::vector<uint64_t> seen;
-  for (const Term& term : terms) seen.push_back(plane.slots.gate(term.slot));
-  if (Status ok = write_elements(plane, terms, 1, true); !ok) return ok;
-  nft::Changes later;  // elements that would outlive a deadline that moved forward in time
-  for (size_t i = 0; i < terms.size(); ++i) {
-    const uint32_t slot = terms[i].slot;
-    const uint64_t before = abi::hf_gate_deadline_boot_ns(seen[i]);
-    if (before <= boot_now_ns() || !plane.slots.renew(slot, seen[i], terms[i].deadline_boot_ns))
-      return fail(ErrorKind::conflict, "lease_closed",
+namespace {
+
+Status move_gates(DataPlane& plane, std::span<const Term> terms) {
+  const uint64_t now = boot_now_ns();  // one for all: a lease ends whole
+  for (const Term& term : terms) {
+    const uint64_t seen = plane.slots.gate(term.slot);
+    if (abi::hf_gate_deadline_boot_ns(seen) <= now ||
+        !plane.slots.renew(term.slot, seen, term.deadline_boot_ns))
+      return fail(ErrorKind::conflict, std::string(lease_closed_code),
                   "the lease ended while its term was being changed", "grant a new one");
-    if (terms[i].deadline_boot_ns < before && in_nft(plane, slot))
-      later.removals.push_back(
-          {element_of(plane, slot), side_of(plane.slots.record(slot).generation)});
-    plane.slots.set_generation(slot, plane.slots.record(slot).generation + 1);
   }
+  return {};
+}
+
+void raise_generation(DataPlane& plane, std::span<const Term> terms) {
+  for (const Term& term : terms)
+    plane.slots.set_generation(term.slot, plane.slots.record(term.slot).generation + 1);
+}
+
+}  // namespace
+
+Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
+  if (Status ok = write_elements(plane, terms, 1, true); !ok) return ok;
+  if (Status ok = move_gates(plane, terms); !ok) return ok;
+  raise_generation(plane, terms);
+  return {};
+}
+
+Status draw_gates_nearer(DataPlane& plane, std::span<const Term> terms) {
+  return move_gates(plane, terms);
+}
+
+Status draw_elements_nearer(DataPlane& plane, std::span<const Term> terms) {
+  nft::Changes later;  // elements that would outlive the new deadline
+  for (const Term& term : terms)
+    if (in_nft(plane, term.slot))
+      later.removals.push_back(
+          {element_of(plane, term.slot), side_of(plane.slots.record(term.slot).generation)});
+  if (Status ok = write_elements(plane, terms, 1, true); !ok) return ok;
+  raise_generation(plane, terms);
   return later.empty() ? Status{} : plane.nft.apply(later);
 }
 

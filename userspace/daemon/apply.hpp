@@ -66,9 +66,16 @@ struct Term {
 // again and gone from nft. Adds the time that nftables took to `nft_ns`.
 Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_ns);
 
-// Moves the deadline of the slots of one lease, later or earlier. Fails with conflict /
-// lease_closed if one of them was closed or has ended.
+// Moves the deadline of the slots of one lease further away: nft first, then the gates. Fails with
+// conflict / lease_closed if one of them was closed or has ended; others may have moved then, so
+// the lease has to be torn down.
+constexpr std::string_view lease_closed_code = "lease_closed";
 Status move_deadline(DataPlane& plane, std::span<const Term> terms);
+
+// The other way, in two steps, the gates first: from there on the kernel ends the lease at its new
+// deadline, although nft's elements would let it go on until the second.
+Status draw_gates_nearer(DataPlane& plane, std::span<const Term> terms);
+Status draw_elements_nearer(DataPlane& plane, std::span<const Term> terms);
 
 // Writes what is missing of what nft should hold for slots that are open: after a restart, or when
 // an interface came back. What is there is left alone.

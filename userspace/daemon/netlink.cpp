@@ -17,6 +17,8 @@
 namespace holdfast {
 namespace {
 
+constexpr int dump_attempts_max = 5;  // as nft does
+
 struct CloseSocket {
   void operator()(mnl_socket* socket) const { ::mnl_socket_close(socket); }
 };
@@ -118,6 +120,21 @@ int on_address(const nlmsghdr* header, void* data) {
   return MNL_CB_OK;
 }
 
+Result<NetworkFacts> read_network_once() {
+  Result<Socket> socket = open_route_socket();
+  if (!socket) return pass_on(socket);
+  NetworkFacts facts;
+  if (Status ok = dump(socket->get(), RTM_GETLINK, on_link, &facts); !ok) return pass_on(ok);
+  if (Status ok = dump(socket->get(), RTM_GETADDR, on_address, &facts); !ok) return pass_on(ok);
+  for (LinkInfo& link : facts.links)
+    if (const LinkInfo* master = facts.find(link.master); link.master != 0 && master != nullptr)
+      link.master_name = master->name;
+  std::sort(facts.addresses.begin(), facts.addresses.end());
+  facts.addresses.erase(std::unique(facts.addresses.begin(), facts.addresses.end()),
+                        facts.addresses.end());
+  return facts;
+}
+
 }  // namespace
 
 const LinkInfo* NetworkFacts::find(const std::string& name) const {
@@ -133,18 +150,12 @@ const LinkInfo* NetworkFacts::find(uint32_t ifindex) const {
 }
 
 Result<NetworkFacts> read_network() {
-  Result<Socket> socket = open_route_socket();
-  if (!socket) return pass_on(socket);
-  NetworkFacts facts;
-  if (Status ok = dump(socket->get(), RTM_GETLINK, on_link, &facts); !ok) return pass_on(ok);
-  if (Status ok = dump(socket->get(), RTM_GETADDR, on_address, &facts); !ok) return pass_on(ok);
-  for (LinkInfo& link : facts.links)
-    if (const LinkInfo* master = facts.find(link.master); link.master != 0 && master != nullptr)
-      link.master_name = master->name;
-  std::sort(facts.addresses.begin(), facts.addresses.end());
-  facts.addresses.erase(std::unique(facts.addresses.begin(), facts.addresses.end()),
-                        facts.addresses.end());
-  return facts;
+  // A dump that interfaces changed under (NLM_F_DUMP_INTR) may miss some of them: libmnl says
+  // EINTR, and it is asked again, all of it, so that links and addresses belong together.
+  for (int attempt = 1;; ++attempt) {
+    Result<NetworkFacts> facts = read_network_once();
+    if (facts || facts.error().sys != EINTR || attempt == dump_attempts_max) return facts;
+  }
 }
 
 Status check_tenant_interface(const LinkInfo& link) {

@@ -113,6 +113,7 @@ class Node {
 
   Result<LeaseView> lease(const LeaseId& id) const;
   // Up to `limit` leases from `slot` on; `slot` moves to where the next page begins, or to size().
+  // Looks at a bounded number of slots, so a page may be short, or empty, and not the last.
   std::vector<LeaseView> leases(uint32_t& slot, size_t limit, std::string_view tenant) const;
   size_t lease_count() const { return leases_.size(); }
 
@@ -165,6 +166,11 @@ class Node {
   Result<uint32_t> find_live(const LeaseId& id) const;
   Status check_holder(const Actor& actor, uint32_t first_slot) const;
   LeaseView view(uint32_t first_slot) const;
+  std::string owner_name(const abi::lease_record& record) const;
+  std::vector<Term> terms_of(uint32_t first_slot, uint64_t deadline_boot_ns) const;
+  // Draws a lease's end nearer. When nft fails the error says so, and the end is nearer all the
+  // same.
+  Status shorten(uint32_t first_slot, uint64_t deadline_boot_ns);
 
   // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown,
   // failed_closed.
@@ -172,6 +178,7 @@ class Node {
   void settle(uint32_t slot, const Status& proved);
   void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                          const Done& done);
+  void journal_leases(std::string_view event, std::span<const uint32_t> slots);
   void expire_due();
   void arm_expiry_timer();
   void tear_down_tenant(uint32_t index);

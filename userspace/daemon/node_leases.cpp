@@ -1,6 +1,7 @@
 // The life of a lease: grant, renew, revoke, release, expire, tear down (DESIGN.md section 3).
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 
 #include <fmt/format.h>
 
@@ -15,8 +16,19 @@ namespace {
 // thousand leases does not keep others waiting.
 constexpr size_t teardown_slots_per_turn = 4096;
 
+// Slots looked at for one page of a list, so that a filter that fits nothing holds nobody up.
+constexpr size_t slots_per_page_max = 65536;
+
+// Leases that end or begin together are logged one by one up to so many, then as a number.
+constexpr size_t leases_logged_each_max = 16;
+
 std::string lease_text(const abi::lease_record& record) {
   return format_lease_id(LeaseId::of(record));
+}
+
+// Another program took our table, or some of its elements, away.
+bool lost_in_nft(const Error& error) {
+  return error.code == "nft_table_missing" || error.sys == ENOENT;
 }
 
 }  // namespace
@@ -169,13 +181,13 @@ Result<Grant> Node::grant(const Actor& actor,
     if (record.first_slot != term.slot) continue;
     leases_.add(LeaseId::of(record), term.slot, record.incarnation, term.deadline_boot_ns,
                 plane_->slots.slot(term.slot).tenant);
-    if (ids.size() <= 16)
+    if (ids.size() <= leases_logged_each_max)
       journal_.record("lease.grant", {{"lease", lease_text(record)},
                                       {"tenant", tenant_name(plane_->slots.slot(term.slot).tenant)},
                                       {"actor_uid", actor.uid},
                                       {"term", human_duration(term.deadline_boot_ns - now)}});
   }
-  if (ids.size() > 16)
+  if (ids.size() > leases_logged_each_max)
     journal_.record("lease.grant", {{"leases", ids.size()}, {"actor_uid", actor.uid}});
   arm_expiry_timer();
   return granted;
@@ -216,12 +228,29 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
     return fail(ErrorKind::conflict, "being_revoked",
                 fmt::format("lease {} is being revoked", lease_text(record)),
                 "grant a new one after it ended");
-  const uint64_t deadline = boot_now_ns() + ttl_ns;
-  std::vector<Term> terms;
-  for (const uint32_t s : slots_of(*slot)) terms.push_back({s, deadline});
-  if (Status ok = move_deadline(*plane_, terms); !ok) return pass_on(ok);
-  leases_.moved(*slot, record.incarnation, deadline);
-  arm_expiry_timer();
+  const abi::lease_slot& place = plane_->slots.slot(*slot);
+  if (tenant_disabled(place.tenant) || plane_->tenants[place.tenant].epoch != place.tenant_epoch)
+    return fail(ErrorKind::conflict, "tenant_disabled",
+                fmt::format("lease {} ended when its tenant was disabled", lease_text(record)),
+                "grant a new one once the tenant is enabled");
+  const uint64_t now = boot_now_ns();
+  const uint64_t before = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(*slot));
+  if (!actor.operates)
+    if (Status ok = check_renewal(before > now ? before - now : 0, ttl_ns); !ok)
+      return pass_on(ok, fmt::format("lease {}", lease_text(record)));
+  const uint64_t deadline = now + ttl_ns;
+  if (deadline < before) {
+    if (Status ok = shorten(*slot, deadline); !ok) return pass_on(ok);
+  } else {
+    const std::vector<Term> terms = terms_of(*slot, deadline);
+    if (Status ok = move_deadline(*plane_, terms); !ok) {
+      // Some of its gates may stand at the new deadline and some at the old one, or be shut.
+      if (ok.error().code == lease_closed_code) tear_down(slots_of(*slot), "failed_closed", {});
+      return pass_on(ok);
+    }
+    leases_.moved(*slot, record.incarnation, deadline);
+    arm_expiry_timer();
+  }
   journal_.record("lease.renew", {{"lease", lease_text(record)},
                                   {"actor_uid", actor.uid},
                                   {"generation", record.generation},
@@ -229,7 +258,57 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   return view(*slot);
 }
 
+std::vector<Term> Node::terms_of(uint32_t first_slot, uint64_t deadline_boot_ns) const {
+  std::vector<Term> terms;
+  for (const uint32_t slot : slots_of(first_slot)) terms.push_back({slot, deadline_boot_ns});
+  return terms;
+}
+
+// The gates first: from there on the kernel ends the lease at its new deadline, whatever becomes of
+// nft and of us.
+Status Node::shorten(uint32_t first_slot, uint64_t deadline_boot_ns) {
+  const std::vector<Term> terms = terms_of(first_slot, deadline_boot_ns);
+  if (Status ok = draw_gates_nearer(*plane_, terms); !ok) {
+    if (ok.error().code == lease_closed_code) tear_down(slots_of(first_slot), "failed_closed", {});
+    return ok;
+  }
+  leases_.moved(first_slot, plane_->slots.record(first_slot).incarnation, deadline_boot_ns);
+  arm_expiry_timer();
+  Status ok = draw_elements_nearer(*plane_, terms);
+  if (!ok && lost_in_nft(ok.error())) {
+    // It comes back with the new deadline.
+    restore_nft();
+    ok = draw_elements_nearer(*plane_, terms);
+  }
+  if (ok) return {};
+  return pass_on(ok, fmt::format("the lease ends in {} all the same, but nftables was not told",
+                                 human_duration(deadline_boot_ns - boot_now_ns())));
+}
+
 // ---- end
+
+// One line for each of the leases that these slots are of, or their number.
+void Node::journal_leases(std::string_view event, std::span<const uint32_t> slots) {
+  std::vector<std::pair<LeaseId, size_t>> leases;
+  for (const uint32_t slot : slots) {
+    const LeaseId id = LeaseId::of(plane_->slots.record(slot));
+    if (leases.empty() || leases.back().first != id) leases.emplace_back(id, 0);
+    ++leases.back().second;
+  }
+  std::sort(leases.begin(), leases.end());
+  size_t distinct = 0;  // a lease's slots may be apart
+  for (const auto& [id, count] : leases) {
+    if (distinct != 0 && leases[distinct - 1].first == id)
+      leases[distinct - 1].second += count;
+    else
+      leases[distinct++] = {id, count};
+  }
+  leases.resize(distinct);
+  if (leases.size() > leases_logged_each_max)
+    return journal_.record(event, {{"leases", leases.size()}, {"slots", slots.size()}});
+  for (const auto& [id, count] : leases)
+    journal_.record(event, {{"lease", format_lease_id(id)}, {"slots", count}});
+}
 
 void Node::revoke(const LeaseId& id, std::optional<uint64_t> grace, Done done) {
   const Result<uint32_t> slot = find_live(id);
@@ -241,15 +320,12 @@ void Node::revoke(const LeaseId& id, std::optional<uint64_t> grace, Done done) {
   journal_.record("lease.revoke_warning",
                   {{"lease", format_lease_id(id)}, {"grace", human_duration(grace_ns)}});
   // Grace is a shorter term: the kernel ends it, whatever becomes of us. It never passes the
-  // lease's end.
-  std::vector<Term> terms;
-  for (const uint32_t s : slots_of(*slot)) terms.push_back({s, std::min(ends, deadline)});
-  if (Status ok = move_deadline(*plane_, terms); !ok) return done(ok);
-  for (const Term& term : terms) plane_->slots.set_phase(term.slot, abi::HF_PHASE_GRACE);
-  leases_.moved(*slot, plane_->slots.record(*slot).incarnation, terms.front().deadline_boot_ns);
-  arm_expiry_timer();
-  journal_.record("lease.grace_running", {{"lease", format_lease_id(id)}});
-  done({});
+  // lease's end. In its grace it is not renewed, so that comes first.
+  for (const uint32_t s : slots_of(*slot)) plane_->slots.set_phase(s, abi::HF_PHASE_GRACE);
+  const Status ok = shorten(*slot, std::min(ends, deadline));
+  if (ok || ok.error().code != lease_closed_code)
+    journal_.record("lease.grace_running", {{"lease", format_lease_id(id)}});
+  done(ok);
 }
 
 void Node::release(const Actor& actor, const LeaseId& id, Done done) {
@@ -267,9 +343,7 @@ void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done
     if (record.first_slot == slot)
       leases_.remove(LeaseId::of(record), plane_->slots.slot(slot).tenant);
   }
-  journal_.record(
-      "lease.forced_teardown",
-      {{"lease", lease_text(plane_->slots.record(slots.front()))}, {"slots", slots.size()}});
+  journal_leases("lease.forced_teardown", slots);
   auto shared = std::make_shared<std::vector<uint32_t>>(std::move(slots));
   grace_.after_grace_period([this, shared, outcome, done = std::move(done)] {
     teardown_finished(*shared, outcome, done);
@@ -306,18 +380,19 @@ void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_vie
     together = finish_teardown(*plane_, part);
   }
   Status ok;
+  std::vector<uint32_t> down, fenced;
   for (const uint32_t slot : part) {
     const Status own = together ? together : finish_teardown(*plane_, std::span(&slot, 1));
     settle(slot, own);
+    (own ? down : fenced).push_back(slot);
     if (!own) ok = own;
   }
-  const std::string lease = lease_text(plane_->slots.record(slots.front()));
-  if (ok) {
-    journal_.record(outcome == "torndown" ? "lease.torndown" : "lease.failed_closed",
-                    {{"lease", lease}, {"slots", part.size()}});
-  } else {
-    log::error("lease.fenced",
-               {{"lease", lease}, {"slots", part.size()}, {"cause", ok.error().text()}});
+  if (!down.empty())
+    journal_leases(outcome == "torndown" ? "lease.torndown" : "lease.failed_closed", down);
+  if (!ok) {
+    const std::string lease = lease_text(plane_->slots.record(fenced.front()));
+    journal_leases("lease.fenced", fenced);
+    log::error("lease.teardown_unproved", {{"lease", lease}, {"cause", ok.error().text()}});
     ok = fail(
         ErrorKind::conflict, "fenced",
         fmt::format("the teardown of lease {} could not be proved: {}", lease, ok.error().text()),
@@ -347,7 +422,7 @@ void Node::expire_due() {
     due.insert(due.end(), slots.begin(), slots.end());
   }
   if (!due.empty()) {
-    journal_.record("lease.expired", {{"slots", due.size()}});
+    journal_leases("lease.expired", due);
     tear_down(std::move(due), "failed_closed", {});
   }
   expiry_timer_at_ = 0;
@@ -380,12 +455,21 @@ Status Node::disable_tenant(std::string_view name) {
     if (const auto at = facts_.ifindex.find(port.interface); at != facts_.ifindex.end())
       changes.disarm.push_back(at->second);
   journal_.record("tenant.disable", {{"tenant", name}, {"leases", leases_.of_tenant(index)}});
-  if (!changes.empty()) {
-    if (Status ok = plane_->nft.apply(changes); !ok) return ok;
-    if (Status ok = plane_->nft.verify(changes); !ok) return ok;
-  }
   tear_down_tenant(index);
-  return {};
+  if (changes.empty()) return {};
+  const auto disarm = [&] {
+    Status ok = plane_->nft.apply(changes);
+    return ok ? plane_->nft.verify(changes) : ok;
+  };
+  Status ok = disarm();
+  if (!ok && lost_in_nft(ok.error())) {
+    restore_nft();  // without the ports of a tenant that is disabled
+    ok = disarm();
+  }
+  if (ok) return {};
+  return pass_on(ok, fmt::format("tenant {} is disabled and its leases have ended, but its ports "
+                                 "still stand in nft's armed set",
+                                 name));
 }
 
 Status Node::enable_tenant(std::string_view name) {
@@ -431,6 +515,11 @@ std::vector<uint32_t> Node::slots_of(uint32_t first_slot) const {
   return slots;
 }
 
+std::string Node::owner_name(const abi::lease_record& record) const {
+  const Tenant* tenant = index_->tenant_by_id(record.tenant_id);
+  return tenant != nullptr ? tenant->name : fmt::format("id {}", record.tenant_id);
+}
+
 LeaseView Node::view(uint32_t first_slot) const {
   const abi::lease_record& record = plane_->slots.record(first_slot);
   LeaseView out;
@@ -450,7 +539,7 @@ LeaseView Node::view(uint32_t first_slot) const {
   if (plane_->slots.slot(first_slot).flags & abi::HF_SLOT_PEER)
     out.peer = Prefix{address_of(record.peer), static_cast<uint8_t>(record.peer_prefix_bits)};
   const Tenant* tenant = index_->tenant_by_id(record.tenant_id);
-  out.tenant = tenant != nullptr ? tenant->name : fmt::format("id {}", record.tenant_id);
+  out.tenant = owner_name(record);
   for (const uint32_t slot : slots_of(first_slot)) {
     const abi::lease_record& r = plane_->slots.record(slot);
     if (r.resource_kind == abi::HF_RESOURCE_EGRESS) {
@@ -483,12 +572,13 @@ Result<LeaseView> Node::lease(const LeaseId& id) const {
 
 std::vector<LeaseView> Node::leases(uint32_t& slot, size_t limit, std::string_view tenant) const {
   std::vector<LeaseView> out;
-  for (; slot < plane_->slots.size() && out.size() < limit; ++slot) {
+  const auto end = static_cast<uint32_t>(
+      std::min<size_t>(plane_->slots.size(), size_t{slot} + slots_per_page_max));
+  for (; slot < end && out.size() < limit; ++slot) {
     const abi::lease_record& record = plane_->slots.record(slot);
     const bool listed = plane_->slots.bound(slot) || record.phase == abi::HF_PHASE_FENCED;
     if (!listed || record.first_slot != slot) continue;
-    LeaseView found = view(slot);
-    if (tenant.empty() || found.tenant == tenant) out.push_back(std::move(found));
+    if (tenant.empty() || owner_name(record) == tenant) out.push_back(view(slot));
   }
   return out;
 }

@@ -19,7 +19,8 @@ using cbor::Value;
 
 constexpr size_t leases_per_page = 1000;
 constexpr size_t flows_per_reply = 1000;
-constexpr size_t followers_max = 64;
+constexpr size_t followers_max = 64;     // of readers, and as many of operators
+constexpr size_t uid_followers_max = 8;  // of one reader
 constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
 
 // A teardown takes a grace period and two netlink round trips; after two seconds it is not that.
@@ -70,6 +71,11 @@ Result<Holder> parse_holder(std::string_view text) {
   if (number && kind == "cgroup") return holder;
   return fail(ErrorKind::invalid, "bad_holder", fmt::format("\"{}\" is not a holder", text),
               "uid:NUMBER or cgroup:ID");
+}
+
+Result<uint64_t> number_or(const Value& args, std::string_view key, uint64_t min, uint64_t max,
+                           uint64_t otherwise) {
+  return args.has(key) ? args.get_u64(key, min, max) : otherwise;
 }
 
 std::string holder_text(const Holder& holder) {
@@ -190,11 +196,10 @@ void Verbs::handle(const wire::Peer& peer, wire::Request request, wire::Responde
               fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
               "usermod -aG holdfast USER, then log in again"});
   if (request.verb == "drops.follow") {
-    if (followers_.size() >= followers_max)
-      return responder.fail(Error{ErrorKind::exhausted, "followers_max", 0,
-                                  fmt::format("{} others follow drop events", followers_.size()),
-                                  "try later"});
-    followers_.push_back(std::make_shared<wire::Responder>(std::move(responder)));
+    std::erase_if(followers_, [](const Follower& f) { return !f.responder->is_open(); });
+    if (Status ok = may_follow(peer); !ok) return responder.fail(ok.error());
+    followers_.push_back({peer.uid, peer.role == wire::Role::operates,
+                          std::make_shared<wire::Responder>(std::move(responder))});
     return;
   }
   Answer answer = read(peer, request);
@@ -309,7 +314,7 @@ Value Verbs::lease_value(const LeaseView& lease) const {
 Verbs::Answer Verbs::lease_list(const Value& args) const {
   if (Status ok = args.only_keys({"cursor", "limit", "tenant"}); !ok) return pass_on(ok);
   const Result<uint64_t> cursor = args.get_u64_or("cursor", 0);
-  const Result<uint64_t> limit = args.get_u64_or("limit", leases_per_page);
+  const Result<uint64_t> limit = number_or(args, "limit", 1, UINT64_MAX, leases_per_page);
   const Result<std::string_view> tenant = args.get_text_or("tenant", "");
   if (!cursor) return std::unexpected(cursor.error());
   if (!limit) return std::unexpected(limit.error());
@@ -387,7 +392,11 @@ Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
   const Result<uint64_t> ttl = args.get_u64("ttl_ns");
   if (!ttl) return std::unexpected(ttl.error());
   std::optional<uint64_t> generation;
-  if (const Value* value = args.find("generation"); value != nullptr) generation = value->as_u64();
+  if (args.has("generation")) {
+    const Result<uint64_t> given = args.get_u64("generation");
+    if (!given) return std::unexpected(given.error());
+    generation = *given;
+  }
   const Result<LeaseView> lease =
       node_.renew({peer.uid, peer.role == wire::Role::operates}, *id, *ttl, generation);
   if (!lease) return std::unexpected(lease.error());
@@ -591,12 +600,29 @@ Value Verbs::event_value(const abi::drop_event& e) const {
                      {"length", e.length}});
 }
 
+// Operators have places of their own, so that readers cannot take them all.
+Status Verbs::may_follow(const wire::Peer& peer) const {
+  const bool operates = peer.role == wire::Role::operates;
+  const auto same_role = [&](const Follower& f) { return f.operates == operates; };
+  const auto same_uid = [&](const Follower& f) { return f.uid == peer.uid; };
+  const auto all = std::count_if(followers_.begin(), followers_.end(), same_role);
+  const auto own = std::count_if(followers_.begin(), followers_.end(), same_uid);
+  if (static_cast<size_t>(all) >= followers_max)
+    return fail(ErrorKind::exhausted, "followers_max",
+                fmt::format("{} others follow drop events", all), "try later");
+  if (!operates && static_cast<size_t>(own) >= uid_followers_max)
+    return fail(ErrorKind::exhausted, "followers_max",
+                fmt::format("uid {} follows drop events {} times already", peer.uid, own),
+                "end one of them");
+  return {};
+}
+
 void Verbs::on_drop(const abi::drop_event& event) {
   if (followers_.empty()) return;
   const Value value = event_value(event);
   // A follower that does not keep up misses events; the counters miss nothing.
-  std::erase_if(followers_, [&](const std::shared_ptr<wire::Responder>& follower) {
-    const Status sent = follower->event(value);
+  std::erase_if(followers_, [&](const Follower& follower) {
+    const Status sent = follower.responder->event(value);
     return !sent && sent.error().code == "peer_gone";
   });
 }
@@ -604,7 +630,7 @@ void Verbs::on_drop(const abi::drop_event& event) {
 Verbs::Answer Verbs::flows_list(const Value& args) const {
   if (Status ok = args.only_keys({"tenant", "limit"}); !ok) return pass_on(ok);
   const Result<std::string_view> tenant = args.get_text_or("tenant", "");
-  const Result<uint64_t> limit = args.get_u64_or("limit", flows_per_reply);
+  const Result<uint64_t> limit = number_or(args, "limit", 1, UINT64_MAX, flows_per_reply);
   if (!tenant) return std::unexpected(tenant.error());
   if (!limit) return std::unexpected(limit.error());
   const size_t wanted = std::min<uint64_t>(*limit, flows_per_reply);
@@ -646,8 +672,8 @@ Verbs::Answer Verbs::explain(const Value& args) const {
   const Result<std::string_view> destination = args.get_text("destination");
   const Result<std::string_view> protocol = args.get_text("protocol");
   const Result<std::string_view> flags = args.get_text_or("flags", "S");
-  const Result<uint64_t> source_port = args.get_u64_or("source_port", 0);
-  const Result<uint64_t> destination_port = args.get_u64_or("destination_port", 0);
+  const Result<uint64_t> source_port = number_or(args, "source_port", 0, UINT16_MAX, 0);
+  const Result<uint64_t> destination_port = number_or(args, "destination_port", 0, UINT16_MAX, 0);
   for (const auto* text : {&from, &source, &destination, &protocol, &flags})
     if (!*text) return std::unexpected(text->error());
   for (const auto* number : {&source_port, &destination_port})
@@ -658,6 +684,15 @@ Verbs::Answer Verbs::explain(const Value& args) const {
   if (!destination_address) return std::unexpected(destination_address.error());
   const Result<Protocol> proto = parse_protocol(*protocol);
   if (!proto) return std::unexpected(proto.error());
+  if (*flags != "S" && *flags != "A")
+    return fail(ErrorKind::invalid, "bad_flags", fmt::format("flags \"{}\"", *flags),
+                "S opens a connection or asks for an echo, A carries data or answers");
+  std::optional<std::string> source_mac;
+  if (args.has("source_mac")) {
+    const Result<std::string_view> given = args.get_text("source_mac");
+    if (!given) return std::unexpected(given.error());
+    source_mac = *given;
+  }
   packet.source = *source_address;
   packet.destination = *destination_address;
   packet.protocol = *proto;
@@ -665,9 +700,8 @@ Verbs::Answer Verbs::explain(const Value& args) const {
   packet.destination_port = static_cast<uint16_t>(*destination_port);
   packet.tcp_syn = *flags == "S";
   packet.echo_reply = *flags == "A" && *proto == Protocol::icmp_echo;
-  const Result<std::vector<ExplainStep>> steps = explain_packet(
-      node_, *from, packet,
-      args.find("source_mac") != nullptr ? args.find("source_mac")->as_text() : nullptr);
+  const Result<std::vector<ExplainStep>> steps =
+      explain_packet(node_, *from, packet, source_mac ? &*source_mac : nullptr);
   if (!steps) return std::unexpected(steps.error());
   Value list = Value::array();
   bool passes = true;

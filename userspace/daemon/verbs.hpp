@@ -54,6 +54,7 @@ class Verbs {
 
   cbor::Value lease_value(const LeaseView& lease) const;
   cbor::Value event_value(const abi::drop_event& event) const;
+  Status may_follow(const wire::Peer& peer) const;
   void on_drop(const abi::drop_event& event);
 
   wire::EventLoop& loop_;
@@ -63,7 +64,12 @@ class Verbs {
   Counters counters_;
   std::optional<DropEvents> drop_events_;
   wire::FdWatch drop_watch_;
-  std::vector<std::shared_ptr<wire::Responder>> followers_;
+  struct Follower {
+    uid_t uid;
+    bool operates;
+    std::shared_ptr<wire::Responder> responder;
+  };
+  std::vector<Follower> followers_;
   uint64_t started_boot_ns_;
   uint64_t started_wall_ns_;
 };

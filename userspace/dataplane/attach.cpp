@@ -32,6 +32,7 @@ constexpr uint32_t clsact_priority = 1;
 struct ProgramInfo {
   uint32_t id = 0;
   std::string name;
+  uint32_t loaded_by_uid = 0;
 };
 
 Result<ProgramInfo> program_info(int fd) {
@@ -39,14 +40,15 @@ Result<ProgramInfo> program_info(int fd) {
   uint32_t length = sizeof(info);
   if (const int err = ::bpf_obj_get_info_by_fd(fd, &info, &length); err != 0)
     return fail_sys(-err, "program_info", "reading a program's info");
-  return ProgramInfo{info.id, info.name};
+  return ProgramInfo{info.id, info.name, info.created_by_uid};
 }
 
 std::string describe_program(uint32_t id) {
   const UniqueFd fd(::bpf_prog_get_fd_by_id(id));
   if (!fd) return fmt::format("program {}", id);
   const Result<ProgramInfo> info = program_info(fd.get());
-  return info ? fmt::format("program {} \"{}\"", id, info->name) : fmt::format("program {}", id);
+  if (!info) return fmt::format("program {}", id);
+  return fmt::format("program {} \"{}\" (loaded by uid {})", id, info->name, info->loaded_by_uid);
 }
 
 std::string program_name(uint32_t id) {
@@ -133,6 +135,12 @@ std::string Attachments::link_path(std::string_view program, uint32_t ifindex) c
 }
 
 Status Attachments::attach_tenant_port(const Interface& port) {
+  // It may have been an uplink until now.
+  if (const UniqueFd link(::bpf_obj_get(link_path("uplink_xdp", port.ifindex).c_str())); link) {
+    ::bpf_link_detach(link.get());
+    ::unlink(link_path("uplink_xdp", port.ifindex).c_str());
+  }
+  if (Status ok = verify_no_xdp(port); !ok) return ok;
   if (Status ok = attach_tc(port, true, from_tenant_, "from_tenant"); !ok) return ok;
   return attach_tc(port, false, to_tenant_, "to_tenant");
 }
@@ -290,7 +298,27 @@ Status Attachments::verify_tc(const Interface& at, bool ingress, int program_fd,
               "what runs before the gate can bypass it: detach it; the port stays dark until then");
 }
 
+// XDP runs before tc and before nft. We have none on a tenant port, so whatever is there is
+// somebody else's.
+Status Attachments::verify_no_xdp(const Interface& at) {
+  bpf_xdp_query_opts there{};
+  there.sz = sizeof(there);
+  if (const int err = ::bpf_xdp_query(static_cast<int>(at.ifindex), 0, &there); err != 0)
+    return fail_sys(-err, "xdp_query", "asking for XDP programs on " + at.name);
+  for (const uint32_t id :
+       {there.prog_id, there.drv_prog_id, there.skb_prog_id, there.hw_prog_id}) {
+    if (id == 0) continue;
+    return fail(ErrorKind::conflict, "foreign_program",
+                fmt::format("{}: {} runs at XDP, before Holdfast", at.name, describe_program(id)),
+                "what it redirects passes neither tc nor nftables, so that not even a port out of "
+                "nft's armed set is shut to it: remove it (ip link set " +
+                    at.name + " xdp off); the port stays dark until then");
+  }
+  return {};
+}
+
 Status Attachments::verify_tenant_port(const Interface& port) const {
+  if (Status ok = verify_no_xdp(port); !ok) return ok;
   if (Status ok = verify_tc(port, true, from_tenant_, "from_tenant"); !ok) return ok;
   return verify_tc(port, false, to_tenant_, "to_tenant");
 }

@@ -65,6 +65,7 @@ class Attachments {
   Status attach_xdp(const Interface& at);
   Status verify_tc(const Interface& at, bool ingress, int program_fd,
                    std::string_view program) const;
+  static Status verify_no_xdp(const Interface& at);
   std::string link_path(std::string_view program, uint32_t ifindex) const;
 
   std::string links_;  // directory of pinned links

@@ -66,6 +66,15 @@ void wait_grace_period() {
   CHECK(result == 0);
 }
 
+Status check_grace_period() {
+  if (::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0) return {};
+  return fail(
+      ErrorKind::unsupported, "no_grace_period",
+      fmt::format("the kernel refuses membarrier(MEMBARRIER_CMD_GLOBAL): {}", std::strerror(errno)),
+      "without it no teardown can be proved; boot without nohz_full=, and allow the system "
+      "call");
+}
+
 Result<Banks> Banks::open(const KernelObject& object) {
   auto control = MappedArray<abi::control>::map(::bpf_map__fd(object->maps.control), "control");
   if (!control) return pass_on(control);

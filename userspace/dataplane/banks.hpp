@@ -21,7 +21,12 @@
 namespace holdfast {
 
 // Waits until every packet that began before this call is through: an RCU grace period, 8-16 ms.
+// Where check_grace_period() succeeded it cannot fail.
 void wait_grace_period();
+
+// Waits for one, or says why this kernel has none for us: unsupported / no_grace_period. Called
+// once, before anything else.
+Status check_grace_period();
 
 class Banks {
  public:

@@ -36,4 +36,25 @@ class RateLimiter {
   uint64_t full_at_ns_ = 0;
 };
 
+// A share of the time, as a bucket of nanoseconds. What something costs is known only afterwards,
+// so the bucket may go into debt, which is waited for: in the long run the share holds exactly.
+class TimeShare {
+ public:
+  static constexpr uint64_t window_ns = ns_per_s;  // the bucket holds the share of so long
+
+  // How long until something may be done; 0 is now.
+  uint64_t wait_ns(uint64_t now_ns) const {
+    return full_at_ns_ > now_ns + window_ns ? full_at_ns_ - now_ns - window_ns : 0;
+  }
+
+  // `percent` 0 is unlimited.
+  void charge(uint32_t percent, uint64_t spent_ns, uint64_t now_ns) {
+    if (percent == 0) return;
+    full_at_ns_ = std::max(full_at_ns_, now_ns) + spent_ns * 100 / percent;
+  }
+
+ private:
+  uint64_t full_at_ns_ = 0;
+};
+
 }  // namespace holdfast::wire

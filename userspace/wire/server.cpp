@@ -35,6 +35,7 @@ struct UidState {
   uint32_t unanswered = 0;
   size_t unsent = 0;
   RateLimiter limiter;
+  TimeShare busy;
 };
 
 class ServerCore : public std::enable_shared_from_this<ServerCore> {
@@ -59,6 +60,10 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
 
   const Rate& rate_of(Role role) const {
     return role == Role::operates ? config.operator_rate : config.rate;
+  }
+
+  uint32_t busy_percent_of(Role role) const {
+    return role == Role::operates ? config.operator_busy_percent : config.busy_percent;
   }
 
   EventLoop& loop;
@@ -107,6 +112,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void on_event(uint32_t events);
   void receive();
   void process();
+  void take_one();
+  bool must_wait_for_time();
   void dispatch(Frame frame);
   void refuse(const Error& error, uint32_t request_id);
   void queue(FrameType type, uint16_t flags, uint32_t request_id, std::span<const uint8_t> body);
@@ -126,7 +133,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   UniqueFd fd_;
   FdWatch watch_;
   uint32_t watched_events_ = EPOLLIN;
-  Timer rate_timer_;
+  Timer rate_timer_;  // pending: over its rate, or over its share of the loop's time
 
   FrameReader reader_;
   std::vector<uint8_t> out_;
@@ -136,6 +143,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::vector<std::pair<uint32_t, std::function<void()>>> writers_;
 
   bool processing_ = false;   // inside process(): answers wait for its flush
+  bool turn_over_ = false;    // one request was handled in this turn of the loop; others come first
+  bool hung_up_ = false;      // the peer is gone; what it sent may still be here
   bool read_closed_ = false;  // the peer sends no more
   bool write_dead_ = false;   // the peer takes no more
   bool closing_ = false;      // flush, then close
@@ -198,8 +207,9 @@ void Connection::on_event(uint32_t events) {
     // Nobody reads answers any more. What was already sent to us is still read, unless it would
     // have to wait for room: then there is nobody to wait for it either.
     write_dead_ = true;
+    hung_up_ = true;
     discard_output();
-    if (read_closed_ || !may_take()) drop();
+    if (!turn_over_ && (read_closed_ || !may_take())) drop();
   }
   // Output that went away may have been what kept requests waiting.
   if (!gone_) resume();
@@ -209,7 +219,8 @@ void Connection::receive() {
   // Descriptors are taken only from operators. From others the kernel discards them, so that
   // closing one that blocks (a file of a slow user-space filesystem) is never our business.
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(int) * pending_fds_max)];
-  for (int i = 0; i < receives_per_turn && !gone_ && !read_closed_ && may_take(); ++i) {
+  for (int i = 0; i < receives_per_turn && !gone_ && !read_closed_ && !turn_over_ && may_take();
+       ++i) {
     iovec piece{server_.receive_buffer.data(), server_.receive_buffer.size()};
     msghdr message{};
     message.msg_iov = &piece;
@@ -244,36 +255,56 @@ void Connection::receive() {
   }
 }
 
-// Takes frames while the budgets allow it. Never runs inside itself: a handler that answers at once
-// comes back here only through the loop below.
+// Takes one frame if the budgets allow it; the next one in the next turn of the loop, so that a
+// pipeline of requests never comes before other peers, timers and packets' notices. Never runs
+// inside itself: a handler that answers at once comes back here only from the loop.
 void Connection::process() {
-  if (processing_ || gone_) return;
+  if (processing_ || turn_over_ || gone_) return;
   const auto self = shared_from_this();
   processing_ = true;
-  while (!gone_ && may_take()) {
-    Result<std::optional<Frame>> frame = reader_.next();
-    if (!frame) {
-      refuse(frame.error(), reader_.pending_request_id());
-    } else if (*frame) {
-      dispatch(std::move(**frame));
-    } else {
-      if (read_closed_ && reader_.has_pending()) {
-        refuse(Error{ErrorKind::invalid,
-                     "truncated_frame",
-                     0,
-                     "the peer stopped sending in the middle of a frame",
-                     {}},
-               reader_.pending_request_id());
-      }
-      break;
-    }
-  }
+  if (may_take() && !must_wait_for_time()) take_one();
   processing_ = false;
   if (gone_) return;
   // Only time that the peer takes counts, not time that we let it wait.
-  partial_since_ns_ = reader_.has_pending() && may_take() ? boot_now_ns() : 0;
+  partial_since_ns_ =
+      !turn_over_ && reader_.has_pending() && may_take() ? boot_now_ns() : uint64_t{0};
   flush();
+  if (hung_up_ && !turn_over_ && (read_closed_ || !may_take())) return drop();
   settle();
+}
+
+void Connection::take_one() {
+  Result<std::optional<Frame>> frame = reader_.next();
+  if (!frame) return refuse(frame.error(), reader_.pending_request_id());
+  if (!*frame) {
+    if (!read_closed_ || !reader_.has_pending()) return;
+    return refuse(Error{ErrorKind::invalid,
+                        "truncated_frame",
+                        0,
+                        "the peer stopped sending in the middle of a frame",
+                        {}},
+                  reader_.pending_request_id());
+  }
+  turn_over_ = true;
+  server_.loop.defer([weak = weak_from_this()] {
+    const auto connection = weak.lock();
+    if (connection == nullptr) return;
+    connection->turn_over_ = false;
+    connection->resume();
+  });
+  dispatch(std::move(**frame));
+}
+
+// A uid that has used up its share of the loop's time waits; nothing is refused, and nothing is
+// read from it meanwhile.
+bool Connection::must_wait_for_time() {
+  if (!reader_.has_pending()) return false;
+  const uint64_t wait_ns = uid_.busy.wait_ns(read_clock_ns(CLOCK_MONOTONIC));
+  if (wait_ns == 0) return false;
+  rate_timer_ = server_.loop.after(wait_ns, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->resume();
+  });
+  return true;
 }
 
 void Connection::dispatch(Frame frame) {
@@ -332,7 +363,12 @@ void Connection::dispatch(Frame frame) {
   if (request.mapping) mapped_request_ = id;
   ++server_.stats.requests;
   const auto server = server_.shared_from_this();  // the handler may end the server
+  // Time spent awake: a suspend is nobody's work.
+  const uint64_t begin_ns = read_clock_ns(CLOCK_MONOTONIC);
   server->handler(peer_, std::move(request), Responder(weak_from_this(), id));
+  if (gone_) return;
+  const uint64_t end_ns = read_clock_ns(CLOCK_MONOTONIC);
+  uid_.busy.charge(server->busy_percent_of(peer_.role), end_ns - begin_ns, end_ns);
 }
 
 // Malformed input: say what was wrong, then end the connection.
@@ -588,7 +624,8 @@ UidState& ServerCore::uid_state(uid_t uid) {
   if (uids_.size() > idle_uids_max) {
     const uint64_t now_ns = boot_now_ns();
     std::erase_if(uids_, [now_ns](const auto& entry) {
-      return entry.second.connections == 0 && entry.second.limiter.is_full(now_ns);
+      return entry.second.connections == 0 && entry.second.limiter.is_full(now_ns) &&
+             entry.second.busy.wait_ns(read_clock_ns(CLOCK_MONOTONIC)) == 0;
     });
   }
   UidState& state = uids_[uid];

@@ -8,7 +8,8 @@
 //
 // Every bound is in ServerConfig. What is over a bound is refused by name where that costs nothing,
 // or left unread in the kernel's socket buffer, so that the peer waits and nobody else does.
-// Budgets go by uid, so that opening more connections buys nothing.
+// Budgets go by uid, so that opening more connections buys nothing. A connection has one request
+// handled in a turn of the loop, and a uid that is no operator a share of the loop's time.
 #pragma once
 
 #include <cstdint>
@@ -68,6 +69,10 @@ struct ServerConfig {
   // Requests and new connections, per uid; per_second 0 is unlimited.
   Rate rate = {1000, 2000};
   Rate operator_rate = {};
+  // Of the loop's time, spent on requests of one uid, in the long run; what is over waits. 0 is
+  // unlimited.
+  uint32_t busy_percent = 20;
+  uint32_t operator_busy_percent = 0;
 
   uint64_t partial_frame_timeout_ns = 10 * ns_per_s;  // no byte of an unfinished frame for so long
   uint64_t stall_timeout_ns = 60 * ns_per_s;          // no byte taken by the peer for so long

@@ -118,5 +118,17 @@ TEST(Decide, SelectsEveryMember) {
   EXPECT_FALSE(select_members(index, ask({"pool"}, {"p"})));
 }
 
+TEST(Renewal, AHolderWaitsUntilAQuarterOfTheNewTermIsGone) {
+  constexpr uint64_t s = 1'000'000'000;
+  EXPECT_TRUE(check_renewal(0, 60 * s));
+  EXPECT_TRUE(check_renewal(45 * s, 60 * s));
+  EXPECT_TRUE(check_renewal(60 * s, 300 * s)) << "a longer term than the last";
+  const Status early = check_renewal(50 * s, 60 * s);
+  ASSERT_FALSE(early);
+  EXPECT_EQ(early.error().code, "renewed_too_early");
+  EXPECT_NE(early.error().next_step.find("in 5"), std::string::npos) << early.error().next_step;
+  EXPECT_FALSE(check_renewal(50 * s, 10 * s)) << "a shorter one";
+}
+
 }  // namespace
 }  // namespace holdfast

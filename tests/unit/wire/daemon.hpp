@@ -45,6 +45,7 @@ class TempDir {
 //   echo            answers with its arguments
 //   body            answers {"size", "sum"} of its raw body
 //   later           keeps its Responder until release(); park() waits for so many of them
+//   work {ms}       keeps the loop busy for so long, then answers
 //   drop            drops its Responder
 //   fill {bytes}    answers that many bytes
 //   pages {count, bytes}   that many pages, waiting for room, then {"pages": count}
@@ -175,6 +176,9 @@ class Daemon {
       const std::lock_guard lock(mutex_);
       ++parked_count_;
       parked_changed_.notify_all();
+    } else if (request.verb == "work") {
+      ::poll(nullptr, 0, static_cast<int>(*request.args.get_u64("ms")));
+      responder.answer(Value::map());
     } else if (request.verb == "drop") {
       // The destructor answers.
     } else if (request.verb == "fill") {

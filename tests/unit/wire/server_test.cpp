@@ -451,6 +451,63 @@ TEST(ControlServer, RequestsOverTheRateAreRefusedWithATimeAndThenServed) {
   EXPECT_EQ(daemon.stats().rate_limited, refused);
 }
 
+std::vector<uint8_t> pipeline_of_work(uint32_t requests, uint64_t ms) {
+  std::vector<uint8_t> out;
+  for (uint32_t id = 1; id <= requests; ++id) {
+    const auto request = RawPeer::request(id, "work", Value::map({{"ms", ms}}));
+    out.insert(out.end(), request.begin(), request.end());
+  }
+  return out;
+}
+
+TEST(ControlServer, APipelineOfCostlyRequestsHoldsNobodyUp) {
+  Daemon daemon;
+  RawPeer other(daemon.path());
+  other.expect_hello();
+  RawPeer greedy(daemon.path());
+  greedy.expect_hello();
+  constexpr uint32_t count = 30;
+  greedy.send(pipeline_of_work(count, 20));
+  ASSERT_TRUE(greedy.read());
+  other.send(RawPeer::request(1, "echo"));
+  ASSERT_TRUE(other.read());
+  EXPECT_LT(daemon.stats().requests, 6U) << "its turn came after that of one costly request or two";
+  for (uint32_t id = 2; id <= count; ++id) {
+    const std::optional<Frame> frame = greedy.read();
+    ASSERT_TRUE(frame);
+    ASSERT_EQ(frame->request_id, id);
+  }
+}
+
+TEST(ControlServer, AUidOverItsShareOfTheLoopsTimeWaits) {
+  Daemon daemon([](ServerConfig& config) {
+    config.busy_percent = 20;
+    config.operator_busy_percent = 20;
+  });
+  RawPeer greedy(daemon.path());
+  greedy.expect_hello();
+  RawPeer second(daemon.path());
+  second.expect_hello();
+  // 400 ms of work are 2 s of the uid's share; 1 s of that it has saved up.
+  const uint64_t begin_ns = boot_now_ns();
+  greedy.send(pipeline_of_work(1, 400));
+  ASSERT_TRUE(greedy.read());
+  second.send(RawPeer::request(1, "echo"));  // another connection of the same uid waits as well
+  ASSERT_TRUE(second.read());
+  EXPECT_GE(boot_now_ns() - begin_ns, 1300 * ns_per_ms);
+}
+
+TEST(ControlServer, OperatorsHaveAllTheTimeTheyNeed) {
+  if (::geteuid() != 0) GTEST_SKIP() << "the peer has to be an operator";
+  Daemon daemon;
+  RawPeer peer(daemon.path());
+  peer.expect_hello();
+  const uint64_t begin_ns = boot_now_ns();
+  peer.send(pipeline_of_work(5, 100));
+  for (uint32_t id = 1; id <= 5; ++id) ASSERT_TRUE(peer.read());
+  EXPECT_LT(boot_now_ns() - begin_ns, 900 * ns_per_ms);
+}
+
 // ---- the socket file ----
 
 TEST(ControlServer, EveryoneMayConnect) {
