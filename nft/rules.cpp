@@ -19,10 +19,17 @@
 
 #include "nft/sets.hpp"
 #include "policy/address.hpp"
+#include "policy/metadata.hpp"
 #include "userspace/base/check.hpp"
 
 namespace holdfast::nft {
 namespace {
+
+Prefix prefix_of(std::string_view text) {
+  const Result<Prefix> prefix = parse_prefix(text);
+  CHECK(prefix);
+  return *prefix;
+}
 
 enum class Family { v4, v6 };
 
@@ -355,10 +362,19 @@ class Renderer {
     for (uint8_t type : icmp6_errors) rule(chain).icmp_is(Family::v6, type).go_to(target);
   }
 
-  void drop_destination(const char* prefix, std::string_view reason) {
-    auto parsed = parse_prefix(prefix);
-    CHECK(parsed);
-    rule(from_tenant).destination_in(*parsed).drop(reason);
+  void drop_destination(const Prefix& prefix, std::string_view reason) {
+    rule(from_tenant).destination_in(prefix).drop(reason);
+  }
+
+  // Link-local addresses are not routable anyway (RFC 3927): one rule for all, and what else there
+  // is of metadata addresses.
+  void drop_metadata() {
+    const Prefix link_local = prefix_of("169.254.0.0/16");
+    drop_destination(link_local, "metadata");
+    for (const std::string_view text : metadata_addresses) {
+      const Prefix address = prefix_of(text);
+      if (!link_local.contains(address.address)) drop_destination(address, "metadata");
+    }
   }
 
   void from_tenants() {
@@ -369,11 +385,10 @@ class Renderer {
           .drop("spoofed_address");
     }
     only_known_protocols(from_tenant);
-    // The metadata addresses of the clouds; 169.254.0.0/16 is not routable anyway (RFC 3927).
-    drop_destination("169.254.0.0/16", "metadata");
-    drop_destination("fd00:ec2::254/128", "metadata");
-    drop_destination("224.0.0.0/3", "destination_denied");  // multicast, reserved, broadcast
-    drop_destination("ff00::/8", "destination_denied");
+    drop_metadata();
+    drop_destination(prefix_of("224.0.0.0/3"),
+                     "destination_denied");  // multicast, reserved, broadcast
+    drop_destination(prefix_of("ff00::/8"), "destination_denied");
     errors_go_to(from_tenant, from_tenant_error);
     // Whoever sends a SYN begins something, from whatever port: that takes an egress lease.
     rule(from_tenant).tcp_begins().go_to(from_tenant_begins);

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "policy/address.hpp"
+#include "policy/metadata.hpp"
 #include "userspace/base/check.hpp"
 
 namespace holdfast {
@@ -119,12 +120,12 @@ class Compiler {
     for (const Address& address : facts_.addresses) add_address(out_.tables, address, node);
   }
 
-  // Well known, and nobody's, whatever a policy or the node's interfaces say.
+  // Nobody's, whatever a policy or the node's interfaces say.
   void add_metadata_addresses() {
     abi::endpoint_entry metadata{};
     metadata.slot = abi::HF_NO_SLOT;
     metadata.tenant = abi::HF_OWNER_METADATA;
-    for (const char* text : {"169.254.169.254", "fd00:ec2::254"}) {
+    for (const std::string_view text : metadata_addresses) {
       const Result<Address> address = parse_address(text);
       CHECK(address);
       add_address(out_.tables, *address, metadata);

@@ -10,6 +10,7 @@ Needs root. HOLDFAST_BUILD names the build directory (tests/unit/nft/nft_apply i
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import socket
 import struct
@@ -401,6 +402,39 @@ def test_a_peer_prefix_is_honoured(net, version, inside, outside):
     )
     assert net.tcp("client", "alpha", 8080, version)
     assert net.ping("client", "alpha", version)
+
+
+@pytest.mark.parametrize(
+    "version, address",
+    [
+        (4, "169.254.169.254"),
+        (6, "fd00:ec2::254"),
+        (6, "fd20:ce::254"),
+        (4, "168.63.129.16"),
+        (4, "100.100.100.200"),
+        (4, "169.254.170.2"),
+        (4, "169.254.170.23"),
+        (6, "fd00:ec2::23"),
+    ],
+)
+def test_no_tenant_reaches_a_metadata_service(net, version, address):
+    """The client stands for it. Beside it, at an address that differs in one bit, is nothing special."""
+    beside = str(ipaddress.ip_address(int(ipaddress.ip_address(address)) ^ 1))
+    link_local = ipaddress.ip_address(address).is_link_local
+    net.apply("apply", egress("alpha"))
+    for each in (address, beside):
+        net.run("client", f"ip addr add {each}/{32 if version == 4 else 128} dev lo")
+        net.run("node", f"ip -{version} route add {each} via {ADDRESS['client'][version]}")
+    try:
+        # The first answers over IPv6 may be lost to neighbour discovery.
+        assert link_local or any(net.ping("alpha", "client", version, beside) for _ in range(5))
+        before = net.counter("from_tenant", "metadata")
+        assert not net.ping("alpha", "client", version, address)
+        assert net.counter("from_tenant", "metadata") > before
+    finally:
+        for each in (address, beside):
+            net.run("client", f"ip addr del {each}/{32 if version == 4 else 128} dev lo")
+            net.run("node", f"ip -{version} route del {each}")
 
 
 def test_a_source_that_is_not_the_ports_is_dropped(net):

@@ -88,7 +88,7 @@ TEST(Compile, NamesEveryResourceOnce) {
   for (const abi::endpoint_entry& owner : out->tables.addresses) ++owners[owner.tenant];
   EXPECT_EQ(owners[0], 2);
   EXPECT_EQ(owners[abi::HF_OWNER_NODE], 1);
-  EXPECT_EQ(owners[abi::HF_OWNER_METADATA], 2);
+  EXPECT_EQ(owners[abi::HF_OWNER_METADATA], 8);
 }
 
 TEST(Compile, SlotsStayWithTheirResource) {
@@ -144,8 +144,12 @@ TEST(Compile, EveryAddressHasOneOwner) {
     const std::string text = format_address(address_of(owner.key.address));
     EXPECT_TRUE(owners.emplace(text, owner.tenant).second) << text;
   }
-  EXPECT_EQ(owners.size(), 5U);
-  EXPECT_EQ(owners.at("169.254.169.254"), static_cast<uint32_t>(abi::HF_OWNER_METADATA));
+  EXPECT_EQ(owners.size(), 11U);
+  for (const char* text : {"169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "168.63.129.16",
+                           "100.100.100.200", "169.254.170.2", "169.254.170.23", "fd00:ec2::23"}) {
+    ASSERT_TRUE(owners.contains(text)) << text;
+    EXPECT_EQ(owners.at(text), static_cast<uint32_t>(abi::HF_OWNER_METADATA)) << text;
+  }
 }
 
 TEST(Compile, TooFewSlotsIsRefusedWhole) {  // G14
