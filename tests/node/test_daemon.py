@@ -460,6 +460,8 @@ def test_followers_are_bounded_by_uid(own_lab: Lab, groups: dict[str, int]) -> N
         assert {(kind, body["code"]) for kind, _, _, body in refused} == {(frames.ERROR, "followers_max")}
         assert sorted(number for _, _, number, _ in refused) == list(range(9, 64))
         operator.socket.sendall(b"".join(frames.request("drops.follow", {}, n) for n in range(1, 10)))
+        operator.last_id = 9
+        operator.call("status")  # answered in turn: by now all nine follow
         lab.send("client", [SHUT.frame()])
         numbers = {operator.read_frame()[2] for _ in range(9)}
         assert numbers == set(range(1, 10))

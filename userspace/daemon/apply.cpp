@@ -268,12 +268,19 @@ Status open_leases(DataPlane& plane, std::span<const Term> terms, uint64_t& nft_
 
 namespace {
 
-Status move_gates(DataPlane& plane, std::span<const Term> terms) {
+std::vector<uint64_t> gates_of(const DataPlane& plane, std::span<const Term> terms) {
+  std::vector<uint64_t> gates;
+  gates.reserve(terms.size());
+  for (const Term& term : terms) gates.push_back(plane.slots.gate(term.slot));
+  return gates;
+}
+
+// `seen`: the gates as they were when it was decided to move them.
+Status move_gates(DataPlane& plane, std::span<const Term> terms, std::span<const uint64_t> seen) {
   const uint64_t now = boot_now_ns();  // one for all: a lease ends whole
-  for (const Term& term : terms) {
-    const uint64_t seen = plane.slots.gate(term.slot);
-    if (abi::hf_gate_deadline_boot_ns(seen) <= now ||
-        !plane.slots.renew(term.slot, seen, term.deadline_boot_ns))
+  for (size_t i = 0; i < terms.size(); ++i) {
+    if (abi::hf_gate_deadline_boot_ns(seen[i]) <= now ||
+        !plane.slots.renew(terms[i].slot, seen[i], terms[i].deadline_boot_ns))
       return fail(ErrorKind::conflict, std::string(lease_closed_code),
                   "the lease ended while its term was being changed", "grant a new one");
   }
@@ -288,14 +295,15 @@ void raise_generation(DataPlane& plane, std::span<const Term> terms) {
 }  // namespace
 
 Status move_deadline(DataPlane& plane, std::span<const Term> terms) {
+  const std::vector<uint64_t> seen = gates_of(plane, terms);
   if (Status ok = write_elements(plane, terms, 1, true); !ok) return ok;
-  if (Status ok = move_gates(plane, terms); !ok) return ok;
+  if (Status ok = move_gates(plane, terms, seen); !ok) return ok;
   raise_generation(plane, terms);
   return {};
 }
 
 Status draw_gates_nearer(DataPlane& plane, std::span<const Term> terms) {
-  return move_gates(plane, terms);
+  return move_gates(plane, terms, gates_of(plane, terms));
 }
 
 Status draw_elements_nearer(DataPlane& plane, std::span<const Term> terms) {
