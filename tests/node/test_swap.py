@@ -274,12 +274,11 @@ class Plan:
                 said = (unleased, none) if policy == "p" else (none, unleased)
                 l4 = TCP(sport=20000, dport=port, flags=flags) if flags else UDP(sport=20000, dport=port)
                 to_a(f"{policy}-{name}", l4, *said, new=True)
-        # P: an unleased endpoint, at the gate alone, for nft sees the reply of a flow. Q: nobody's address, for nft at least.
-        over_flow, not_ours = inward("no_lease", f"over-flow-{v}"), {"from_uplink": ("not_ours", None)}
-        still_flow = not_ours | {"to_tenant": ("flow", "egress")}
-        to_a("over-flow", UDP(sport=53, dport=OVER_FLOW), over_flow, still_flow, more)
-        # P: no endpoint, dropped on the uplink. Q: not a tenant's address there, so it falls at the port.
-        at_the_port = not_ours | {"to_tenant": ("wrong_port", None)}
+        # What is addressed to nobody in Q leaves the uplink, and falls at the port, whatever flow there was.
+        at_the_port = {"from_uplink": ("not_ours", None), "to_tenant": ("wrong_port", None)}
+        # P: an unleased endpoint, at the gate alone, for nft sees the reply of a flow. Q: nobody's address.
+        to_a("over-flow", UDP(sport=53, dport=OVER_FLOW), inward("no_lease", f"over-flow-{v}"), at_the_port, more)
+        # P: no endpoint, dropped on the uplink.
         ping = ICMP(type=8, id=9) if v == 4 else ICMPv6EchoRequest(id=9)
         to_a("ping-more", ping, inward("no_endpoint"), at_the_port, more)
         lateral, spoofed = outward("lateral", "egress"), outward("spoofed_address")
@@ -296,8 +295,8 @@ class Plan:
         # The egress lease lives in both, and so does the flow; the address does not.
         out_more, flow = UDP(sport=5008, dport=53), inward("flow", "egress")
         self.add("out-more", "P", there, (more, client), out_more, outward("flow", "egress"), outward("spoofed_address"))
-        not_ours = flow | {"from_uplink": ("not_ours", None)}
-        self.add("out-more-reply", "P", back, (client, more), UDP(sport=53, dport=5008), flow, not_ours)
+        at_the_port = {"from_uplink": ("not_ours", None), "to_tenant": ("wrong_port", None)}
+        self.add("out-more-reply", "P", back, (client, more), UDP(sport=53, dport=5008), flow, at_the_port)
         leased, none = inward(LEASED, f"p-leased-{v}"), inward("no_endpoint")
         self.add("p-leased", "leased-P", back, (client, a), UDP(sport=5009, dport=P_LEASED), leased, none)
         # In P by the endpoint's lease, once that is granted; in Q by the egress lease and its flow.

@@ -123,7 +123,7 @@ class Tags:
         self.result = lab.dir / "tags"
         plan = lab.dir / "questions"
         plan.write_text("".join(map(Question.line, questions)))
-        argv = [str(tool), str(lab.pin_dir / "v1"), str(plan), str(self.result)]
+        argv = [str(tool), str(next(lab.pin_dir.glob("v*"))), str(plan), str(self.result)]
         self.process = lab.popen("node", argv, stdin=subprocess.PIPE)
         self.answer("ready")
 
