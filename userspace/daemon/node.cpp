@@ -538,6 +538,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
     if (draining_[slot] || plane_->slots.record(slot).phase == abi::HF_PHASE_FENCED ||
         (!policy_ && plane_->slots.record(slot).phase != 0))
       used[slot] = true;
+  const bool is_new = next != policy_;
   const std::shared_ptr<const Policy> old =
       policy_;  // the index refers into it until it is replaced
   policy_ = std::move(next);
@@ -571,7 +572,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   if (!swapped->widened) {
     // Somebody took our table away in the middle of it, or the kernel is out of memory.
     log::error("nft_not_widened", {{"cause", swapped->widened.error().text()}});
-    loop_.defer([this] { restore_nft(); });
+    if (is_new) loop_.defer([this] { restore_nft(); });  // else the drift check tries again
     return pass_on(swapped->widened,
                    "the policy is in force, but nftables denies what only it allows; it is being "
                    "written again");

@@ -1,6 +1,5 @@
 #include "userspace/dataplane/attach.hpp"
 
-#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
@@ -362,11 +361,9 @@ std::vector<uint32_t> Attachments::pinned_interfaces() const {
 }
 
 bool Attachments::carries_gate(uint32_t ifindex) const {
-  const std::vector<uint32_t> tcx = tcx_programs(ifindex, attach_tcx_ingress);
-  const auto is_gate = [](uint32_t id) { return program_name(id) == "from_tenant"; };
-  if (std::any_of(tcx.begin(), tcx.end(), is_gate)) return true;
+  if (::access(link_path("from_tenant", ifindex).c_str(), F_OK) == 0) return true;
   const std::optional<uint32_t> filter = clsact_program(ifindex, true);
-  return filter && is_gate(*filter);
+  return filter && program_name(*filter) == "from_tenant";
 }
 
 std::string_view Attachments::uplink_hook_of(uint32_t ifindex) const {

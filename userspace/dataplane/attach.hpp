@@ -49,7 +49,7 @@ class Attachments {
   // Interfaces that have a pinned link of ours, alive or not.
   std::vector<uint32_t> pinned_interfaces() const;
 
-  // Does from_tenant run at this interface's tc ingress, by tcx or clsact, first or not?
+  // Did this or a former daemon guard the interface as a tenant port, and not let go of it?
   bool carries_gate(uint32_t ifindex) const;
 
   // What is in use, for status: "tcx", "clsact"; "xdp", "tc".
