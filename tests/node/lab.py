@@ -43,9 +43,13 @@ SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
 ETH_P_ALL = 3
 BPF_FS_MAGIC = 0xCAFE4A11
 
-START_LIMIT_S = 30  # an ASan build loads and verifies slowly on a busy machine
-STOP_LIMIT_S = 20
-CLI_LIMIT_S = 60
+# How much slower than a release build on an idle machine things may go: a sanitizer's build, an emulated machine.
+SLOW = float(os.environ.get("HOLDFAST_SLOW") or 1)
+START_LIMIT_S = 30 * SLOW
+STOP_LIMIT_S = 20 * SLOW
+CLI_LIMIT_S = 60 * SLOW
+ANSWER_S = 5.0 * SLOW  # how long a client waits that has to be answered; only a failure takes that long
+SILENCE_S = 0.5 * SLOW  # how long one listens that must not be
 
 libc = ctypes.CDLL(None, use_errno=True)
 numbers = itertools.count(1)
@@ -134,13 +138,13 @@ def policy(generation: int = 1, **changes: object) -> dict:
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 5.0, what: str = "") -> object:
-    """The first true value of `condition`, asked every few milliseconds."""
-    end = time.monotonic() + timeout_s
+    """The first true value of `condition`, asked every few milliseconds. `timeout_s` is an idle machine's."""
+    end = time.monotonic() + timeout_s * SLOW
     while True:
         if value := condition():
             return value
         if time.monotonic() > end:
-            raise TimeoutError(f"not within {timeout_s:g} s: {what or condition}")
+            raise TimeoutError(f"not within {timeout_s * SLOW:g} s: {what or condition}")
         time.sleep(0.004)
 
 
@@ -532,7 +536,7 @@ route add default via {gateway.v6}
 
     @staticmethod
     def sh(
-        argv: Sequence[str], check: bool = True, stdin: str = "", timeout_s: float = 60
+        argv: Sequence[str], check: bool = True, stdin: str = "", timeout_s: float = 60 * SLOW
     ) -> subprocess.CompletedProcess:
         done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
         if check and done.returncode != 0:
@@ -595,7 +599,7 @@ route add default via {gateway.v6}
             self.serve(role, f"tcp:{WEB}", f"http:{FILES}", f"udp:{ECHO}", f"tcp:{CLOSED}")
         self.serve("client", f"tcp:{WEB}", f"udp:{ECHO}")
 
-    def connect(self, role: str, address: str, port: int, timeout_s: float = 2.0) -> socket.socket:
+    def connect(self, role: str, address: str, port: int, timeout_s: float = ANSWER_S) -> socket.socket:
         """A TCP connection; raises OSError if there is none in time."""
         version = 6 if ":" in address else 4
         client = self.socket(role, version, socket.SOCK_STREAM)
@@ -609,15 +613,15 @@ route add default via {gateway.v6}
             raise
         return client
 
-    def tcp(self, role: str, address: str, port: int, timeout_s: float = 0.7) -> bool:
-        """Whether a connection is made and carries data both ways. The first SYN is sent again after 1 s."""
+    def tcp(self, role: str, address: str, port: int, timeout_s: float = ANSWER_S) -> bool:
+        """Whether a connection is made and carries data both ways. Where none may be, wait SILENCE_S."""
         try:
             with self.connect(role, address, port, timeout_s) as client:
                 return says(client)
         except OSError:
             return False
 
-    def udp(self, role: str, address: str, port: int, timeout_s: float = 0.5) -> bool:
+    def udp(self, role: str, address: str, port: int, timeout_s: float = ANSWER_S) -> bool:
         with self.socket(role, 6 if ":" in address else 4, socket.SOCK_DGRAM) as client:
             client.settimeout(timeout_s)
             try:
@@ -627,9 +631,17 @@ route add default via {gateway.v6}
             except OSError:
                 return False
 
-    def ping(self, role: str, address: str, timeout_s: float = 0.7) -> bool:
+    def ping(self, role: str, address: str, timeout_s: float = ANSWER_S) -> bool:
         argv = ["ping", "-n", "-q", "-c1", "-W", f"{timeout_s:g}", address]
         return self.run(role, argv, check=False).returncode == 0
+
+    def talk(self, protocol: str, role: str, address: str, timeout_s: float = ANSWER_S) -> bool:
+        """A conversation with what the policy publishes there for "tcp", "udp" or "ping"."""
+        if protocol == "tcp":
+            return self.tcp(role, address, WEB, timeout_s)
+        if protocol == "udp":
+            return self.udp(role, address, ECHO, timeout_s)
+        return self.ping(role, address, timeout_s)
 
     @contextlib.contextmanager
     def probing(self, role: str, address: str, port: int, packets_per_s: int = 1000) -> Iterator[dict]:
@@ -642,7 +654,7 @@ route add default via {gateway.v6}
             yield tally
         finally:
             child.terminate()
-            out, errors = child.communicate(timeout=10)
+            out, errors = child.communicate(timeout=10 * SLOW)
             assert child.returncode == 0, errors
             tally.update(json.loads(out))
 

@@ -1,6 +1,7 @@
 """Small real servers and clients that the lab runs inside a namespace, one process for each.
 
-    servers.py serve tcp:8080 udp:9000 page:80 http:81    echo, echo, a web page, an endless download; prints "ready"
+    servers.py serve tcp:8080 udp:9000 page:80 http:81    echo, echo, a web page, an endless download; prints "ready";
+                     patient:81                      the same download, never given up
     servers.py probe ADDRESS PORT PACKETS_PER_S      UDP echo client; prints its tally as JSON on SIGTERM
 
 Only the standard library; they end with SIGTERM and leave nothing behind.
@@ -56,7 +57,7 @@ def page(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 6\r\n\r\nhello\n")
 
 
-def accept_for_ever(server: socket.socket, session) -> None:
+def accept_for_ever(server: socket.socket, session, give_up_ms: int) -> None:
     def guarded(connection: socket.socket) -> None:
         try:
             with connection:
@@ -67,7 +68,7 @@ def accept_for_ever(server: socket.socket, session) -> None:
     while True:
         connection, _ = server.accept()
         # What a lease's end cut off is given up soon, and not sent again into another test's counts.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GIVE_UP_MS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, give_up_ms)
         threading.Thread(target=guarded, args=(connection,), daemon=True).start()
 
 
@@ -87,8 +88,9 @@ def serve(services: list[str]) -> None:
             arguments = (listen(socket.SOCK_DGRAM, int(port)),)
             threading.Thread(target=answer_for_ever, args=arguments, daemon=True).start()
         else:
-            session = {"tcp": echo, "http": download, "page": page}[kind]
-            arguments = (listen(socket.SOCK_STREAM, int(port)), session)
+            session = {"tcp": echo, "http": download, "patient": download, "page": page}[kind]
+            give_up_ms = 0 if kind == "patient" else GIVE_UP_MS  # 0: the kernel's own quarter of an hour
+            arguments = (listen(socket.SOCK_STREAM, int(port)), session, give_up_ms)
             threading.Thread(target=accept_for_ever, args=arguments, daemon=True).start()
     print("ready", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

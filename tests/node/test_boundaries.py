@@ -8,7 +8,7 @@ an egress lease: what is denied is denied although it may send.
 """
 
 import pytest
-from lab import A, B, ECHO, GATEWAYS, HOSTS, WEB, Lab, says
+from lab import A, B, ECHO, GATEWAYS, HOSTS, SILENCE_S, WEB, Lab, says
 from packets import PROTOCOLS, Probe, arrives, denied, dropped, echo_request, fresh_port, passes, syn, udp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import (
@@ -79,7 +79,7 @@ def test_revoking_egress_cuts_an_established_connection(both_hooks: Lab, version
         flows = lab.cli("flows")["flows"]
         assert any(flow["protocol"] == "tcp" and flow["state"] == "live" for flow in flows), flows
         lab.revoke(lease)
-        connection.settimeout(0.5)
+        connection.settimeout(SILENCE_S)
         assert not says(connection)
         revoked = lab.counter("lease_revoked", "from_tenant")
         lab.grant(A, egress="a0")
@@ -120,14 +120,11 @@ def test_lateral_traffic_needs_a_lease_that_names_the_peer(both_hooks: Lab, prot
     peer = f"{TENANT_A.v4}/32" if version == 4 else f"{TENANT_A.v6}/128"
     named = lab.grant(B, endpoint, peer=peer)
     passes(lab, across)
-    talk = {"tcp": lambda: lab.tcp("tenant-a", TENANT_B.address(version), WEB),
-            "udp": lambda: lab.udp("tenant-a", TENANT_B.address(version), ECHO),
-            "ping": lambda: lab.ping("tenant-a", TENANT_B.address(version))}[protocol]
-    assert talk()
+    assert lab.talk(protocol, "tenant-a", TENANT_B.address(version))
     denied(lab, Probe("tenant-b", "tenant-a", layer, version), "no_egress_lease", "from_tenant")
     lab.revoke(named)
     denied(lab, across, "lateral", "from_tenant")
-    assert not talk()
+    assert not lab.talk(protocol, "tenant-a", TENANT_B.address(version), SILENCE_S)
 
 
 # ---- spoofing ----------------------------------------------------------------------------------------------
@@ -262,10 +259,10 @@ def test_a_real_client_does_not_reach_the_node(own_lab: Lab) -> None:
     lab.serve("node", "tcp:22", "tcp:2222")
     lab.grant(A, egress="a0")
     assert lab.tcp("client", GATEWAYS["client"].v4, 22) and lab.tcp("client", GATEWAYS["client"].v6, 22)
-    assert not lab.tcp("client", GATEWAYS["client"].v4, 2222), "a port that is not declared"
+    assert not lab.tcp("client", GATEWAYS["client"].v4, 2222, SILENCE_S), "a port that is not declared"
     for address in (GATEWAY.v4, GATEWAY.v6, GATEWAYS["client"].v4, GATEWAYS["client"].v6):
         for port in (22, 2222):
-            assert not lab.tcp("tenant-a", address, port, timeout_s=0.3)
+            assert not lab.tcp("tenant-a", address, port, SILENCE_S)
 
 
 # ---- malformed ---------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import frames
 import pytest
 from control import Control, Refused
 from foreign import attached_programs
-from lab import A, B, ECHO, GATEWAYS, HOSTS, MANY, WEB, Lab, end_process, policy, wait_until
+from lab import A, ANSWER_S, B, ECHO, GATEWAYS, HOSTS, MANY, SILENCE_S, WEB, Lab, end_process, policy, wait_until
 from packets import Probe, denied, passes, syn, udp, watching
 
 TENANT_A = HOSTS["tenant-a"]
@@ -242,7 +242,7 @@ def test_many_connections(lab: Lab) -> None:
         for _ in range(2000):
             raw = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             try:
-                raw.settimeout(2)
+                raw.settimeout(ANSWER_S)
                 raw.connect(str(lab.socket_path))
             except (BlockingIOError, TimeoutError, ConnectionRefusedError):
                 break
@@ -389,7 +389,7 @@ def test_before_any_policy_nothing_passes() -> None:
         for probe in (LEASED, SHUT, Probe("tenant-a", "client", udp())):
             with watching(lab, probe) as capture:
                 lab.send(probe.sender, [probe.frame()] * 5)
-                assert lab.tcp("client", GATEWAYS["client"].v4, 22, 0.2) is False
+                assert lab.tcp("client", GATEWAYS["client"].v4, 22, SILENCE_S) is False
                 assert capture.count() == 0
         lab.push(policy())
         still_serves(lab)
@@ -588,7 +588,7 @@ def test_detach_alone_opens(own_both: Lab) -> None:
     assert lab.nft("list", "tables").strip() == ""
     for interface in ("ta", "tb", "uplink0"):
         assert attached_programs(lab, interface) == set()
-    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), what="the node forwards as if we had never been there")
+    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO, SILENCE_S), what="the node forwards as if we had never been there")
     lab.start()
     lab.push(policy())
     still_serves(lab)

@@ -10,7 +10,7 @@ import secrets
 import socket
 
 import pytest
-from lab import A, ECHO, FILES, HOSTS, GATEWAYS, WEB, Lab, wait_until
+from lab import A, ANSWER_S, ECHO, FILES, GATEWAYS, HOSTS, SILENCE_S, WEB, Lab, wait_until
 from packets import Probe, arrives, denied, dropped, fresh_port, ip, passes, udp
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
@@ -104,14 +104,14 @@ def test_a_closed_port_answers_unreachable(own_both: Lab, version: int) -> None:
     lab.grant(A, egress="a0")
     with lab.socket("tenant-a", version, socket.SOCK_DGRAM) as client:
         client.connect((CLIENT.address(version), 7777))
-        client.settimeout(2)
+        client.settimeout(ANSWER_S)
         client.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             client.recv(100)
     lab.grant(A, "echo")
     with lab.socket("client", version, socket.SOCK_DGRAM) as client:
         client.connect((TENANT_A.address(version), ECHO))
-        client.settimeout(2)
+        client.settimeout(ANSWER_S)
         client.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             client.recv(100)
@@ -129,7 +129,7 @@ def test_path_mtu_discovery(own_both: Lab, version: int, direction: str) -> None
     before = lab.counter("icmp_error", "to_tenant")
     if direction == "endpoint":
         lab.grant(A, "files")
-        with lab.connect("client", TENANT_A.address(version), FILES, timeout_s=5) as connection:
+        with lab.connect("client", TENANT_A.address(version), FILES) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             received = 0
             while received < wanted:
@@ -138,7 +138,7 @@ def test_path_mtu_discovery(own_both: Lab, version: int, direction: str) -> None
                 received += len(chunk)
     else:
         lab.grant(A, egress="a0")
-        with lab.connect("tenant-a", CLIENT.address(version), WEB, timeout_s=5) as connection:
+        with lab.connect("tenant-a", CLIENT.address(version), WEB) as connection:
             data = bytes(4096)
             for _ in range(wanted // len(data)):
                 connection.sendall(data)
@@ -154,9 +154,9 @@ def test_a_fragmented_datagram(both_hooks: Lab, version: int) -> None:
     lab = both_hooks
     payload = secrets.token_bytes(4000)
 
-    def talk() -> bool:
+    def talk(timeout_s: float) -> bool:
         with lab.socket("client", version, socket.SOCK_DGRAM) as client:
-            client.settimeout(0.7)
+            client.settimeout(timeout_s)
             client.sendto(payload, (TENANT_A.address(version), ECHO))
             try:
                 return client.recv(65536) == payload
@@ -164,14 +164,14 @@ def test_a_fragmented_datagram(both_hooks: Lab, version: int) -> None:
                 return False
 
     before = lab.counters()
-    assert not talk()
+    assert not talk(SILENCE_S)
     after = lab.counters()
     rose = {key[1]: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)}
     assert rose["no_lease"] == 1 and rose["fragment_orphan"] == 2, rose
     lease = lab.grant(A, "echo")
-    assert talk()
+    assert talk(ANSWER_S)
     lab.revoke(lease)
-    assert not talk()
+    assert not talk(SILENCE_S)
 
 
 def fragments(version: int, marker: bytes) -> list[bytes]:

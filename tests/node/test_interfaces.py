@@ -8,7 +8,7 @@ Covers G1, G7's spirit at the port, and section 4: forwarding only through armed
 import pathlib
 
 import pytest
-from lab import A, B, ECHO, GATEWAYS, HOSTS, Lab, end_process, policy, wait_until
+from lab import A, B, ECHO, GATEWAYS, HOSTS, SILENCE_S, Lab, end_process, policy, wait_until
 from packets import PACKETS, Probe, arrives, denied, dropped, passes, syn, udp
 
 TENANT_A = HOSTS["tenant-a"]
@@ -55,7 +55,7 @@ def test_a_tenant_port_comes_back(own_both: Lab, version: int) -> None:
         passes(lab, Probe("client", "tenant-b", udp(), version))
         assert (passed.count(), strangers.count(), escaped.count()) == (0, 0, 0)
     lab.thaw()
-    wait_until(lambda: lab.udp("client", address, ECHO), 15, "the lease passes on the new port")
+    wait_until(lambda: lab.udp("client", address, ECHO, SILENCE_S), 15, "the lease passes on the new port")
     passes(lab, leased)
     denied(lab, shut, "no_lease", "from_uplink")
     denied(lab, inside, "no_egress_lease", "from_tenant")
@@ -79,7 +79,7 @@ def test_an_uplink_comes_back(own_both: Lab) -> None:
     with lab.capture("tenant-a", shut.marker) as strangers:
         lab.send("client", [shut.frame()] * 10)
         lab.thaw()
-        wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), 15, "the uplink is armed again")
+        wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO, SILENCE_S), 15, "the uplink is armed again")
         assert strangers.count() == 0
     denied(lab, shut, "no_lease", "from_uplink")
     passes(lab, leased)
@@ -110,7 +110,7 @@ def test_a_missing_port_at_start(own_lab: Lab) -> None:
     passes(lab, Probe("client", "tenant-b", udp()))
     lab.grant(A, "echo", ttl="200s")
     plug_in_elsewhere(lab, "tenant-a", index)
-    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), 15, "the port is guarded and its lease passes")
+    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO, SILENCE_S), 15, "the port is guarded and its lease passes")
     denied(lab, Probe("client", "tenant-a", syn()), "no_lease", "from_uplink")
 
 

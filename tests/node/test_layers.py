@@ -10,7 +10,7 @@ import time
 
 import pytest
 from foreign import attached_programs
-from lab import A, ECHO, HOSTS, Lab, wait_until
+from lab import A, ECHO, HOSTS, SILENCE_S, Lab, wait_until
 from packets import PACKETS, Probe, denied, dropped_by_nft, passes, udp, watching
 
 TENANT_A = HOSTS["tenant-a"]
@@ -41,7 +41,7 @@ def test_nft_alone(both_hooks: Lab, version: int) -> None:
     """eBPF emptied: the leased packet passes, the unleased and then the expired one is dropped by nft."""
     lab = both_hooks
     leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-b", udp(), version)
-    passes_first = lab.grant(A, "echo", ttl="3s")
+    passes_first = lab.grant(A, "echo", ttl="4s")
     end = time.monotonic() + passes_first["remaining_ns"] / 1e9
     lab.freeze()
     assert whole(lab)
@@ -67,7 +67,7 @@ def test_ebpf_alone(both_hooks: Lab, version: int) -> None:
     """The nft table deleted: the leased packet passes, the unleased and then the expired one is dropped by eBPF."""
     lab = both_hooks
     leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-b", udp(), version)
-    lease = lab.grant(A, "echo", ttl="3s")
+    lease = lab.grant(A, "echo", ttl="4s")
     end = time.monotonic() + lease["remaining_ns"] / 1e9
     before = lab.counters()
     lab.freeze()
@@ -101,7 +101,7 @@ def test_a_flushed_rule_set_comes_back(lab: Lab) -> None:
     denied(lab, shut, "no_lease", "from_uplink")
     wait_until(lambda: "holdfast" in lab.nft("list", "tables"), 15, "the daemon puts its table back")
     wait_until(lambda: "nft_changed_by_another" in lab.log)
-    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO), 10, "the lease passes both layers again")
+    wait_until(lambda: lab.udp("client", TENANT_A.v4, ECHO, SILENCE_S), 10, "the lease passes both layers again")
     denied(lab, shut, "no_lease", "from_uplink")
 
 

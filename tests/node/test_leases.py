@@ -15,7 +15,23 @@ from collections.abc import Callable
 import frames
 import pytest
 from control import Control, Refused
-from lab import A, B, CLOSED, ECHO, FILES, HOSTS, MANY, PERF, WEB, CommandFailed, Lab, says, wait_until
+from lab import (
+    A,
+    ANSWER_S,
+    B,
+    CLOSED,
+    ECHO,
+    FILES,
+    HOSTS,
+    MANY,
+    PERF,
+    SILENCE_S,
+    WEB,
+    CommandFailed,
+    Lab,
+    says,
+    wait_until,
+)
 from packets import PROTOCOLS, Probe, denied, echo_reply, passes, syn, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
@@ -47,16 +63,11 @@ def test_real_clients(both_hooks: Lab, protocol: str, version: int) -> None:
     """G1, L1: a conversation, both ways, with the kernel's own TCP, UDP and ping."""
     lab = both_hooks
     address = TENANT_A.address(version)
-    talk = {
-        "tcp": lambda: lab.tcp("client", address, WEB),
-        "udp": lambda: lab.udp("client", address, ECHO),
-        "ping": lambda: lab.ping("client", address),
-    }[protocol]
-    assert not talk()
+    assert not lab.talk(protocol, "client", address, SILENCE_S)
     lease = lab.grant(A, PROTOCOLS[protocol][1])
-    assert talk()
+    assert lab.talk(protocol, "client", address)
     lab.revoke(lease)
-    assert not talk()
+    assert not lab.talk(protocol, "client", address, SILENCE_S)
 
 
 @pytest.mark.parametrize("protocol, version", CASES)
@@ -141,13 +152,13 @@ def test_revoking_cuts_an_established_connection(both_hooks: Lab, version: int) 
         assert says(cut) and says(control)
         lab.revoke(web)
         before = lab.counter("no_lease", "from_uplink")
-        cut.settimeout(0.5)
+        cut.settimeout(SILENCE_S)
         assert not says(cut)
         assert lab.counter("no_lease", "from_uplink") > before
         assert says(control)
         # A new lease is a new lease: the endpoint is open again, for old connections too, until it ends.
         again = lab.grant(A, "web")
-        cut.settimeout(5)
+        cut.settimeout(2 * ANSWER_S)
         assert cut.recv(100) == b"hello", "TCP's own retransmission of what was lost"
         lab.revoke(again)
         lab.revoke(other)
@@ -157,7 +168,7 @@ def test_revoking_cuts_an_established_connection(both_hooks: Lab, version: int) 
 def test_revoking_cuts_a_download(own_both: Lab, version: int) -> None:
     """G5: curl stops receiving within the moment, while the server would go on for ever."""
     lab = own_both
-    lab.serve_all()
+    lab.serve("tenant-a", f"patient:{FILES}")
     address = TENANT_A.address(version)
     lease = lab.grant(A, "files")
     target = lab.dir / "download"

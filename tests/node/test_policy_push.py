@@ -15,7 +15,7 @@ import struct
 import foreign
 import pytest
 from control import Control
-from lab import A, B, ECHO, HOSTS, WEB, Lab, end_process, policy, says, wait_until
+from lab import A, B, ECHO, HOSTS, SILENCE_S, WEB, Lab, end_process, policy, says, wait_until
 from packets import Probe, denied, passes, syn, udp, watching
 
 TENANT_A, TENANT_B = HOSTS["tenant-a"], HOSTS["tenant-b"]
@@ -204,8 +204,8 @@ def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_lab: Lab, attach: 
             lab.send("client", [shut.frame(), leased.frame()] * 10)
             passes(lab, Probe("client", "tenant-b", udp()))
             assert capture.count() == 0
-        assert not lab.udp("client", TENANT_A.v4, ECHO)
-        assert not lab.udp("client", TENANT_A.v6, ECHO)
+        assert not lab.udp("client", TENANT_A.v4, ECHO, SILENCE_S)
+        assert not lab.udp("client", TENANT_A.v6, ECHO, SILENCE_S)
     wait_until(lambda: not lab.cli("status")["dark"], 15, "the port comes back")
     assert lab.udp("client", TENANT_A.v4, ECHO)
     denied(lab, shut, "no_lease", "from_uplink")
@@ -226,7 +226,7 @@ def test_a_foreign_xdp_program_on_a_tenant_port_darkens_it(own_lab: Lab, mode: i
         assert [row["interface"] for row in dark] == ["ta"] and dark[0]["code"] == "foreign_program", dark
         assert foreign.NAME in dark[0]["cause"] and "XDP" in dark[0]["cause"], dark
         passes(lab, Probe("client", "tenant-b", udp()))
-        assert not lab.udp("client", TENANT_A.v4, ECHO)
+        assert not lab.udp("client", TENANT_A.v4, ECHO, SILENCE_S)
     wait_until(lambda: not lab.cli("status")["dark"], 15, "the port comes back")
     assert lab.udp("client", TENANT_A.v4, ECHO)
 
@@ -365,7 +365,7 @@ def test_nft_taken_away_in_the_middle_of_a_push() -> None:
         assert "no_such_endpoint" in lab.try_cli("lease", "grant", A, "--endpoint", "perf").stderr
         lab.serve_all()
         lab.grant(A, "web", "echo")
-        wait_until(lambda: lab.tcp("client", TENANT_A.v4, WEB), 10, "nftables is whole again")
+        wait_until(lambda: lab.tcp("client", TENANT_A.v4, WEB, SILENCE_S), 10, "nftables is whole again")
         denied(lab, Probe("client", "tenant-b", syn()), "no_lease", "from_uplink")
 
 

@@ -13,7 +13,7 @@ import signal
 import time
 
 import pytest
-from lab import A, B, ECHO, HOSTS, WEB, Lab, end_process, policy, says, wait_until
+from lab import A, B, ECHO, HOSTS, SILENCE_S, WEB, Lab, end_process, policy, says, wait_until
 from packets import PACKETS, PROTOCOLS, Probe, denied, passes, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
@@ -160,11 +160,11 @@ def test_connections_outlive_the_daemon(both_hooks: Lab, version: int) -> None:
         lab.start()
         assert says(inward) and says(outward)
         lab.revoke(lease)
-        inward.settimeout(0.5)
+        inward.settimeout(SILENCE_S)
         assert not says(inward)
         assert says(outward)
         lab.revoke(egress)
-        outward.settimeout(0.5)
+        outward.settimeout(SILENCE_S)
         assert not says(outward)
 
 
