@@ -18,6 +18,7 @@
 
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
+#include "policy/endpoint_table.hpp"
 #include "userspace/base/log.hpp"
 
 namespace holdfast {
@@ -167,6 +168,7 @@ Result<KernelObject> KernelObject::load(const KernelObjectOptions& options) {
                   {"next_step", "the size changes only after `holdfast node detach`"}});
   ::bpf_map__set_max_entries(object.skeleton_->maps.slots, leases_max);
   ::bpf_map__set_max_entries(object.skeleton_->maps.records, leases_max);
+  ::bpf_map__set_max_entries(object.skeleton_->maps.endpoint_filter, 2 * filter_words(leases_max));
 
   bpf_map* map = nullptr;
   bpf_object__for_each_map(map, bpf) {
