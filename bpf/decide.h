@@ -254,9 +254,9 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u3
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
- * endpoint: one hash lookup, the gate, the tenant, the clock, and without a peer prefix the filter's word for the
- * source, which may be another tenant's (G13). An endpoint's address and port belong to its lease alone: while
- * that is not live, no flow opens them either. */
+ * endpoint: one hash lookup, the gate, the tenant, the clock, and without a peer prefix the filter's word for
+ * the source, which may be another tenant's (G13). An endpoint's address and port belong to its lease alone:
+ * while that is not live, no flow opens them either. */
 static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex, struct verdict* v) {
   if (p->vlan_tags) return HF_REASON_vlan;
   if (p->kind == HF_KIND_NEIGHBOUR && p->icmp_type == 137) return HF_REASON_icmp_unrelated; /* a redirect */

@@ -22,8 +22,8 @@ uint32_t filter_words(uint32_t leases_max);
 // its successors are tried: at half full, as here, that is all but unknown.
 EndpointTable build_endpoint_table(std::span<const abi::endpoint_entry> entries, uint64_t seed);
 
-// Makes `filter`, a bank's half of `endpoint_filter`, that of the entries under `hash`, whatever was in
-// it before, and says its size in `hash`. Its size is a power of two.
+// Makes `filter`, a bank's half of `endpoint_filter`, that of the entries under `hash`, whatever
+// was in it before, and says its size in `hash`. Its size is a power of two.
 void fill_filter(std::span<uint64_t> filter, std::span<const abi::endpoint_entry> entries,
                  abi::endpoint_hash& hash);
 

@@ -1,7 +1,7 @@
 // The filter before the endpoint table (bpf/abi.h): it saves lookups and never changes a verdict.
 //
-// On the uplink a source that is a tenant's is `spoofed_address`, any other `not_ours`, and the filter is asked
-// first: so a packet's reason says whether an address was found.
+// On the uplink a source that is a tenant's is `spoofed_address`, any other `not_ours`, and the
+// filter is asked first: so a packet's reason says whether an address was found.
 #include <gtest/gtest.h>
 
 #include "tests/bpf/node.hpp"
@@ -29,7 +29,8 @@ endpoint_entry owned(const std::string& address) {
 }
 
 hf_reason said(Node& node, const std::string& source) {
-  return static_cast<hf_reason>(node.explain(Hook::uplink_xdp, Node::uplink(), from(source)).reason);
+  return static_cast<hf_reason>(
+      node.explain(Hook::uplink_xdp, Node::uplink(), from(source)).reason);
 }
 
 TEST(Filter, AnAddressInItIsFoundAndOneOutOfItIsNot) {
@@ -56,8 +57,8 @@ TEST(Filter, EveryAddressOfAPolicyIsFound) {
   EXPECT_EQ(claimed, 0u) << "a false positive costs a lookup, not a verdict";
 }
 
-// Kernel and C++ agree about word and bits: with these alone an address is found, and without any one of them
-// it is not, though it is in the table and every other bit is set.
+// Kernel and C++ agree about word and bits: with these alone an address is found, and without any
+// one of them it is not, though it is in the table and every other bit is set.
 TEST(Filter, HashesAsCppDoes) {
   Node node;
   std::vector<endpoint_entry> entries;

@@ -36,7 +36,8 @@ namespace {
 using namespace holdfast::abi;
 
 constexpr std::uint32_t kFlowsMax = 1024, kPolicyMax = 64, kLines = 256;
-constexpr std::uint32_t kFilterWords = HF_FILTER_WORDS_MIN;  // of a bank: as the map is if nobody sizes it
+constexpr std::uint32_t kFilterWords =
+    HF_FILTER_WORDS_MIN;  // of a bank: as the map is if nobody sizes it
 constexpr std::uint64_t kSeed = 0x5eed;
 constexpr std::uint32_t kRingBytes = 4096;  // small, so that a test can fill it
 
@@ -112,8 +113,8 @@ class Machine {
       Bank& b = banks[i];
       b.filter = {&(*filter)[i * kFilterWords], kFilterWords};
       b.hash = kStandardHash;
-      b.endpoints = inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line),
-                          kLines, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+      b.endpoints = inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line), kLines,
+                          BPF_F_INNER_MAP | BPF_F_MMAPABLE);
       b.ports = inner(BPF_MAP_TYPE_HASH, sizeof(__u32), sizeof(tenant_port), kPolicyMax, 0);
       put_inner(skeleton->maps.policy_endpoints, i, b.endpoints);
       put_inner(skeleton->maps.policy_ports, i, b.ports);
@@ -484,11 +485,9 @@ void Node::publish_entries(const std::vector<endpoint_entry>& entries) {
   bank.hash = built.hash;
   fill_filter(bank.filter, entries, bank.hash);
   const auto lines = static_cast<std::uint32_t>(built.lines.size());
-  const UniqueFd table =
-      Machine::inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line), lines,
-                     BPF_F_INNER_MAP | BPF_F_MMAPABLE);
-  for (std::uint32_t line = 0; line < lines; line++)
-    put(table.get(), line, built.lines[line]);
+  const UniqueFd table = Machine::inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line),
+                                        lines, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+  for (std::uint32_t line = 0; line < lines; line++) put(table.get(), line, built.lines[line]);
   Machine::put_inner(m.skeleton->maps.policy_endpoints, staging_, table);
 }
 

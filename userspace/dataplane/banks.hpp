@@ -1,9 +1,10 @@
 // Banks: the policy tables, published whole (G4).
 //
 // A policy is two freshly made maps, exactly as large as they need to be, and a filter before the
-// first, in the bank's half of one array. They are put into the bank that no packet reads; one store then turns `control.active_bank` to it; a grace period later
-// no packet reads the old bank, whose maps the kernel frees by itself. A table that a packet can
-// see is never written. Owned by the daemon's event loop.
+// first, in the bank's half of one array. They are put into the bank that no packet reads; one
+// store then turns `control.active_bank` to it; a grace period later no packet reads the old bank,
+// whose maps the kernel frees by itself. A table that a packet can see is never written. Owned by
+// the daemon's event loop.
 #pragma once
 
 #include <cstdint>

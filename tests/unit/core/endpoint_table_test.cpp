@@ -91,8 +91,11 @@ TEST(EndpointFilter, HasEveryKeyAndFewOthers) {
 }
 
 TEST(EndpointFilter, IsAPowerOfTwoOfWords) {
-  for (const auto& [leases_max, words] : {std::pair{1U, 1024U}, {4096U, 1024U}, {65536U, 16384U},
-                                          {65537U, 32768U}, {1U << 20, 1U << 18}})
+  for (const auto& [leases_max, words] : {std::pair{1U, 1024U},
+                                          {4096U, 1024U},
+                                          {65536U, 16384U},
+                                          {65537U, 32768U},
+                                          {1U << 20, 1U << 18}})
     EXPECT_EQ(filter_words(leases_max), words);
 }
 
