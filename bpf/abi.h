@@ -20,12 +20,12 @@ namespace holdfast::abi {
 #endif
 
 enum {
-  HF_ABI_VERSION = 2,
-  HF_TENANTS_MAX = 4096,      /* index into `tenants`; a flow and a fragment table each */
-  HF_FRAGMENTS_MAX = 1024,    /* datagrams in pieces, of one tenant: its LRU table takes 180 KiB */
-  HF_SLOTS_MAX = 1 << 20,     /* the largest --leases-max: 32 MiB of slots, 128 MiB of records */
-  HF_NO_SLOT = 0xffffffff,    /* "no lease slot": a verdict that no lease decided */
-  HF_VLAN_DEPTH_MAX = 2,      /* QinQ; a third tag is malformed */
+  HF_ABI_VERSION = 3,
+  HF_TENANTS_MAX = 4096,   /* index into `tenants`; a flow and a fragment table each */
+  HF_FRAGMENTS_MAX = 1024, /* datagrams in pieces, of one tenant: its LRU table takes 180 KiB */
+  HF_SLOTS_MAX = 1 << 20,  /* the largest --leases-max: 32 MiB of slots, 128 MiB of records, 4 MiB of filter */
+  HF_NO_SLOT = 0xffffffff, /* "no lease slot": a verdict that no lease decided */
+  HF_VLAN_DEPTH_MAX = 2,   /* QinQ; a third tag is malformed */
   HF_IPV6_EXTENSIONS_MAX = 6, /* RFC 8200 lists six kinds, each at most once except one */
   HF_LEASE_TERM_MAX_S = 300,  /* G3 */
 };
@@ -72,11 +72,11 @@ struct tenant_state {
 enum hf_tenant_flags { HF_TENANT_DISABLED = 1 };
 HF_ABI_ASSERT(sizeof(struct tenant_state) == 16, "tenant_state is ABI");
 
-/* How a bank's endpoint table is addressed; written before the bank is turned to. */
+/* How a bank's endpoint table and its filter are addressed; written before the bank is turned to. */
 struct endpoint_hash {
   __u64 seed;
-  __u32 mask;     /* lines - 1; lines is a power of two */
-  __u32 reserved; /* zero */
+  __u32 mask;        /* lines - 1; lines is a power of two */
+  __u32 filter_mask; /* words of the bank's part of `endpoint_filter` - 1; likewise */
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_hash) == 16, "endpoint_hash is ABI");
 
@@ -129,9 +129,7 @@ enum {
  * Weidling 2007): an array of cache lines with two entries each. A key stands in one of two lines, so a
  * lookup costs one cache miss, seldom two, where the kernel's own hash map costs at least two; and since the
  * table is never written while a packet can see it, no element is ever recycled under a reader.
- *
- * Behind the lines stand their tags, a byte of each entry's hash. Where a key is probably absent, as in a
- * flood, they are asked first: 32 lines' tags share a cache line, so what is not there costs no miss. */
+ */
 struct endpoint_entry {
   struct endpoint_key key; /* protocol 0: empty */
   __u32 slot;              /* of an address: its port's egress slot, without a lease there no flow can match */
@@ -140,21 +138,12 @@ struct endpoint_entry {
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_entry) == 32, "endpoint_entry is ABI");
 
-enum { HF_LINE_ENTRIES = 2, HF_TAGGED_LINES = 32 };
+enum { HF_LINE_ENTRIES = 2 };
 
 struct endpoint_line {
   struct endpoint_entry entries[HF_LINE_ENTRIES];
 };
 HF_ABI_ASSERT(sizeof(struct endpoint_line) == 64, "endpoint_line is a cache line");
-HF_ABI_ASSERT(HF_LINE_ENTRIES* HF_TAGGED_LINES == sizeof(struct endpoint_line), "tags fill a line");
-
-/* Of `lines` lines, a power of two: the line that holds the tags of `line`, and where in it they begin. */
-static inline __u32 hf_tag_line(__u32 lines, __u32 line) {
-  return lines + line / HF_TAGGED_LINES;
-}
-static inline __u32 hf_tag_offset(__u32 line) {
-  return line % HF_TAGGED_LINES * HF_LINE_ENTRIES;
-}
 
 /* Both line numbers of a key, in the low and the high half. Multiply-xorshift after the finalizer of
  * MurmurHash3 (Appleby); the seed is drawn for each table. */
@@ -170,10 +159,25 @@ static inline __u64 hf_endpoint_hash(const __u32* address, __u16 port, __u8 prot
   return h ^ h >> 32;
 }
 
-/* Bits of the hash that no line number of up to 2^24 lines uses. An empty place has tag 0, and so have some
- * keys: a tag says only where not to look. */
-static inline __u8 hf_endpoint_tag(__u64 hash) {
-  return (__u8)(hash >> 24);
+/* The filter says of most keys that are not in the table that they are certainly not: a Bloom filter whose
+ * bits of one key stand in one word (blocked: Putze, Sanders and Singler 2007). A lookup in the table, an
+ * inner map of any size, is a call; one in the filter, a plain array, is inlined and reads one cache line. So
+ * it is asked first where a key is probably absent: the source of a packet, or what a flood is addressed to.
+ *
+ * Each bank has half of it, written whole before the bank is turned to. Of every key in the table all bits
+ * are set; a key that seems to be there is looked up. */
+enum {
+  HF_FILTER_KEYS_PER_WORD = 4, /* with 4 bits each: about one absent key in 200 seems to be there */
+  HF_FILTER_WORDS_MIN = 1024,  /* of a bank: room for the addresses where leases are few */
+};
+
+/* The word comes from the upper half of the hash, the bits in it from the lower. */
+static inline __u32 hf_filter_word(__u64 hash, __u32 bank, const struct endpoint_hash* how) {
+  return bank * (how->filter_mask + 1) + ((__u32)(hash >> 32) & how->filter_mask);
+}
+static inline __u64 hf_filter_bits(__u64 hash) {
+  return 1ULL << (hash >> 26 & 63) | 1ULL << (hash >> 20 & 63) | 1ULL << (hash >> 14 & 63) |
+         1ULL << (hash >> 8 & 63);
 }
 
 /* Key: interface index (u32). */

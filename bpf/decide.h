@@ -104,25 +104,26 @@ static __always_inline int hf_is_endpoint(const struct endpoint_entry* e, const 
 
 enum hf_guess { HF_PROBABLY_THERE, HF_PROBABLY_ABSENT }; /* only the cost of a lookup depends on it */
 
+/* Is the key of this hash certainly not in the bank's table? */
+static __always_inline int hf_is_filtered_out(__u32 bank, const struct endpoint_hash* how, __u64 hash) {
+  __u32 word = hf_filter_word(hash, bank, how);
+  const __u64* present = bpf_map_lookup_elem(&endpoint_filter, &word);
+  return present && (hf_filter_bits(hash) & ~*present);
+}
+
 static __always_inline const struct endpoint_entry* hf_find_endpoint(__u32 bank, const __u32* address,
                                                                      __u16 port, __u8 protocol,
                                                                      enum hf_guess guess) {
   __u32 zero = 0;
   const struct control* c = bpf_map_lookup_elem(&control, &zero);
+  if (!c) return 0;
+  const struct endpoint_hash* how = &c->endpoint_hash[bank & 1];
+  __u64 lines = hf_endpoint_hash(address, port, protocol, how->seed);
+  if (guess == HF_PROBABLY_ABSENT && hf_is_filtered_out(bank & 1, how, lines)) return 0;
   void* table = bpf_map_lookup_elem(&policy_endpoints, &bank);
-  if (!c || !table) return 0;
-  __u64 lines = hf_endpoint_hash(address, port, protocol, c->endpoint_hash[bank & 1].seed);
-  __u32 mask = c->endpoint_hash[bank & 1].mask;
-  __u8 tag = hf_endpoint_tag(lines);
+  if (!table) return 0;
   for (int i = 0; i < 2; i++, lines >>= 32) {
-    __u32 line = (__u32)lines & mask;
-    if (guess == HF_PROBABLY_ABSENT) {
-      __u32 tag_line = hf_tag_line(mask + 1, line);
-      const __u8* tags = bpf_map_lookup_elem(table, &tag_line);
-      if (!tags) return 0;
-      tags += hf_tag_offset(line);
-      if (tags[0] != tag && tags[1] != tag) continue;
-    }
+    __u32 line = (__u32)lines & how->mask;
     const struct endpoint_line* l = bpf_map_lookup_elem(table, &line);
     if (!l) return 0;
     if (hf_is_endpoint(&l->entries[0], address, port, protocol)) return &l->entries[0];
@@ -253,9 +254,9 @@ HF_GLOBAL int hf_decide_to_tenant_flow(struct packet* p, struct verdict* v, __u3
 }
 
 /* To the tenant behind `ifindex`: tc egress of the port's host end. The shortest way is to a leased
- * endpoint: one hash lookup, the gate, the tenant, the clock, and without a peer prefix the tag of the source,
- * which may be another tenant's (G13). An endpoint's address and port belong to its
- * lease alone: while that is not live, no flow opens them either. */
+ * endpoint: one hash lookup, the gate, the tenant, the clock, and without a peer prefix the filter's word for
+ * the source, which may be another tenant's (G13). An endpoint's address and port belong to its lease alone:
+ * while that is not live, no flow opens them either. */
 static __always_inline __u32 hf_decide_to_tenant(struct packet* p, __u32 ifindex, struct verdict* v) {
   if (p->vlan_tags) return HF_REASON_vlan;
   if (p->kind == HF_KIND_NEIGHBOUR && p->icmp_type == 137) return HF_REASON_icmp_unrelated; /* a redirect */
@@ -418,7 +419,8 @@ static __always_inline __u32 hf_decide_from_uplink(struct packet* p, struct verd
     v->tenant = e->tenant;
     reason = hf_check_slot(v, e->slot, HF_ANY_INCARNATION, p->source, HF_REASON_endpoint, HF_REASON_no_lease);
   } else {
-    const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_THERE);
+    /* Of what an uplink carries, most may be the host's own or somebody else's. */
+    const struct endpoint_entry* owner = hf_find_owner(bank, p->outer_destination, HF_PROBABLY_ABSENT);
     if (!owner || owner->tenant >= HF_TENANTS_MAX) {
       reason = HF_REASON_not_ours;
     } else {

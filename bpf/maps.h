@@ -67,6 +67,15 @@ struct {
   __array(values, struct endpoint_table);
 } policy_endpoints SEC(".maps");
 
+/* See hf_filter_word(). A bank's half is written only while no packet reads it. */
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
+  __uint(max_entries, 2 * HF_FILTER_WORDS_MIN); /* sized: by --leases-max */
+  __type(key, __u32);
+  __type(value, __u64);
+} endpoint_filter SEC(".maps");
+
 struct port_table {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, 1);

@@ -19,13 +19,11 @@ bool same_key(const abi::endpoint_key& a, const abi::endpoint_key& b) {
 
 struct Places {
   uint32_t first, second;  // lines
-  uint8_t tag;
 };
 
 Places places_of(const abi::endpoint_key& key, const abi::endpoint_hash& hash) {
   const uint64_t both = abi::hf_endpoint_hash(key.address, key.port, key.protocol, hash.seed);
-  return {static_cast<uint32_t>(both) & hash.mask, static_cast<uint32_t>(both >> 32) & hash.mask,
-          abi::hf_endpoint_tag(both)};
+  return {static_cast<uint32_t>(both) & hash.mask, static_cast<uint32_t>(both >> 32) & hash.mask};
 }
 
 bool put_if_free(abi::endpoint_line& line, const abi::endpoint_entry& entry) {
@@ -51,34 +49,37 @@ bool insert(EndpointTable& table, abi::endpoint_entry entry) {
   return false;
 }
 
-void append_tags(EndpointTable& table) {
-  const uint32_t lines = table.hash.mask + 1;
-  table.lines.resize(abi::hf_tag_line(lines, lines - 1) + 1);
-  for (uint32_t line = 0; line < lines; ++line)
-    for (size_t i = 0; i < abi::HF_LINE_ENTRIES; ++i) {
-      const abi::endpoint_entry& entry = table.lines[line].entries[i];
-      if (entry.key.protocol == 0) continue;
-      auto* tags = reinterpret_cast<uint8_t*>(&table.lines[abi::hf_tag_line(lines, line)]);
-      tags[abi::hf_tag_offset(line) + i] = places_of(entry.key, table.hash).tag;
-    }
-}
-
 }  // namespace
 
 EndpointTable build_endpoint_table(std::span<const abi::endpoint_entry> entries, uint64_t seed) {
   EndpointTable table;
   const size_t lines = std::bit_ceil(std::max<size_t>(entries.size(), 1));
-  CHECK(lines <= size_t{1} << 24);  // hf_endpoint_tag's bits are of no line number
+  CHECK(lines <= size_t{1} << 31);  // the two line numbers are the halves of a 64-bit hash
   table.hash.mask = static_cast<uint32_t>(lines - 1);
   for (int attempt = 0;; ++attempt) {
     CHECK(attempt < 64);  // only equal keys could bring us here
     table.hash.seed = seed + static_cast<uint64_t>(attempt);
     table.lines.assign(lines, {});
     if (std::all_of(entries.begin(), entries.end(),
-                    [&](const abi::endpoint_entry& entry) { return insert(table, entry); })) {
-      append_tags(table);
+                    [&](const abi::endpoint_entry& entry) { return insert(table, entry); }))
       return table;
-    }
+  }
+}
+
+uint32_t filter_words(uint32_t leases_max) {
+  return std::max<uint32_t>(std::bit_ceil(leases_max) / abi::HF_FILTER_KEYS_PER_WORD,
+                            abi::HF_FILTER_WORDS_MIN);
+}
+
+void fill_filter(std::span<uint64_t> filter, std::span<const abi::endpoint_entry> entries,
+                 abi::endpoint_hash& hash) {
+  CHECK(std::has_single_bit(filter.size()));
+  std::ranges::fill(filter, 0);
+  hash.filter_mask = static_cast<uint32_t>(filter.size() - 1);
+  for (const abi::endpoint_entry& entry : entries) {
+    const abi::endpoint_key& key = entry.key;
+    const uint64_t h = abi::hf_endpoint_hash(key.address, key.port, key.protocol, hash.seed);
+    filter[abi::hf_filter_word(h, 0, &hash)] |= abi::hf_filter_bits(h);
   }
 }
 

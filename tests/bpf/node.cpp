@@ -1,10 +1,12 @@
 #include "tests/bpf/node.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <memory>
+#include <optional>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -17,8 +19,10 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "policy/endpoint_table.hpp"
 #include "userspace/base/check.hpp"
 #include "userspace/base/unique_fd.hpp"
+#include "userspace/dataplane/mapped_array.hpp"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wold-style-cast"
@@ -32,6 +36,8 @@ namespace {
 using namespace holdfast::abi;
 
 constexpr std::uint32_t kFlowsMax = 1024, kPolicyMax = 64, kLines = 256;
+constexpr std::uint32_t kFilterWords =
+    HF_FILTER_WORDS_MIN;  // of a bank: as the map is if nobody sizes it
 constexpr std::uint64_t kSeed = 0x5eed;
 constexpr std::uint32_t kRingBytes = 4096;  // small, so that a test can fill it
 
@@ -42,7 +48,12 @@ struct Tap {
 
 struct Bank {
   UniqueFd endpoints, ports;
+  std::span<std::uint64_t> filter;
+  endpoint_hash hash;
 };
+
+constexpr endpoint_hash kStandardHash = {
+    .seed = kSeed, .mask = kLines - 1, .filter_mask = kFilterWords - 1};
 
 int keep_event(void* context, void* data, std::size_t size) {
   CHECK(size == sizeof(drop_event));
@@ -63,6 +74,7 @@ class Machine {
   holdfast_bpf* skeleton = nullptr;
   Tap red0, red1, blue0, uplink, stranger;
   Bank banks[2];
+  std::optional<MappedArray<std::uint64_t>> filter;  // both banks'
   UniqueFd flow_tables[kTenants], fragment_tables[kTenants];
   bool table_dropped = true;  // putting one in waits for RCU: done only when it has to be
   ring_buffer* ring = nullptr;
@@ -92,10 +104,17 @@ class Machine {
       std::fprintf(stderr, "bpf_test: the programs do not load: %s\n", std::strerror(errno));
       std::exit(1);
     }
+    Result<MappedArray<std::uint64_t>> mapped =
+        MappedArray<std::uint64_t>::map(fd(skeleton->maps.endpoint_filter), "filter");
+    CHECK(mapped);
+    filter = std::move(*mapped);
+    CHECK(filter->size() == 2 * kFilterWords);
     for (std::uint32_t i = 0; i < 2; i++) {
       Bank& b = banks[i];
-      b.endpoints = inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line),
-                          hf_tag_line(kLines, kLines - 1) + 1, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+      b.filter = {&(*filter)[i * kFilterWords], kFilterWords};
+      b.hash = kStandardHash;
+      b.endpoints = inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line), kLines,
+                          BPF_F_INNER_MAP | BPF_F_MMAPABLE);
       b.ports = inner(BPF_MAP_TYPE_HASH, sizeof(__u32), sizeof(tenant_port), kPolicyMax, 0);
       put_inner(skeleton->maps.policy_endpoints, i, b.endpoints);
       put_inner(skeleton->maps.policy_ports, i, b.ports);
@@ -125,6 +144,7 @@ class Machine {
     return out;
   }
 
+ public:
   static UniqueFd inner(bpf_map_type type, std::size_t key, std::size_t value,
                         std::uint32_t entries, std::uint32_t flags) {
     LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
@@ -134,7 +154,6 @@ class Machine {
     return out;
   }
 
- public:
   static void put_inner(const bpf_map* outer, std::uint32_t index, const UniqueFd& table) {
     const int raw = table.get();
     CHECK(bpf_map_update_elem(bpf_map__fd(outer), &index, &raw, BPF_ANY) == 0);
@@ -387,9 +406,13 @@ void Node::stage(std::uint32_t bank) {
 }
 
 void Node::clear_bank() {
-  const Bank& bank = machine().banks[staging_];
-  for (std::uint32_t line = 0; line <= hf_tag_line(kLines, kLines - 1); line++)
+  Bank& bank = machine().banks[staging_];
+  for (std::uint32_t line = 0; line < kLines; line++)
     put(bank.endpoints.get(), line, endpoint_line{});
+  std::ranges::fill(bank.filter, 0);
+  if (bank.hash.seed != kSeed)  // publish_entries() was here
+    Machine::put_inner(machine().skeleton->maps.policy_endpoints, staging_, bank.endpoints);
+  bank.hash = kStandardHash;
   clear<std::uint32_t>(bank.ports.get());
 }
 
@@ -398,8 +421,7 @@ void Node::flip(std::uint32_t bank) {
   auto value = fetch<control>(fd, 0);
   value.active_bank = bank;
   value.generation++;
-  for (endpoint_hash& hash : value.endpoint_hash)
-    hash = {.seed = kSeed, .mask = kLines - 1, .reserved = 0};
+  for (std::uint32_t i = 0; i < 2; i++) value.endpoint_hash[i] = machine().banks[i].hash;
   put(fd, 0, value);
 }
 
@@ -426,10 +448,12 @@ void Node::endpoint(std::string_view address, std::uint8_t protocol, std::uint16
 
 // Over the entry of that key, or where there is room.
 void Node::put_entry(const endpoint_entry& old, const endpoint_entry& entry) {
-  const int fd = machine().banks[staging_].endpoints.get();
+  const Bank& bank = machine().banks[staging_];
+  const int fd = bank.endpoints.get();
   const endpoint_key& key = old.key;
   std::uint64_t lines = hf_endpoint_hash(key.address, key.port, key.protocol, kSeed);
-  const std::uint8_t tag = hf_endpoint_tag(lines);
+  // A key that goes leaves its bits: others may share them.
+  bank.filter[hf_filter_word(lines, 0, &bank.hash)] |= hf_filter_bits(lines);
   // The table is so empty that one of the four places is the key's own or free.
   for (int i = 0; i < 2; i++, lines >>= 32) {
     const auto index = static_cast<std::uint32_t>(lines) & (kLines - 1);
@@ -439,9 +463,6 @@ void Node::put_entry(const endpoint_entry& old, const endpoint_entry& entry) {
       if (place.key.protocol != 0 && std::memcmp(&place.key, &key, sizeof(key)) != 0) continue;
       place = entry;
       put(fd, index, line);
-      auto tags = fetch<std::array<std::uint8_t, sizeof(line)>>(fd, hf_tag_line(kLines, index));
-      tags[hf_tag_offset(index) + at] = entry.key.protocol != 0 ? tag : 0;
-      put(fd, hf_tag_line(kLines, index), tags);
       return;
     }
   }
@@ -455,6 +476,27 @@ void Node::address(std::string_view text, std::uint32_t owner, std::uint32_t ifi
   if (ifindex == red1()) egress = kRed1Egress;
   if (ifindex == blue0()) egress = kBlue0Egress;
   endpoint(text, HF_PROTO_ADDRESS, 0, egress, ifindex, owner);
+}
+
+void Node::publish_entries(const std::vector<endpoint_entry>& entries) {
+  Machine& m = machine();
+  Bank& bank = m.banks[staging_];
+  const EndpointTable built = build_endpoint_table(entries, kSeed + 1);
+  bank.hash = built.hash;
+  fill_filter(bank.filter, entries, bank.hash);
+  const auto lines = static_cast<std::uint32_t>(built.lines.size());
+  const UniqueFd table = Machine::inner(BPF_MAP_TYPE_ARRAY, sizeof(__u32), sizeof(endpoint_line),
+                                        lines, BPF_F_INNER_MAP | BPF_F_MMAPABLE);
+  for (std::uint32_t line = 0; line < lines; line++) put(table.get(), line, built.lines[line]);
+  Machine::put_inner(m.skeleton->maps.policy_endpoints, staging_, table);
+}
+
+std::span<std::uint64_t> Node::filter() {
+  return machine().banks[staging_].filter;
+}
+
+const endpoint_hash& Node::hash() const {
+  return machine().banks[staging_].hash;
 }
 
 void Node::forget_port(std::uint32_t ifindex) {

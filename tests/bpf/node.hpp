@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -100,6 +101,12 @@ class Node {
                 std::uint32_t slot, std::uint32_t ifindex, std::uint32_t tenant);
   // `owner`: a tenant, HF_OWNER_NODE or HF_OWNER_METADATA.
   void address(std::string_view address, std::uint32_t owner, std::uint32_t ifindex = 0);
+  // In place of what the bank held: these entries, in a table and a filter as the daemon builds
+  // them.
+  void publish_entries(const std::vector<abi::endpoint_entry>& entries);
+  // The bank's half of the filter, and how it is addressed.
+  std::span<std::uint64_t> filter();
+  const abi::endpoint_hash& hash() const;
   void forget_port(std::uint32_t ifindex);
   void forget_address(std::string_view address);
   void stage(std::uint32_t bank);

@@ -345,6 +345,33 @@ def test_tenants_that_are_gone_leave_room_for_others(own_lab: Lab) -> None:
     passes(lab, Probe("client", "tenant-a", udp()))
 
 
+def filter_halves(lab: Lab) -> tuple[list, list]:
+    """The words of the filter before the endpoint table: of the active bank, and of the idle one."""
+    pin = str(next(lab.pin_dir.glob("*/maps/endpoint_filter")))
+    words = [each["value"] for each in json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)]
+    halves = words[: len(words) // 2], words[len(words) // 2 :]
+    active = active_bank(lab)
+    return halves[active], halves[active ^ 1]
+
+
+def test_a_push_that_fails_half_way_leaves_the_filter_in_force_alone() -> None:
+    """G4: the idle bank's half is written, and then its table cannot be mapped. The same push succeeds later."""
+    with Lab(leases_max=4096) as lab:
+        active, idle = filter_halves(lab)
+        failing = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=mmap", "-e", "inject=mmap:error=ENOMEM"]
+        tracer = lab.popen("node", [*failing, "-p", str(lab.daemon.pid)])
+        wait_until(lambda: traced(lab), 5, "strace holds the daemon")
+        assert "mapping map endpoints" in lab.push_refused(without("web"))
+        end_process(tracer)
+        after = filter_halves(lab)
+        assert after[0] == active
+        assert after[1] != idle, "the push came as far as the filter"
+        lab.grant(A, "web")
+        passes(lab, Probe("client", "tenant-a", syn()))
+        lab.push(without("web"))
+        assert filter_halves(lab)[0] != active
+
+
 def test_nft_taken_away_in_the_middle_of_a_push() -> None:
     """G4, G13: after the flip the new policy is the one in force, also when nftables fails then. It is written again."""
     with Lab(leases_max=4096) as lab:

@@ -7,10 +7,12 @@ and never enforcing".
 """
 
 import datetime
+import json
 import os
 import select
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 from lab import A, B, ECHO, HOSTS, SILENCE_S, WEB, Lab, end_process, policy, says, wait_until
@@ -85,7 +87,8 @@ def test_expires_while_the_daemon_is_dead(both_hooks: Lab, protocol: str, versio
 @pytest.mark.slow
 @pytest.mark.parametrize("how, version", [("kill", 4), ("kill", 6), ("stop", 4)])
 def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> None:
-    """Adoption: 1000 packets a second and a ping flood run through two restarts, and none is lost.
+    """Adoption: 1000 packets a second and a ping flood run through restarts, and none is lost. Every other one finds
+    no digest, as after an upgrade, and replaces the programs.
 
     G1 stands beside it: what was not leased stays shut before, between and after.
     """
@@ -97,8 +100,10 @@ def test_a_restart_drops_no_packet(both_hooks: Lab, how: str, version: int) -> N
     assert lab.udp("client", address, ECHO) and lab.ping("client", address)
     ping = lab.popen("client", ["ping", "-n", "-q", "-i", "0.002", "-c", "100000", address])
     with lab.probing("client", address, ECHO) as tally:
-        for _ in range(2):
+        for upgrade in (False, True, False, True):
             getattr(lab, how)()
+            if upgrade:
+                remove_digest(lab)
             with watching(lab, shut) as capture:
                 lab.send("client", [shut.frame()] * PACKETS)
                 lab.start()
@@ -187,6 +192,106 @@ def test_sigterm_stops_serving_and_nothing_else(both_hooks: Lab) -> None:
         lab.start()
         assert (open_.count(), closed.count()) == (PACKETS, 0)
     denied(lab, leased, "no_lease", "from_uplink")
+
+
+PROGRAMS = ("from_tenant", "to_tenant", "uplink_xdp", "uplink_tc", "clock_leap")
+PROGRAMS += ("explain_from_tenant", "explain_to_tenant", "explain_from_uplink")
+
+
+def pinned(lab: Lab, kind: str, name: str) -> dict:
+    """What bpftool says of one pin: programs/NAME, links/NAME, or the map `digest`."""
+    (root,) = lab.pin_dir.glob("v*")
+    return json.loads(lab.sh(["bpftool", "-j", kind, "show", "pinned", str(root / name)]).stdout)
+
+
+def program_ids(lab: Lab) -> dict[str, int]:
+    return {name: pinned(lab, "prog", f"programs/{name}")["id"] for name in PROGRAMS}
+
+
+def running_ids(lab: Lab) -> set[int]:
+    """The programs that packets meet, as their links say; where hooks are filters of clsact, only the others."""
+    (root,) = lab.pin_dir.glob("v*")
+    return {pinned(lab, "link", f"links/{pin.name}")["prog_id"] for pin in (root / "links").iterdir()}
+
+
+def restart(lab: Lab, how: str = "kill") -> None:
+    getattr(lab, how)()
+    lab.start()
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_restart_takes_the_pinned_programs(both_hooks: Lab, how: str) -> None:
+    """The same object is not verified again: same programs, same link of the clock, and they enforce."""
+    lab = both_hooks
+    before, clock = program_ids(lab), pinned(lab, "link", "links/clock_leap")["id"]
+    restart(lab, how)
+    assert program_ids(lab) == before
+    assert pinned(lab, "link", "links/clock_leap")["id"] == clock
+    assert running_ids(lab) <= set(before.values())
+    lease, probe = lab.grant(A, "echo"), Probe("client", "tenant-a", udp())
+    passes(lab, probe)
+    assert lab.explain("udp", f"{HOSTS['client'].v4}:4000", f"{TENANT_A.v4}:{ECHO}")["steps"][-1]["reason"] == "endpoint"
+    lab.revoke(lease)  # with the proof that the explain programs give
+    denied(lab, probe, "no_lease", "from_uplink")
+
+
+def spoil_digest(lab: Lab) -> None:
+    (root,) = lab.pin_dir.glob("v*")
+    value = ["0"] * 32
+    lab.sh(["bpftool", "map", "update", "pinned", str(root / "digest"), "key", *"0000", "value", *value])
+
+
+def remove_digest(lab: Lab) -> None:
+    (root,) = lab.pin_dir.glob("v*")
+    (root / "digest").unlink()
+
+
+def remove_program(lab: Lab) -> None:
+    (root,) = lab.pin_dir.glob("v*")
+    (root / "programs" / "explain_to_tenant").unlink()
+
+
+def remove_map(lab: Lab) -> None:
+    """Its successor would be one that the old programs do not know."""
+    (root,) = lab.pin_dir.glob("v*")
+    (root / "maps" / "clock_readings").unlink()
+
+
+def open_to_others(lab: Lab) -> None:
+    (root,) = lab.pin_dir.glob("v*")
+    root.chmod(0o770)
+
+
+@pytest.mark.parametrize("doubt", [spoil_digest, remove_digest, remove_program, remove_map, open_to_others])
+def test_in_doubt_the_programs_are_loaded_anew(lab: Lab, doubt: Callable[[Lab], None]) -> None:
+    """Another object's digest, or none, or a set that is not whole: as an upgrade, by link update, without a gap."""
+    lease = lab.grant(A, "echo", ttl="100s")
+    before = program_ids(lab)
+    lab.kill()
+    doubt(lab)
+    lab.start()
+    after = program_ids(lab)
+    assert not set(after.values()) & set(before.values())
+    assert running_ids(lab) <= set(after.values())
+    probe = Probe("client", "tenant-a", udp())
+    passes(lab, probe)
+    lab.revoke(lease)
+    denied(lab, probe, "no_lease", "from_uplink")
+    (root,) = lab.pin_dir.glob("v*")
+    root.chmod(0o700)
+    restart(lab)
+    assert program_ids(lab) == after, "the digest of the new set is kept"
+
+
+def test_a_clock_link_that_was_not_renamed_yet_is_taken(lab: Lab) -> None:
+    """A daemon killed between pin and rename leaves the link under the successor's name."""
+    (root,) = lab.pin_dir.glob("v*")
+    clock = pinned(lab, "link", "links/clock_leap")["id"]
+    lab.kill()
+    (root / "links" / "clock_leap").rename(root / "links" / "clock_leap_new")
+    lab.start()
+    assert pinned(lab, "link", "links/clock_leap")["id"] == clock
+    assert not (root / "links" / "clock_leap_new").exists()
 
 
 def test_the_policy_in_force_is_remembered(lab: Lab) -> None:

@@ -61,7 +61,7 @@ int parse_options(int argc, char** argv, Options& options) {
   app.add_option("--table", options.node.plane.table, "name of our nftables table")
       ->capture_default_str();
   app.add_option("--leases-max", options.node.plane.kernel.leases_max,
-                 "lease slots to make; 160 bytes of kernel memory each")
+                 "lease slots to make; 164 bytes of kernel memory each")
       ->check(CLI::Range(16U, static_cast<unsigned>(abi::HF_SLOTS_MAX)))
       ->capture_default_str();
   app.add_option("--tenant-hook", options.node.plane.tenant_hook,

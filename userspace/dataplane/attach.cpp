@@ -74,13 +74,19 @@ std::vector<uint32_t> tcx_programs(uint32_t ifindex, bpf_attach_type type) {
   return ids;
 }
 
-// The interface a link is attached to; 0 if that is gone. XDP and tcx keep it in the same place.
-Result<uint32_t> link_interface(int fd) {
+Result<bpf_link_info> link_info(int fd) {
   bpf_link_info info{};
   uint32_t length = sizeof(info);
   if (const int err = ::bpf_obj_get_info_by_fd(fd, &info, &length); err != 0)
     return fail_sys(-err, "link_info", "reading a link's info");
-  return info.xdp.ifindex;
+  return info;
+}
+
+// The interface a link is attached to; 0 if that is gone. XDP and tcx keep it in the same place.
+Result<uint32_t> link_interface(int fd) {
+  Result<bpf_link_info> info = link_info(fd);
+  if (!info) return pass_on(info);
+  return info->xdp.ifindex;
 }
 
 bpf_tc_hook clsact_hook(uint32_t ifindex, bool ingress) {
@@ -123,11 +129,11 @@ Attachments::Attachments(const KernelObject& object, TenantHook tenant_hook, Upl
     : links_(object.root() + "/links"),
       tenant_hook_(tenant_hook),
       uplink_hook_(uplink_hook),
-      from_tenant_(::bpf_program__fd(object->progs.from_tenant)),
-      to_tenant_(::bpf_program__fd(object->progs.to_tenant)),
-      uplink_xdp_(::bpf_program__fd(object->progs.uplink_xdp)),
-      uplink_tc_(::bpf_program__fd(object->progs.uplink_tc)),
-      clock_leap_(::bpf_program__fd(object->progs.clock_leap)) {}
+      from_tenant_(object.program_fd(object->progs.from_tenant)),
+      to_tenant_(object.program_fd(object->progs.to_tenant)),
+      uplink_xdp_(object.program_fd(object->progs.uplink_xdp)),
+      uplink_tc_(object.program_fd(object->progs.uplink_tc)),
+      clock_leap_(object.program_fd(object->progs.clock_leap)) {}
 
 std::string Attachments::link_path(std::string_view program, uint32_t ifindex) const {
   return fmt::format("{}/{}-{}", links_, program, ifindex);
@@ -266,6 +272,15 @@ Status Attachments::attach_xdp(const Interface& at) {
 
 Status Attachments::attach_clock() {
   const std::string path = links_ + "/clock_leap";
+  Result<ProgramInfo> ours = program_info(clock_leap_);
+  if (!ours) return pass_on(ours);
+  // A program that was reused has its link. Before 6.10 a tracepoint refuses it a second one
+  // (EEXIST), also while the first is pinned under the successor's name.
+  finish_pin_over(path);
+  if (const UniqueFd old(::bpf_obj_get(path.c_str())); old) {
+    const Result<bpf_link_info> link = link_info(old.get());
+    if (link && link->type == BPF_LINK_TYPE_RAW_TRACEPOINT && link->prog_id == ours->id) return {};
+  }
   // Raw tracepoint links have no update; the successor is pinned over the old one.
   const UniqueFd link(::bpf_raw_tracepoint_open("suspend_resume", clock_leap_));
   if (!link) {

@@ -72,7 +72,7 @@ class Attachments {
   TenantHook tenant_hook_;
   UplinkHook uplink_hook_;
   int from_tenant_, to_tenant_, uplink_xdp_, uplink_tc_,
-      clock_leap_;  // program fds, borrowed from the skeleton
+      clock_leap_;  // program fds, borrowed from the object
 };
 
 }  // namespace holdfast

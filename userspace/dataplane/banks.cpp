@@ -78,7 +78,9 @@ Status check_grace_period() {
 Result<Banks> Banks::open(const KernelObject& object) {
   auto control = MappedArray<abi::control>::map(::bpf_map__fd(object->maps.control), "control");
   if (!control) return pass_on(control);
-  Banks banks(std::move(*control), ::bpf_map__fd(object->maps.policy_endpoints),
+  auto filter = MappedArray<uint64_t>::map(::bpf_map__fd(object->maps.endpoint_filter), "filter");
+  if (!filter) return pass_on(filter);
+  Banks banks(std::move(*control), std::move(*filter), ::bpf_map__fd(object->maps.policy_endpoints),
               ::bpf_map__fd(object->maps.policy_ports));
   // A daemon that was killed right after its flip may have left readers in what is now the idle
   // bank.
@@ -101,13 +103,15 @@ Status Banks::adopt_active() {
   return {};
 }
 
-Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, abi::endpoint_hash& hash) {
+Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, std::span<uint64_t> filter,
+                                         abi::endpoint_hash& hash) {
   uint64_t seed = 0;
   CHECK(::getrandom(&seed, sizeof(seed), 0) == sizeof(seed));
   std::vector<abi::endpoint_entry> entries = tables.endpoints;
   entries.insert(entries.end(), tables.addresses.begin(), tables.addresses.end());
   const EndpointTable built = build_endpoint_table(entries, seed);
   hash = built.hash;
+  fill_filter(filter, entries, hash);
   bpf_map_create_opts opts{};
   opts.sz = sizeof(opts);
   opts.map_flags = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
@@ -131,7 +135,9 @@ Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, abi::endpoi
 
 Status Banks::stage(const PolicyTables& tables) {
   const uint32_t idle = active() ^ 1;
-  Result<Tables> made = make_tables(tables, control_[0].endpoint_hash[idle]);
+  const uint32_t words = filter_.size() / 2;
+  const std::span<uint64_t> filter(&filter_[idle * words], words);
+  Result<Tables> made = make_tables(tables, filter, control_[0].endpoint_hash[idle]);
   if (!made) return pass_on(made);
   staged_ = std::move(*made);
   if (Status ok = publish(outer_.endpoints, idle, staged_.endpoints, "endpoints"); !ok) return ok;

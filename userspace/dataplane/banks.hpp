@@ -1,14 +1,16 @@
 // Banks: the policy tables, published whole (G4).
 //
-// A policy is two freshly made maps, exactly as large as they need to be. They are put into the
-// bank that no packet reads; one store then turns `control.active_bank` to it; a grace period later
-// no packet reads the old bank, whose maps the kernel frees by itself. A table that a packet can
-// see is never written. Owned by the daemon's event loop.
+// A policy is two freshly made maps, exactly as large as they need to be, and a filter before the
+// first, in the bank's half of one array. They are put into the bank that no packet reads; one
+// store then turns `control.active_bank` to it; a grace period later no packet reads the old bank,
+// whose maps the kernel frees by itself. A table that a packet can see is never written. Owned by
+// the daemon's event loop.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "bpf/abi.h"
@@ -39,7 +41,9 @@ class Banks {
   // The turn: from here on packets read the staged tables. Returns after the grace period.
   void flip(uint64_t generation, const uint8_t (&digest)[32]);
 
-  size_t mapped_bytes() const { return current_.lines ? current_.lines->mapped_bytes() : 0; }
+  size_t mapped_bytes() const {
+    return filter_.mapped_bytes() + (current_.lines ? current_.lines->mapped_bytes() : 0);
+  }
   uint32_t active() const { return control_[0].active_bank; }
   const abi::control& control() const { return control_[0]; }
 
@@ -52,12 +56,14 @@ class Banks {
     UniqueFd endpoints, ports;
     std::optional<MappedArray<abi::endpoint_line>> lines;  // `endpoints`, mapped
   };
-  Banks(MappedArray<abi::control> control, int endpoints, int ports)
-      : control_(std::move(control)), outer_{endpoints, ports} {}
+  Banks(MappedArray<abi::control> control, MappedArray<uint64_t> filter, int endpoints, int ports)
+      : control_(std::move(control)), filter_(std::move(filter)), outer_{endpoints, ports} {}
   Status adopt_active();
-  static Result<Tables> make_tables(const PolicyTables& tables, abi::endpoint_hash& hash);
+  static Result<Tables> make_tables(const PolicyTables& tables, std::span<uint64_t> filter,
+                                    abi::endpoint_hash& hash);
 
   MappedArray<abi::control> control_;
+  MappedArray<uint64_t> filter_;  // both banks' halves
   struct {
     int endpoints, ports;
   } outer_;         // borrowed from the skeleton

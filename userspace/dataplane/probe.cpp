@@ -103,9 +103,9 @@ std::vector<uint8_t> build_frame(const ProbePacket& p) {
 }
 
 Probe::Probe(const KernelObject& object) {
-  programs_[abi::HF_FROM_TENANT] = ::bpf_program__fd(object->progs.explain_from_tenant);
-  programs_[abi::HF_TO_TENANT] = ::bpf_program__fd(object->progs.explain_to_tenant);
-  programs_[abi::HF_FROM_UPLINK] = ::bpf_program__fd(object->progs.explain_from_uplink);
+  programs_[abi::HF_FROM_TENANT] = object.program_fd(object->progs.explain_from_tenant);
+  programs_[abi::HF_TO_TENANT] = object.program_fd(object->progs.explain_to_tenant);
+  programs_[abi::HF_FROM_UPLINK] = object.program_fd(object->progs.explain_from_uplink);
 }
 
 Result<abi::verdict> Probe::run(abi::hf_direction direction, uint32_t ifindex,

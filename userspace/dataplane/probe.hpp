@@ -39,7 +39,7 @@ class Probe {
                            const std::vector<uint8_t>& frame) const;
 
  private:
-  std::array<int, 4> programs_{};  // by direction; borrowed from the skeleton
+  std::array<int, 4> programs_{};  // by direction; borrowed from the object
 };
 
 }  // namespace holdfast

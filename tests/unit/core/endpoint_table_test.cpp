@@ -62,24 +62,50 @@ TEST(EndpointTable, BuildsUnderEverySeed) {
   }
 }
 
-// What a lookup that expects nothing relies on: no entry without its tag, no tag without an entry.
-TEST(EndpointTable, EveryEntryHasItsTag) {
-  for (const size_t count : {0, 1, 31, 32, 33, 64, 1000, 4096}) {
-    const EndpointTable table = build_endpoint_table(entries(count), 42);
-    const uint32_t lines = table.hash.mask + 1;
-    ASSERT_EQ(table.lines.size(), lines + (lines + 31) / 32);
-    size_t wrong = 0;
-    for (uint32_t line = 0; line < lines; ++line)
-      for (uint32_t i = 0; i < abi::HF_LINE_ENTRIES; ++i) {
-        const abi::endpoint_key& key = table.lines[line].entries[i].key;
-        const uint64_t hash =
-            abi::hf_endpoint_hash(key.address, key.port, key.protocol, table.hash.seed);
-        const uint8_t tag = key.protocol == 0 ? 0 : abi::hf_endpoint_tag(hash);
-        const auto* tags =
-            reinterpret_cast<const uint8_t*>(&table.lines[abi::hf_tag_line(lines, line)]);
-        wrong += tags[abi::hf_tag_offset(line) + i] != tag ? 1 : 0;
-      }
-    EXPECT_EQ(wrong, 0U) << count;
+// A filter for so many entries at the size that a node of as many lease slots has.
+struct Filter {
+  std::vector<uint64_t> words;
+  abi::endpoint_hash hash{.seed = 42, .mask = 0, .filter_mask = 0};
+
+  explicit Filter(std::span<const abi::endpoint_entry> in)
+      : words(filter_words(static_cast<uint32_t>(in.size())), ~uint64_t{0}) {  // a former policy's
+    fill_filter(words, in, hash);
+  }
+  bool has(const abi::endpoint_key& key) const {
+    const uint64_t h = abi::hf_endpoint_hash(key.address, key.port, key.protocol, hash.seed);
+    const uint64_t bits = abi::hf_filter_bits(h);
+    return (words[abi::hf_filter_word(h, 0, &hash)] & bits) == bits;
+  }
+};
+
+TEST(EndpointFilter, HasEveryKeyAndFewOthers) {
+  for (const size_t count : {0, 1, 1000, 4096, 65536, 100000}) {
+    const std::vector<abi::endpoint_entry> in = entries(count);
+    const Filter filter(in);
+    for (const abi::endpoint_entry& entry : in) ASSERT_TRUE(filter.has(entry.key)) << count;
+    size_t seem_there = 0;
+    for (uint32_t i = 0; i < 100000; ++i)
+      seem_there += filter.has(address_key(v4(0xc0000000 + i))) ? 1 : 0;
+    EXPECT_LT(seem_there, 1000U) << count << ": of 100000 absent keys";
+  }
+}
+
+TEST(EndpointFilter, IsAPowerOfTwoOfWords) {
+  for (const auto& [leases_max, words] : {std::pair{1U, 1024U},
+                                          {4096U, 1024U},
+                                          {65536U, 16384U},
+                                          {65537U, 32768U},
+                                          {1U << 20, 1U << 18}})
+    EXPECT_EQ(filter_words(leases_max), words);
+}
+
+// Banks share one array: a bank's words are its own half.
+TEST(EndpointFilter, OfTheOtherBankIsTheOtherHalf) {
+  const Filter filter(entries(100));
+  for (uint64_t h = 1; h < 1000000; h = h * 3 + 1) {
+    const uint32_t word = abi::hf_filter_word(h, 0, &filter.hash);
+    EXPECT_LT(word, filter.words.size());
+    EXPECT_EQ(abi::hf_filter_word(h, 1, &filter.hash), word + filter.words.size());
   }
 }
 
