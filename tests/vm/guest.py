@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import pathlib
+import resource
 import select
 import signal
 import subprocess
@@ -124,6 +125,7 @@ def main() -> None:
     environment = dict(os.environ) | {"HOME": "/root", "LC_ALL": "C.UTF-8"} | job["environment"]
     subprocess.run(["modprobe", "--all", *job["modules"]], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 19, 1 << 19))  # as systemd has it
     pathlib.Path("/proc/sys/kernel/hostname").write_text("guest\n")
     if job["shell"]:
         return shell(job, environment)
