@@ -4,7 +4,6 @@ The host of the build lacks them (no modules, no BPF LSM): whoever runs this fil
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -104,11 +103,3 @@ def test_dm_flakey(tmp_path: pathlib.Path) -> None:
             sh(*write)
         finally:
             sh("dmsetup", "remove", "--noudevsync", "--retry", name)
-
-
-def test_bpf_lsm_denies() -> None:
-    """doctor's probe loads a program that denies an open, and sees it denied: here it has to."""
-    assert "bpf" in pathlib.Path("/sys/kernel/security/lsm").read_text().split(",")
-    holdfast = pathlib.Path(os.environ["HOLDFAST_BUILD"], "userspace/cli/holdfast")
-    findings = json.loads(sh(str(holdfast), "--json", "doctor", check=False))["features"]
-    assert {row["feature"]: row["verdict"] for row in findings}["BPF LSM"] == "enforced"
