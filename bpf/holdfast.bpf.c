@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0)
-/* The programs. Each hook: linearize, parse, decide, commit. Each has an explain twin that runs the same
- * parse and decide and writes the verdict over the head of the test packet instead of committing. */
+/* The programs. Each hook: linearize, parse, decide, commit. `explain` runs the same parse and decide for
+ * whichever hook it is asked about, and writes the verdict over the head of the test packet instead. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
@@ -18,11 +18,12 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Makes the headers linear, then parses. A tag that the NIC or veth took out of band counts like one in band.
  */
-static __always_inline __u32 hf_parse_skb(struct packet* p, struct __sk_buff* skb) {
+static __always_inline __u32 hf_parse_skb(struct __sk_buff* skb, struct packet* p) {
   __u32 wanted = skb->len < HF_HEADERS_MAX ? skb->len : HF_HEADERS_MAX;
   if ((void*)(long)skb->data + wanted > (void*)(long)skb->data_end) bpf_skb_pull_data(skb, wanted);
+  __u32 wrong = hf_parse(p, (void*)(long)skb->data, (void*)(long)skb->data_end, skb->len);
   if (skb->vlan_present) p->vlan_tags++;
-  return hf_parse(p, (void*)(long)skb->data, (void*)(long)skb->data_end, skb->len);
+  return wrong;
 }
 
 static __always_inline int hf_commit_skb(struct __sk_buff* skb, struct packet* p, struct verdict* v,
@@ -32,23 +33,13 @@ static __always_inline int hf_commit_skb(struct __sk_buff* skb, struct packet* p
   return hf_commit(p, v, &at) ? HF_TC_PASS : HF_TC_DROP;
 }
 
-static __always_inline void hf_verdict_to_tenant(struct __sk_buff* skb, struct packet* p, struct verdict* v) {
-  hf_begin(v);
-  v->reason = hf_parse_skb(p, skb);
-  if (!v->reason) v->reason = hf_decide_to_tenant(p, skb->ifindex, v);
-}
-
-static __always_inline void hf_verdict_from_tenant(struct __sk_buff* skb, struct packet* p, struct verdict* v) {
-  hf_begin(v);
-  v->reason = hf_parse_skb(p, skb);
-  if (!v->reason) v->reason = hf_decide_from_tenant(p, v, skb->ifindex);
-}
-
 SEC("tc")
 int to_tenant(struct __sk_buff* skb) {
   struct packet p = {};
   struct verdict v = HF_NEW_VERDICT;
-  hf_verdict_to_tenant(skb, &p, &v);
+  hf_begin(&v);
+  v.reason = hf_parse_skb(skb, &p);
+  if (!v.reason) v.reason = hf_decide_to_tenant(&p, skb->ifindex, &v);
   return hf_commit_skb(skb, &p, &v, HF_TO_TENANT);
 }
 
@@ -56,7 +47,9 @@ SEC("tc")
 int from_tenant(struct __sk_buff* skb) {
   struct packet p = {};
   struct verdict v = HF_NEW_VERDICT;
-  hf_verdict_from_tenant(skb, &p, &v);
+  hf_begin(&v);
+  v.reason = hf_parse_skb(skb, &p);
+  if (!v.reason) v.reason = hf_decide_from_tenant(&p, &v, skb->ifindex);
   return hf_commit_skb(skb, &p, &v, HF_FROM_TENANT);
 }
 
@@ -64,8 +57,8 @@ SEC("xdp")
 int uplink_xdp(struct xdp_md* xdp) {
   struct packet p = {};
   struct verdict v = HF_NEW_VERDICT;
-  __u32 length = xdp->data_end - xdp->data;
   hf_begin(&v);
+  __u32 length = xdp->data_end - xdp->data;
   __u32 wrong = hf_parse(&p, (void*)(long)xdp->data, (void*)(long)xdp->data_end, length);
   v.reason = hf_decide_from_uplink(&p, &v, wrong);
   struct hook at = {.ifindex = xdp->ingress_ifindex, .direction = HF_FROM_UPLINK, .length = length};
@@ -78,8 +71,7 @@ int uplink_tc(struct __sk_buff* skb) {
   struct packet p = {};
   struct verdict v = HF_NEW_VERDICT;
   hf_begin(&v);
-  __u32 wrong = hf_parse_skb(&p, skb);
-  v.reason = hf_decide_from_uplink(&p, &v, wrong);
+  v.reason = hf_decide_from_uplink(&p, &v, hf_parse_skb(skb, &p));
   return hf_commit_skb(skb, &p, &v, HF_FROM_UPLINK);
 }
 
@@ -94,35 +86,31 @@ int clock_leap(void* context) {
   return 0;
 }
 
-static __always_inline int hf_answer(struct __sk_buff* skb, const struct verdict* v) {
-  void* data = (void*)(long)skb->data;
-  if (data + sizeof(*v) > (void*)(long)skb->data_end) return HF_TC_DROP;
-  __builtin_memcpy(data, v, sizeof(*v));
-  return HF_TC_PASS;
+/* Verified by itself, as in decide.h; a call is dear only to the packets of the other programs. */
+HF_GLOBAL int hf_explain_parse(struct __sk_buff* skb, struct packet* p) {
+  if (!p) return HF_REASON_unclassified;
+  return (int)hf_parse_skb(skb, p);
 }
 
+/* BPF_PROG_TEST_RUN only. `mark`: the direction to ask about. */
 SEC("tc")
-int explain_to_tenant(struct __sk_buff* skb) {
+int explain(struct __sk_buff* skb) {
   struct packet p = {};
   struct verdict v = HF_NEW_VERDICT;
-  hf_verdict_to_tenant(skb, &p, &v);
-  return hf_answer(skb, &v);
-}
-
-SEC("tc")
-int explain_from_tenant(struct __sk_buff* skb) {
-  struct packet p = {};
-  struct verdict v = HF_NEW_VERDICT;
-  hf_verdict_from_tenant(skb, &p, &v);
-  return hf_answer(skb, &v);
-}
-
-SEC("tc")
-int explain_from_uplink(struct __sk_buff* skb) {
-  struct packet p = {};
-  struct verdict v = HF_NEW_VERDICT;
+  __u32 direction = skb->mark;
   hf_begin(&v);
-  __u32 wrong = hf_parse_skb(&p, skb);
-  v.reason = hf_decide_from_uplink(&p, &v, wrong);
-  return hf_answer(skb, &v);
+  __u32 wrong = hf_explain_parse(skb, &p);
+  if (direction == HF_FROM_UPLINK)
+    v.reason = hf_decide_from_uplink(&p, &v, wrong);
+  else if (wrong)
+    v.reason = wrong;
+  else if (direction == HF_TO_TENANT)
+    v.reason = hf_decide_to_tenant(&p, skb->ifindex, &v);
+  else if (direction == HF_FROM_TENANT)
+    v.reason = hf_decide_from_tenant(&p, &v, skb->ifindex);
+
+  void* data = (void*)(long)skb->data;
+  if (data + sizeof(v) > (void*)(long)skb->data_end) return HF_TC_DROP;
+  __builtin_memcpy(data, &v, sizeof(v));
+  return HF_TC_PASS;
 }

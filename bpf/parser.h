@@ -141,6 +141,14 @@ struct hf_ipv6_fragment {
 /* The compiler may assume nothing about a value any more. */
 #define hf_opaque(x) __asm__ volatile("" : "+r"(x))
 
+/* The offset of `at` in the frame, below HF_HEADERS_MAX. The verifier does not know by which way it was
+ * reached: any such offset is one and the same to it, and what follows is verified once. */
+static __always_inline __u64 hf_offset_by_any_way(const void* frame, const void* at) {
+  __u64 offset = (__u64)((const __u8*)at - (const __u8*)frame);
+  hf_opaque(offset);
+  return offset & (HF_HEADERS_MAX - 1);
+}
+
 static __always_inline void hf_map_ipv4(__u32* out, __u32 address) {
   out[0] = 0;
   out[1] = 0;
@@ -431,11 +439,7 @@ static __always_inline __u32 hf_parse_ipv6(struct packet* p, const void* frame, 
     left -= length;
     if (header - (const __u8*)frame > HF_TRANSPORT_OFFSET_MAX) return HF_REASON_ip_extension;
   }
-  /* From here on the verifier need not know by which way the transport header was reached: any offset below
-   * HF_HEADERS_MAX is one and the same to it, and what follows is verified once. */
-  __u32 offset = (__u32)(header - (const __u8*)frame);
-  hf_opaque(offset);
-  const __u8* l4 = (const __u8*)frame + (offset & (HF_HEADERS_MAX - 1));
+  const __u8* l4 = (const __u8*)frame + hf_offset_by_any_way(frame, header);
   return hf_parse_l4(p, frame, l4, end, left, 1, ip->hop_limit);
 }
 
@@ -459,24 +463,26 @@ static __always_inline __u32 hf_parse_arp(struct packet* p, const void* l3, cons
 static __always_inline __u32 hf_parse(struct packet* p, const void* data, const void* end, __u32 frame_length) {
   const struct ethhdr* eth = (const struct ethhdr*)data;
   const __u8* l3 = (const __u8*)(eth + 1);
-  if ((const void*)l3 > end) return HF_REASON_truncated;
+  /* The smallest packet that any of this is about; VLAN tags are within it, so that with and without them the
+   * verifier knows the same bytes to be there. */
+  if ((const void*)(l3 + sizeof(struct hf_ipv4)) > end) return HF_REASON_truncated;
   __builtin_memcpy(p->source_mac, eth->h_source, 6);
   __u16 type = eth->h_proto;
-  __u32 l2_length = sizeof(*eth);
 
   for (int i = 0; i <= HF_VLAN_DEPTH_MAX; i++) {
     if (type != hf_be16(ETH_P_8021Q) && type != hf_be16(ETH_P_8021AD)) break;
     if (i == HF_VLAN_DEPTH_MAX) return HF_REASON_vlan;
-    if ((const void*)(l3 + 4) > end) return HF_REASON_truncated;
     type = *(const __u16*)(l3 + 2);
     l3 += 4;
-    l2_length += 4;
-    p->vlan_tags++;
   }
+  __u64 l2_length = hf_offset_by_any_way(data, l3);
+  l3 = (const __u8*)data + l2_length;
+  p->vlan_tags = (__u8)((l2_length - sizeof(*eth)) / 4);
   if (frame_length < l2_length) return HF_REASON_truncated;
+  __u32 l3_room = frame_length - (__u32)l2_length;
   p->header_length = (__u16)l2_length;
-  if (type == hf_be16(ETH_P_IP)) return hf_parse_ipv4(p, data, l3, end, frame_length - l2_length);
-  if (type == hf_be16(ETH_P_IPV6)) return hf_parse_ipv6(p, data, l3, end, frame_length - l2_length);
+  if (type == hf_be16(ETH_P_IP)) return hf_parse_ipv4(p, data, l3, end, l3_room);
+  if (type == hf_be16(ETH_P_IPV6)) return hf_parse_ipv6(p, data, l3, end, l3_room);
   if (type == hf_be16(ETH_P_ARP)) return hf_parse_arp(p, l3, end);
   return HF_REASON_ethertype;
 }

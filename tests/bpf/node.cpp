@@ -219,22 +219,14 @@ const bpf_program* program_of(Hook hook) {
   std::abort();
 }
 
-const bpf_program* explainer_of(Hook hook) {
-  auto& programs = machine().skeleton->progs;
-  switch (hook) {
-    case Hook::from_tenant: return programs.explain_from_tenant;
-    case Hook::to_tenant: return programs.explain_to_tenant;
-    default: return programs.explain_from_uplink;
-  }
-}
-
 // Runs `program` on `frame`, which it may overwrite; returns the program's answer.
 std::uint32_t test_run(const bpf_program* program, std::uint32_t ifindex, Bytes& frame,
-                       std::uint32_t repeat, Gso gso, bool xdp) {
+                       std::uint32_t repeat, Gso gso, bool xdp, std::uint32_t mark = 0) {
   __sk_buff context = {};
   context.ifindex = ifindex;
   context.gso_size = gso.size;
   context.gso_segs = gso.segments;
+  context.mark = mark;
   Bytes out(frame.size() + 256);
   LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame.data(), .data_out = out.data(),
               .data_size_in = static_cast<__u32>(frame.size()),
@@ -561,7 +553,8 @@ bool Node::explainable(const Packet& packet) {
 
 verdict Node::explain(Hook hook, std::uint32_t ifindex, const Packet& packet) {
   Bytes frame = packet.bytes();
-  const std::uint32_t answer = test_run(explainer_of(hook), ifindex, frame, 1, {}, false);
+  const std::uint32_t answer =
+      test_run(machine().skeleton->progs.explain, ifindex, frame, 1, {}, false, direction_of(hook));
   EXPECT_EQ(answer, static_cast<std::uint32_t>(TC_ACT_UNSPEC));
   verdict out = {};
   std::memcpy(&out, frame.data(), sizeof(out));

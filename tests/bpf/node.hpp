@@ -118,7 +118,7 @@ class Node {
   // Runs a packet. from/to tenant name the port; for an uplink `ifindex` is not used.
   Outcome send(Hook hook, std::uint32_t ifindex, const Packet& packet, std::uint32_t repeat = 1,
                Gso gso = {});
-  // What the explain twin answers. The frame has to have room for a verdict; shorter ones are not
+  // What the `explain` answers. The frame has to have room for a verdict; shorter ones are not
   // explained.
   abi::verdict explain(Hook hook, std::uint32_t ifindex, const Packet& packet);
   static bool explainable(const Packet& packet);
@@ -166,7 +166,7 @@ struct Row {
 
 // Runs every row in a fresh Node: the control passes; the verdict is counted under its reason
 // exactly as often as the packet was sent, and under no other, and the program's answer agrees; the
-// explain twin says the same and changes nothing. Uplink rows run through both uplink programs.
+// `explain` says the same and changes nothing. Uplink rows run through both uplink programs.
 void run(const std::vector<Row>& rows);
 
 // The same single packet gets `reason`; says so on failure.

@@ -75,11 +75,11 @@ def decode(data: bytes, at: int = 0) -> tuple[object, int]:
 class Control:
     def __init__(self, path: os.PathLike, timeout_s: float = 30.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(timeout_s)
         self.buffer = b""
         self.last_id = 0
         try:
-            self.socket.connect(str(path))
+            self.socket.connect(str(path))  # waits its turn; with a time limit it would give up at once
+            self.socket.settimeout(timeout_s)
             self.hello = self.read_frame()[3]
         except BaseException:
             self.socket.close()

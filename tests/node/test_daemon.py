@@ -571,6 +571,7 @@ def test_doctor(lab: Lab) -> None:
     found = json.loads(done.stdout)
     assert found["version"] == 1 and found["features"]
     assert all(feature["verdict"] != "refused" for feature in found["features"] if feature["essential"])
+    assert len(found["programs"]) == 6 and all(0 < row["insns"] <= 250_000 for row in found["programs"])
 
 
 def test_detach_alone_opens(own_both: Lab) -> None:

@@ -10,10 +10,11 @@ import time
 
 import pytest
 from foreign import attached_programs
-from lab import A, ECHO, HOSTS, SILENCE_S, Lab, wait_until
+from lab import A, ECHO, HOSTS, SILENCE_S, SLOW, Lab, wait_until
 from packets import PACKETS, Probe, denied, dropped_by_nft, passes, udp, watching
 
 TENANT_A = HOSTS["tenant-a"]
+TERM = f"{4 * SLOW:g}s"  # long enough to take a layer away and see a packet pass
 
 
 def empty_the_ebpf_side(lab: Lab) -> None:
@@ -41,7 +42,7 @@ def test_nft_alone(both_hooks: Lab, version: int) -> None:
     """eBPF emptied: the leased packet passes, the unleased and then the expired one is dropped by nft."""
     lab = both_hooks
     leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-b", udp(), version)
-    passes_first = lab.grant(A, "echo", ttl="4s")
+    passes_first = lab.grant(A, "echo", ttl=TERM)
     end = time.monotonic() + passes_first["remaining_ns"] / 1e9
     lab.freeze()
     assert whole(lab)
@@ -67,7 +68,7 @@ def test_ebpf_alone(both_hooks: Lab, version: int) -> None:
     """The nft table deleted: the leased packet passes, the unleased and then the expired one is dropped by eBPF."""
     lab = both_hooks
     leased, shut = Probe("client", "tenant-a", udp(), version), Probe("client", "tenant-b", udp(), version)
-    lease = lab.grant(A, "echo", ttl="4s")
+    lease = lab.grant(A, "echo", ttl=TERM)
     end = time.monotonic() + lease["remaining_ns"] / 1e9
     before = lab.counters()
     lab.freeze()

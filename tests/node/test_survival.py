@@ -194,8 +194,7 @@ def test_sigterm_stops_serving_and_nothing_else(both_hooks: Lab) -> None:
     denied(lab, leased, "no_lease", "from_uplink")
 
 
-PROGRAMS = ("from_tenant", "to_tenant", "uplink_xdp", "uplink_tc", "clock_leap")
-PROGRAMS += ("explain_from_tenant", "explain_to_tenant", "explain_from_uplink")
+PROGRAMS = ("from_tenant", "to_tenant", "uplink_xdp", "uplink_tc", "clock_leap", "explain")
 
 
 def pinned(lab: Lab, kind: str, name: str) -> dict:
@@ -231,7 +230,7 @@ def test_a_restart_takes_the_pinned_programs(both_hooks: Lab, how: str) -> None:
     lease, probe = lab.grant(A, "echo"), Probe("client", "tenant-a", udp())
     passes(lab, probe)
     assert lab.explain("udp", f"{HOSTS['client'].v4}:4000", f"{TENANT_A.v4}:{ECHO}")["steps"][-1]["reason"] == "endpoint"
-    lab.revoke(lease)  # with the proof that the explain programs give
+    lab.revoke(lease)  # with the proof that `explain` gives
     denied(lab, probe, "no_lease", "from_uplink")
 
 
@@ -248,7 +247,7 @@ def remove_digest(lab: Lab) -> None:
 
 def remove_program(lab: Lab) -> None:
     (root,) = lab.pin_dir.glob("v*")
-    (root / "programs" / "explain_to_tenant").unlink()
+    (root / "programs" / "explain").unlink()
 
 
 def remove_map(lab: Lab) -> None:

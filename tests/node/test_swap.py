@@ -16,12 +16,12 @@ What arrived is counted by AF_PACKET sockets at the receivers' ends; what did no
 Addresses of the probes are on no interface behind the cables, so no stack answers them.
 
 Arrivals and counters do not tell which policy's lease or table it was. So every verdict that can be had whole has its
-tag judged, of reason, bank, slot and incarnation: tools/verdict_tags asks the loaded explain twins all the while,
+tag judged, of reason, bank, slot and incarnation: tools/verdict_tags asks the loaded `explain` all the while,
 through the same maps, about each stream's frame at each hook that it can come by; and it meets the drop events of the
 probes themselves. Each stream says below what P and Q prescribe at each hook. A tag has to be one policy's as a whole,
 of one that may have been in force just then: P's reason with Q's bank, slot or lease is a failure (verdict_tags.py).
 Two hooks make two verdicts, and a swap may come between them. A probe that passes leaves no tag of its own: for it
-stand the twins, which are the same functions.
+stands `explain`, which is the same functions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which policy judged: the tags of tools/verdict_tags, and which tags there may be.
 
 A tag is what one verdict was made of: reason, bank, slot, incarnation. Those that were asked for are the explain
-twins' about the test's own frames; those that were met are the hooks', of a sample of what they dropped.
+`explain`'s about the test's own frames; those that were met are the hooks', of a sample of what they dropped.
 
 The test is cut into spans, numbered as it goes: what begins a push begins a span, and so do its answer and a grant's.
 A tag names the span in which its verdict was begun, and the one in which it had ended. So it is known which policies

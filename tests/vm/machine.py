@@ -28,7 +28,7 @@ BUGS = re.compile(
 # mitigations guard against other guests of a CPU that does not exist.
 COMMAND_LINE = (
     "console=ttyS0 panic=-1 oops=panic mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 "
-    "random.trust_cpu=on"
+    "random.trust_cpu=on tsc=reliable clocksource=tsc"
 )
 
 

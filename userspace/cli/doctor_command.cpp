@@ -1,5 +1,6 @@
 // doctor: probes this machine, without the daemon.
 #include <fmt/format.h>
+#include <sys/utsname.h>
 
 #include "userspace/cli/commands.hpp"
 #include "userspace/doctor/doctor.hpp"
@@ -17,31 +18,46 @@ Colour colour_of(doctor::Verdict verdict) {
   return Colour::none;
 }
 
+cbor::Value programs_of(const doctor::Report& report) {
+  cbor::Value list = cbor::Value::array();
+  for (const doctor::Program& program : report.programs) {
+    list.push(cbor::Value::map({{"name", program.name},
+                                {"insns", program.instructions},
+                                {"stack_bytes", program.stack_bytes},
+                                {"load_us", program.load_us}}));
+  }
+  return list;
+}
+
 }  // namespace
 
 Outcome run_doctor(Session& session, const DoctorWords& words) {
   session.note("probing; nothing of it stays behind\n");
-  const std::vector<doctor::Finding> findings = doctor::examine({.pin_dir = words.pin_dir});
-  const doctor::Summary summary = doctor::summarize(findings);
+  const doctor::Report report = doctor::examine({.pin_dir = words.pin_dir});
+  const doctor::Summary summary = doctor::summarize(report.findings);
   const ExitCode code = summary.verdict == doctor::Verdict::refused   ? ExitCode::unsupported
                         : summary.verdict == doctor::Verdict::unknown ? ExitCode::failed
                                                                       : ExitCode::done;
   if (session.json()) {
     cbor::Value list = cbor::Value::array();
-    for (const doctor::Finding& finding : findings) {
+    for (const doctor::Finding& finding : report.findings) {
       list.push(cbor::Value::map({{"feature", finding.feature},
                                   {"verdict", doctor::name_of(finding.verdict)},
                                   {"essential", finding.essential},
                                   {"detail", finding.detail},
                                   {"next_step", finding.next_step}}));
     }
-    session.print_json(cbor::Value::map({{"verdict", doctor::name_of(summary.verdict)},
+    utsname machine{};
+    ::uname(&machine);
+    session.print_json(cbor::Value::map({{"kernel", std::string(machine.release)},
+                                         {"verdict", doctor::name_of(summary.verdict)},
                                          {"text", summary.text},
-                                         {"features", std::move(list)}}));
+                                         {"features", std::move(list)},
+                                         {"programs", programs_of(report)}}));
     return code;
   }
   Table table({{"FEATURE"}, {"VERDICT"}, {"DETAIL"}});
-  for (const doctor::Finding& finding : findings) {
+  for (const doctor::Finding& finding : report.findings) {
     std::string detail = finding.detail;
     if (!finding.next_step.empty()) detail += "; " + finding.next_step;
     // What nothing depends on yet must not look alarming.

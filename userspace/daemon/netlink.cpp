@@ -13,11 +13,15 @@
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 namespace holdfast {
 namespace {
 
-constexpr int dump_attempts_max = 5;  // as nft does
+// Of a dump that changes under it; the event loop waits meanwhile, for a quarter of a second at
+// most.
+constexpr int dump_attempts_max = 50;
+constexpr unsigned dump_pause_us = 5000;
 
 struct CloseSocket {
   void operator()(mnl_socket* socket) const { ::mnl_socket_close(socket); }
@@ -155,6 +159,7 @@ Result<NetworkFacts> read_network() {
   for (int attempt = 1;; ++attempt) {
     Result<NetworkFacts> facts = read_network_once();
     if (facts || facts.error().sys != EINTR || attempt == dump_attempts_max) return facts;
+    ::usleep(dump_pause_us);
   }
 }
 

@@ -102,16 +102,13 @@ std::vector<uint8_t> build_frame(const ProbePacket& p) {
   return out;
 }
 
-Probe::Probe(const KernelObject& object) {
-  programs_[abi::HF_FROM_TENANT] = object.program_fd(object->progs.explain_from_tenant);
-  programs_[abi::HF_TO_TENANT] = object.program_fd(object->progs.explain_to_tenant);
-  programs_[abi::HF_FROM_UPLINK] = object.program_fd(object->progs.explain_from_uplink);
-}
+Probe::Probe(const KernelObject& object) : program_(object.program_fd(object->progs.explain)) {}
 
 Result<abi::verdict> Probe::run(abi::hf_direction direction, uint32_t ifindex,
                                 const std::vector<uint8_t>& frame) const {
   __sk_buff context{};
   context.ifindex = ifindex;
+  context.mark = direction;
   std::vector<uint8_t> answer(frame.size() + 64);
   bpf_test_run_opts opts{};
   opts.sz = sizeof(opts);
@@ -119,11 +116,9 @@ Result<abi::verdict> Probe::run(abi::hf_direction direction, uint32_t ifindex,
   opts.data_size_in = static_cast<uint32_t>(frame.size());
   opts.data_out = answer.data();
   opts.data_size_out = static_cast<uint32_t>(answer.size());
-  if (ifindex != 0) {
-    opts.ctx_in = &context;
-    opts.ctx_size_in = sizeof(context);
-  }
-  if (const int err = ::bpf_prog_test_run_opts(programs_[direction], &opts); err != 0)
+  opts.ctx_in = &context;
+  opts.ctx_size_in = sizeof(context);
+  if (const int err = ::bpf_prog_test_run_opts(program_, &opts); err != 0)
     return fail_sys(-err, "probe",
                     fmt::format("probing the loaded program at interface {}", ifindex),
                     err == -ENODEV ? "the interface is gone" : "");

@@ -1,9 +1,8 @@
 // Probe: asks the loaded programs, on the live maps, what they would say to a packet
-// (BPF_PROG_TEST_RUN of the explain twins). Leaves no trace. It is the negative probe after a
+// (BPF_PROG_TEST_RUN of `explain`). Leaves no trace. It is the negative probe after a
 // teardown (G6) and the heart of `holdfast explain`.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -39,7 +38,7 @@ class Probe {
                            const std::vector<uint8_t>& frame) const;
 
  private:
-  std::array<int, 4> programs_{};  // by direction; borrowed from the object
+  int program_;  // borrowed from the object
 };
 
 }  // namespace holdfast

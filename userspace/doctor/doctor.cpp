@@ -30,17 +30,18 @@ std::string_view name_of(Verdict verdict) {
   return "unknown";
 }
 
-std::vector<Finding> examine(const Options& options) {
-  std::vector<Finding> findings;
+Report examine(const Options& options) {
+  Report report;
+  std::vector<Finding>& findings = report.findings;
   probe_machine(findings);
   probe_pin_dir(options.pin_dir, findings);
   // Loaded once; the probes of its maps and of the network try this very object.
-  const ProbeObject object = load_object(findings);
+  const ProbeObject object = load_object(findings, report.programs);
   probe_object(object, findings);
   probe_network(object, findings);
   probe_cgroups(findings);
   probe_lsm(findings);
-  return findings;
+  return report;
 }
 
 Summary summarize(const std::vector<Finding>& findings) {

@@ -8,6 +8,7 @@
 // forks, so call it before any other thread exists. Takes about a second.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,11 +31,23 @@ struct Finding {
   bool essential = false;  // without it holdfastd enforces nothing, and says so
 };
 
+// What this kernel's verifier said of one of our programs when it took it.
+struct Program {
+  std::string name;
+  uint64_t instructions = 0;  // those it followed, on every path; it gives up at a million
+  uint64_t stack_bytes = 0;   // its own and its functions'; no call chain may have more than 512
+  uint64_t load_us = 0;       // what verifying took
+};
+
 struct Options {
   std::string pin_dir = "/sys/fs/bpf/holdfast";  // where holdfastd would pin
 };
 
-std::vector<Finding> examine(const Options& options);
+struct Report {
+  std::vector<Finding> findings;
+  std::vector<Program> programs;  // empty if they did not load
+};
+Report examine(const Options& options);
 
 // The worst of what is essential decides: refused before unknown before fallback.
 struct Summary {

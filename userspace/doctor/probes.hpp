@@ -23,7 +23,7 @@ struct ProbeObject {
 
 void probe_machine(std::vector<Finding>& findings);  // clocks, capabilities, membarrier, io_uring
 void probe_pin_dir(const std::string& pin_dir, std::vector<Finding>& findings);
-ProbeObject load_object(std::vector<Finding>& findings);
+ProbeObject load_object(std::vector<Finding>& findings, std::vector<Program>& programs);
 void probe_object(const ProbeObject& object, std::vector<Finding>& findings);
 void probe_network(const ProbeObject& object, std::vector<Finding>& findings);
 void probe_cgroups(std::vector<Finding>& findings);

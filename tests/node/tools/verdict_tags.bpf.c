@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0)
-/* Asks the data plane's explain twins one question after another, within one BPF_PROG_TEST_RUN:
- * puts the next frame into the packet and tail-calls the twin, which leaves its verdict at the
- * packet's head, where the next run finds it. A system call for each would leave a verdict a
- * hundredth of the time. */
+/* Asks the data plane's `explain` one question after another, within one BPF_PROG_TEST_RUN: puts
+ * the next frame into the packet and tail-calls it; it leaves its verdict at the packet's head,
+ * where the next run finds it. A system call for each would leave a verdict a hundredth of the
+ * time. */
 #include "verdict_tags.h"
 
 #include <bpf/bpf_helpers.h>
@@ -13,13 +13,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* By hf_direction. */
 struct {
   __uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-  __uint(max_entries, 4);
+  __uint(max_entries, 1);
   __type(key, __u32);
   __type(value, __u32);
-} twins SEC(".maps");
+} explain SEC(".maps");
 
 struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
@@ -94,7 +93,8 @@ int ask(struct __sk_buff* skb) {
   asking.at = next;
   asking.before = span;
   asking.answered = 1;
-  bpf_tail_call(skb, &twins, asking.hook);
+  skb->mark = asking.hook;
+  bpf_tail_call(skb, &explain, 0);
   asking.failed++;
   return TC_ACT_SHOT;
 }

@@ -3,7 +3,7 @@
 //
 //   verdict_tags PINS PLAN RESULT      prints "ready" after the first round
 //
-// Asked: the loaded explain twins, on the live maps, by BPF_PROG_TEST_RUN, one verdict after
+// Asked: the loaded `explain`, on the live maps, by BPF_PROG_TEST_RUN, one verdict after
 // another, hundreds a call (verdict_tags.bpf.c). Parser and decision are the functions that
 // packets meet at the hooks, and the whole struct verdict comes back, also of what passes. Nothing
 // is committed.
@@ -314,16 +314,14 @@ class Asking {
     ::libbpf_set_print(nullptr);
     Skeleton skeleton(verdict_tags_bpf__open_and_load());
     if (!skeleton) return fail_sys(errno, "load", "loading the asking program");
-    for (const uint32_t hook : hooks) {
-      Result<UniqueFd> twin =
-          open_pin(fmt::format("{}/programs/explain_{}", pins, hook_name(hook)));
-      if (!twin) return pass_on(twin);
-      const int fd = twin->get();
-      if (const int err =
-              ::bpf_map_update_elem(::bpf_map__fd(skeleton->maps.twins), &hook, &fd, BPF_ANY);
-          err != 0)
-        return fail_sys(err, "twin", "putting a twin behind the asking program");
-    }
+    Result<UniqueFd> explain = open_pin(pins + "/programs/explain");
+    if (!explain) return pass_on(explain);
+    const uint32_t zero = 0;
+    const int fd = explain->get();
+    if (const int err =
+            ::bpf_map_update_elem(::bpf_map__fd(skeleton->maps.explain), &zero, &fd, BPF_ANY);
+        err != 0)
+      return fail_sys(err, "explain", "putting `explain` behind the asking program");
     return Asking(std::move(skeleton), drops);
   }
 

@@ -41,7 +41,7 @@ struct asking {
   __u32 before;
   __u32 fence;
   __u64 asked;
-  __u64 failed; /* a twin was not there, or a tag found no room */
+  __u64 failed; /* `explain` was not there, or a tag found no room */
 };
 
 #endif
