@@ -205,7 +205,13 @@ Result<Table> Table::open(std::string name) {
   }
   auto socket = NlSocket::open();
   if (!socket) return pass_on(socket);
-  return Table(std::move(name), std::move(*socket));
+  Table table(std::move(name), std::move(*socket));
+  auto found = table.find_table(table.name_);
+  if (found) return table;
+  // What nfnetlink says of a subsystem that nobody registered.
+  if (found.error().sys != EINVAL) return pass_on(found);
+  return fail_sys(EINVAL, "no_nf_tables", "this kernel has no nf_tables",
+                  "load the module: modprobe nf_tables");
 }
 
 Result<std::optional<Table::Found>> Table::find_table(const std::string& table) {
@@ -236,6 +242,7 @@ Result<std::optional<Table::Found>> Table::find_table(const std::string& table) 
 }
 
 Status Table::ensure(const HostRules& host) {
+  if (is_off()) return {};
   auto found = find_table(name_);
   if (!found) return pass_on(found);
   bool create = !found->has_value();
@@ -310,6 +317,7 @@ Status Table::install(const HostRules& host, bool create) {
 }
 
 Status Table::check_rules(const HostRules& host) {
+  if (is_off()) return {};
   auto table = find_table(name_);
   if (!table) return pass_on(table);
   if (!table->has_value()) {
@@ -467,10 +475,12 @@ Status Table::delete_table(const std::string& table, std::string_view comment) {
 }
 
 Status Table::remove() {
+  if (is_off()) return {};
   return delete_table(name_, table_comment_ours);
 }
 
 Status Table::remove_boot_deny() {
+  if (is_off()) return {};
   return delete_table(std::string(boot_deny_table), boot_deny_comment);
 }
 
@@ -712,6 +722,7 @@ void keep_first_of_each(std::vector<Item>& items, const Changes& changes) {
 }  // namespace
 
 Status Table::apply(const Changes& changes) {
+  if (is_off()) return {};
   if (changes.empty()) return {};
   if (auto good = check(changes); !good) return good;
   Plan plan = Plan::of(changes);
@@ -853,6 +864,7 @@ bool is_written(const std::vector<Item>& additions, const Changes& changes, Item
 }  // namespace
 
 Status Table::verify(const Changes& changes) {
+  if (is_off()) return {};
   if (auto good = check(changes); !good) return good;
   Plan plan = Plan::of(changes);
   for (size_t set = 0; set < sets_count; ++set) {
@@ -881,6 +893,7 @@ Status Table::verify(const Changes& changes) {
 }
 
 Result<std::vector<std::optional<uint32_t>>> Table::remaining_ms(std::span<const LeaseKey> leases) {
+  if (is_off()) return std::vector<std::optional<uint32_t>>(leases.size());
   for (const LeaseKey& each : leases) {
     if (auto good = check(each.element); !good) return pass_on(good);
   }

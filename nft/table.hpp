@@ -77,8 +77,11 @@ struct Changes {
 
 class Table {
  public:
-  // Opens the socket; changes nothing. `name` is the table's.
+  // Opens the socket and sees that nf_tables answers; changes nothing. `name` is the table's. Kind
+  // unsupported: this kernel has no nf_tables.
   static Result<Table> open(std::string name);
+  // Where the operator goes on without nftables: every change succeeds, and nothing is enforced.
+  static Table off(std::string name) { return Table(std::move(name), NlSocket{}); }
 
   // Our table with these host rules is in force when this succeeds. Creates what is missing in one
   // transaction; where rules differ, from the policy or by another's hand, replaces them all in one
@@ -118,6 +121,7 @@ class Table {
   // Deletes the table of boot-deny.nft, once ours is in force. No table is success.
   Status remove_boot_deny();
 
+  bool is_off() const { return socket_.fd() < 0; }
   const std::string& name() const { return name_; }
   uint32_t port_id() const { return socket_.port_id(); }  // for Watch: whose changes are our own
 

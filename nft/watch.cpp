@@ -239,6 +239,7 @@ Result<std::vector<Event>> Watch::drain() {
 }
 
 Status Watch::pause() {
+  if (!fd_) return {};
   const int group = NFNLGRP_NFTABLES;
   if (::setsockopt(fd_.get(), SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &group, sizeof(group)) != 0)
     return fail_sys(errno, "nft_watch", "leaving the group of nf_tables notices");
@@ -246,6 +247,7 @@ Status Watch::pause() {
 }
 
 Status Watch::resume() {
+  if (!fd_) return {};
   const int group = NFNLGRP_NFTABLES;
   if (::setsockopt(fd_.get(), SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)) != 0)
     return fail_sys(errno, "nft_watch", "joining the group of nf_tables notices");

@@ -50,6 +50,9 @@ class Watch {
   // `own_port_ids`: the sockets whose changes are ours (Table::port_id()).
   static Result<Watch> open(std::string table, std::span<const uint32_t> own_port_ids);
 
+  // Beside Table::off(): there is nothing to watch, and fd() is -1.
+  static Watch off() { return {}; }
+
   int fd() const { return fd_.get(); }  // readable when there is something to drain
 
   // Stops and resumes listening. While anybody listens, the kernel makes a notice for every element

@@ -14,11 +14,11 @@ import re
 import struct
 from collections.abc import Iterator
 
-from lab import Lab
+from lab import BPFFS, Lab
 
 NAME = "foreign"
 SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
-BPF_PROG_LOAD, BPF_PROG_QUERY, BPF_LINK_CREATE = 5, 16, 28
+BPF_PROG_LOAD, BPF_OBJ_PIN, BPF_PROG_GET_FD_BY_ID, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_QUERY, BPF_LINK_CREATE = 5, 6, 13, 15, 16, 28
 SCHED_CLS, XDP = 3, 6  # program types
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 F_BEFORE, XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 8, 2, 4
@@ -66,6 +66,31 @@ def attached(
                 os.close(fd)
 
 
+@contextlib.contextmanager
+def ahead(lab: Lab, interface: str, ingress: bool, verdict: int) -> Iterator[None]:
+    """A program before Holdfast's at tc: of tcx where that is in use, else a filter of the same priority, which
+    stands before those that were there."""
+    attach = ATTACH_TCX_INGRESS if ingress else ATTACH_TCX_EGRESS
+    if tcx_programs(lab, interface, attach):
+        with attached(lab, interface, attach, verdict):
+            yield
+        return
+    pin = BPFFS / f"{lab.pin_dir.name}-{NAME}"
+    path = ctypes.create_string_buffer(os.fsencode(pin))
+    program = load(SCHED_CLS, verdict)
+    try:
+        bpf(BPF_OBJ_PIN, struct.pack("<QII", ctypes.addressof(path), program, 0))
+    finally:
+        os.close(program)
+    place = ["dev", interface, "ingress" if ingress else "egress", "prio", "1", "handle", "2", "bpf"]
+    try:
+        lab.run("node", ["tc", "filter", "add", *place, "direct-action", "object-pinned", str(pin)])
+    finally:
+        pin.unlink()
+    yield
+    lab.run("node", ["tc", "filter", "del", *place])
+
+
 def tcx_programs(lab: Lab, interface: str, attach: int) -> list[int]:
     """Ids of the programs at a tcx hook, in order; none where the kernel has no tcx."""
     ids = ctypes.create_string_buffer(4 * 64)
@@ -79,7 +104,13 @@ def tcx_programs(lab: Lab, interface: str, attach: int) -> list[int]:
 
 
 def program_name(number: int) -> str:
-    return json.loads(Lab.sh(["bpftool", "-j", "prog", "show", "id", str(number)]).stdout)["name"]
+    program = bpf(BPF_PROG_GET_FD_BY_ID, struct.pack("<III4x", number, 0, 0))
+    try:
+        info = ctypes.create_string_buffer(256)
+        bpf(BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, len(info), ctypes.addressof(info)))
+    finally:
+        os.close(program)
+    return info.raw[64:80].rstrip(b"\0").decode()  # bpf_prog_info.name
 
 
 def attached_programs(lab: Lab, interface: str) -> set[str]:

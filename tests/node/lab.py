@@ -25,6 +25,7 @@ import itertools
 import json
 import os
 import pathlib
+import platform
 import shutil
 import signal
 import socket
@@ -148,6 +149,19 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 5.0, what: st
         if time.monotonic() > end:
             raise TimeoutError(f"not within {timeout_s * SLOW:g} s: {what or condition}")
         time.sleep(0.004 * SLOW)
+
+
+# System calls that tests have the kernel refuse.
+SYS = {
+    "x86_64": {"membarrier": 324, "io_uring_setup": 425, "socket": 41},
+    "aarch64": {"membarrier": 283, "io_uring_setup": 425, "socket": 198},
+}[platform.machine()]
+
+
+def refusing(number: int, error: int, **arguments: int) -> list[str]:
+    """What to put before a command: refused are system calls of that number whose argument `a0`, `a1`... has the value."""
+    only = [f"{name[1:]}={value}" for name, value in arguments.items()]
+    return [PYTHON, str(HERE / "refuse.py"), str(number), str(error), *only, "--"]
 
 
 def nanoseconds(seconds: str) -> int:
@@ -368,7 +382,7 @@ route add default via {gateway.v6}
             argv += [f"--{name}", str(value)]
         return argv
 
-    def start(self, **changes: object) -> None:
+    def start(self, prefix: Sequence[str] = (), **changes: object) -> None:
         """Starts the daemon in the node's namespace and waits until it says that it serves (sd_notify)."""
         notify_path = self.dir / "notify"
         notify_path.unlink(missing_ok=True)
@@ -376,7 +390,7 @@ route add default via {gateway.v6}
             notify.bind(str(notify_path))
             notify.settimeout(0.05)
             self.daemon = subprocess.Popen(
-                self.inside("node", self.daemon_argv(**changes)),
+                self.inside("node", [*prefix, *self.daemon_argv(**changes)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -119,14 +119,14 @@ def denied(lab: Lab, probe: Probe, reason: str, hook: str, packets: int = PACKET
 
 
 def deliver(lab: Lab, sender: str, frames: Sequence[bytes], judged: Callable[[], int]) -> None:
-    """Sends the first frame, and the others when it was judged, which is when `judged` says 1; returns when all were.
+    """Sends each frame when the one before was judged, which is when `judged` has risen by one.
 
     Frames of one new connection that meet in conntrack at once make it drop some as a clash, by no rule of ours.
     """
-    for batch in filter(None, (frames[:1], frames[1:])):
-        wanted = judged() + len(batch)
-        lab.send(sender, batch)
-        wait_until(lambda: judged() >= wanted, 3)
+    for frame in frames:
+        wanted = judged() + 1
+        lab.send(sender, [frame])
+        wait_until(lambda wanted=wanted: judged() >= wanted, 3)
 
 
 def arrives(

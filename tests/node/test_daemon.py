@@ -5,6 +5,7 @@ addresses: lab.py.
 """
 
 import contextlib
+import errno
 import grp
 import json
 import os
@@ -14,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ import frames
 import pytest
 from control import Control, Refused
 from foreign import attached_programs
-from lab import A, ANSWER_S, B, ECHO, GATEWAYS, HOSTS, MANY, SILENCE_S, WEB, Lab, end_process, policy, wait_until
+from lab import A, ANSWER_S, B, ECHO, GATEWAYS, HOSTS, MANY, SILENCE_S, SYS, WEB, Lab, end_process, policy, refusing, wait_until
 from packets import Probe, denied, passes, syn, udp, watching
 
 TENANT_A = HOSTS["tenant-a"]
@@ -308,23 +308,11 @@ def test_no_capabilities(own_lab: Lab) -> None:
     lab.start()
 
 
-REFUSE_MEMBARRIER = """
-import ctypes, os, platform, struct, sys
-number = {"x86_64": 324, "aarch64": 283}[platform.machine()]
-rules = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050016), (0x06, 0, 0, 0x7FFF0000)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *rule) for rule in rules))
-program = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(rules), ctypes.addressof(code)))
-libc = ctypes.CDLL(None)
-assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
-
 def test_no_grace_periods(own_lab: Lab) -> None:
     """H5, R8: where the kernel refuses membarrier, a sentence and exit code 3, not an abort."""
     lab = own_lab
     lab.stop()
-    done = lab.try_start([sys.executable, "-c", REFUSE_MEMBARRIER])
+    done = lab.try_start(refusing(SYS["membarrier"], errno.EINVAL))
     assert done.returncode == 3 and "membarrier" in done.stdout + done.stderr, done
     lab.start()
     still_serves(lab)
@@ -491,8 +479,8 @@ def test_explain_leaves_no_trace() -> None:
     The cables are cut meanwhile: neighbour discovery would move a counter when it likes.
     """
     with Lab(leases_max=4096) as lab:
-        lab.grant(A, "web")
-        lab.grant(A, egress="a0")
+        lab.grant(A, "web", ttl="300s")
+        lab.grant(A, egress="a0", ttl="300s")
         for role in HOSTS:
             lab.run(role, ["ip", "link", "set", "eth0", "down"])
         wait_until(lambda: same_for(lab, 0.3), 10, "no packet moves a counter")

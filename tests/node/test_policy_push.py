@@ -186,17 +186,17 @@ def test_a_foreign_xdp_program_is_not_replaced(own_lab: Lab) -> None:
 
 
 @pytest.mark.slow  # a drift check's period, twice
-@pytest.mark.parametrize("attach", [foreign.ATTACH_TCX_INGRESS, foreign.ATTACH_TCX_EGRESS])
-def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_lab: Lab, attach: int) -> None:
+@pytest.mark.parametrize("ingress", [True, False])
+def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_both: Lab, ingress: bool) -> None:
     """Section 4: ahead of us it could let everything by. nft denies what has no lease, then the port goes dark;
     once the foreigner has gone, it comes back by itself."""
-    lab = own_lab
+    lab = own_both
     lab.serve_all()
     lab.grant(A, "echo", ttl="200s")
     lab.grant(B, "echo", ttl="200s")
     leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-a", syn())
     passes(lab, leased)
-    with foreign.attached(lab, "ta", attach, foreign.TCX_PASS):
+    with foreign.ahead(lab, "ta", ingress, foreign.TCX_PASS):
         with lab.capture("tenant-a", shut.marker) as capture:
             lab.send("client", [shut.frame()] * 10)
             dark = wait_until(lambda: lab.cli("status")["dark"], 15, "the daemon notices")

@@ -53,6 +53,14 @@ std::string dark_line(const Value& dark, const Style& style) {
                      safe(dark, "cause"), safe(dark, "code"));
 }
 
+std::string unenforced_line(const Value& each, const Style& style) {
+  const std::string interface = safe(each, "interface");
+  return fmt::format("{}: {} ({})",
+                     style.paint(Colour::red, safe(each, "what") + " unenforced" +
+                                                  (interface.empty() ? "" : " on " + interface)),
+                     safe(each, "cause"), safe(each, "code"));
+}
+
 std::string traffic(const Value& counter) {
   const uint64_t packets = number_of(counter, "packets");
   if (packets == 0) return "-";
@@ -147,6 +155,10 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
   for (const Value& dark : list_of(reply, "dark")) {
     if (!attention.empty()) attention += '\n';
     attention += dark_line(dark, style);
+  }
+  for (const Value& each : list_of(reply, "unenforced")) {
+    if (!attention.empty()) attention += '\n';
+    attention += unenforced_line(each, style);
   }
   facts.add("attention", attention.empty() ? style.paint(Colour::green, "nothing") : attention);
   return facts.render(style);

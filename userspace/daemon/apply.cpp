@@ -205,6 +205,53 @@ void guard(std::span<const Interface> interfaces, PolicyChange& change,
 
 }  // namespace
 
+std::string_view name_of(Layer layer) {
+  switch (layer) {
+    case Layer::nftables: return "nftables";
+    case Layer::uplinks: return "uplinks";
+    case Layer::suspend: return "suspend";
+  }
+  return "?";
+}
+
+namespace {
+
+struct Nftables {
+  nft::Table table;
+  nft::Table reader;
+  nft::Watch watch;
+};
+
+Result<Nftables> open_nftables(const std::string& name) {
+  Result<nft::Table> table = nft::Table::open(name);
+  if (!table) return pass_on(table);
+  Result<nft::Table> reader = nft::Table::open(name);
+  if (!reader) return pass_on(reader);
+  const uint32_t ours = table->port_id();
+  Result<nft::Watch> watch = nft::Watch::open(name, std::span(&ours, 1));
+  if (!watch) return pass_on(watch);
+  return Nftables{std::move(*table), std::move(*reader), std::move(*watch)};
+}
+
+// A layer that cannot be enforced: with the operator's consent it is noted, else it is an error
+// that says how to give it.
+Status consent(const DataPlaneOptions& options, Layer layer, Error cause,
+               std::vector<Unenforced>& unenforced) {
+  const std::string_view name = name_of(layer);
+  if (options.may_go_unenforced.contains(layer)) {
+    log::error("unenforced", {{"what", name}, {"cause", cause.text()}});
+    unenforced.push_back({layer, {}, std::move(cause)});
+    return {};
+  }
+  cause.kind = ErrorKind::unsupported;
+  if (!cause.next_step.empty()) cause.next_step += "; ";
+  cause.next_step +=
+      fmt::format("`holdfast doctor` tells more; --unenforced {} starts without it", name);
+  return std::unexpected(std::move(cause));
+}
+
+}  // namespace
+
 Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& options) {
   if (Status ok = check_grace_period(); !ok) return pass_on(ok);
   Result<KernelObject> object = KernelObject::load(options.kernel);
@@ -219,20 +266,24 @@ Result<std::unique_ptr<DataPlane>> DataPlane::open(const DataPlaneOptions& optio
   if (!tenants) return pass_on(tenants);
   Result<Banks> banks = Banks::open(*object);
   if (!banks) return pass_on(banks);
-  Result<nft::Table> nft = nft::Table::open(options.table);
-  if (!nft) return pass_on(nft);
-  Result<nft::Table> reader = nft::Table::open(options.table);
-  if (!reader) return pass_on(reader);
-  const uint32_t ours = nft->port_id();
-  Result<nft::Watch> watch = nft::Watch::open(options.table, std::span(&ours, 1));
-  if (!watch) return pass_on(watch);
+  std::vector<Unenforced> unenforced;
+  Result<Nftables> nft = open_nftables(options.table);
+  if (!nft) {
+    if (Status ok = consent(options, Layer::nftables, nft.error(), unenforced); !ok)
+      return pass_on(ok);
+    nft =
+        Nftables{nft::Table::off(options.table), nft::Table::off(options.table), nft::Watch::off()};
+  }
   Attachments attachments(*object, options.tenant_hook, options.uplink_hook);
-  if (Status ok = attachments.attach_clock(); !ok) return pass_on(ok);
+  if (Status clock = attachments.attach_clock(); !clock)
+    if (Status ok = consent(options, Layer::suspend, clock.error(), unenforced); !ok)
+      return pass_on(ok);
   Probe probe(*object);
   return std::unique_ptr<DataPlane>(
       new DataPlane{std::move(*object), Slots(std::move(*slots), std::move(*records)),
                     std::move(*tenants), std::move(*banks), std::move(attachments), probe,
-                    std::move(*nft), std::move(*reader), std::move(*watch)});
+                    std::move(nft->table), std::move(nft->reader), std::move(nft->watch),
+                    options.may_go_unenforced, std::move(unenforced)});
 }
 
 nft::LeaseElement lease_element(const abi::lease_record& record, bool has_peer) {
@@ -429,8 +480,12 @@ Result<SwapOutcome> swap_policy(DataPlane& plane, PolicyChange& change) {
   SwapOutcome outcome;
   guard(change.tenant_ports, change, outcome.dark,
         [&](const Interface& at) { return plane.attachments.attach_tenant_port(at); });
-  guard(change.uplinks, change, outcome.dark,
-        [&](const Interface& at) { return plane.attachments.attach_uplink(at); });
+  guard(change.uplinks, change, outcome.dark, [&](const Interface& at) {
+    Status ok = plane.attachments.attach_uplink(at);
+    if (ok || !plane.may_go_unenforced.contains(Layer::uplinks)) return ok;
+    outcome.unenforced.push_back({Layer::uplinks, at.name, std::move(ok.error())});
+    return Status{};
+  });
   if (change.insist && !outcome.dark.empty())
     return std::unexpected(std::move(outcome.dark.front().second));
   for (const Interface& at : change.shut_ports)

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -31,11 +32,28 @@
 
 namespace holdfast {
 
+// What enforces beside the tenant ports' own hooks, and what a node can go on without if its
+// operator says so. Without consent a missing one keeps the daemon from starting, or an uplink
+// dark.
+enum class Layer : uint8_t {
+  nftables,  // the second opinion on everything
+  uplinks,   // early drop; what comes in is judged at the tenants' ports all the same
+  suspend,   // without the tracepoint a lease may outlast its deadline by a tick after resume
+};
+std::string_view name_of(Layer layer);
+
+struct Unenforced {
+  Layer layer;
+  std::string interface;  // of uplinks
+  Error cause;
+};
+
 struct DataPlaneOptions {
   KernelObjectOptions kernel;
   std::string table = "holdfast";
   TenantHook tenant_hook = TenantHook::automatic;
   UplinkHook uplink_hook = UplinkHook::automatic;
+  std::set<Layer> may_go_unenforced;
 };
 
 // Everything of ours in the kernel.
@@ -51,6 +69,8 @@ struct DataPlane {
   nft::Table nft;
   nft::Table nft_reader;  // reads back what `nft` writes, in a bulk beside it
   nft::Watch nft_watch;
+  std::set<Layer> may_go_unenforced;
+  std::vector<Unenforced> unenforced;  // since the start: nftables, suspend
 };
 
 // What an open slot's lease is in nft.
@@ -107,6 +127,7 @@ struct PolicyChange {
 
 struct SwapOutcome {
   std::vector<std::pair<std::string, Error>> dark;  // interface, and why it stays dark
+  std::vector<Unenforced> unenforced;               // uplinks that are armed without their hook
   Status widened;  // whether nft followed; if not, it denies what only the new policy allows
 };
 

@@ -21,7 +21,9 @@ Result<std::vector<std::string>> detach_node(Node& node, const NodeOptions& opti
       removed.push_back("hooks of interface " + link.name);
     }
   }
-  if (Status ok = node.plane().nft.remove(); ok) {
+  if (node.plane().nft.is_off()) {
+    // There is none to remove.
+  } else if (Status ok = node.plane().nft.remove(); ok) {
     removed.push_back("nftables table inet " + node.plane().nft.name());
   } else {
     failed(ok.error().text());

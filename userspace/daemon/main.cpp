@@ -73,6 +73,13 @@ int parse_options(int argc, char** argv, Options& options) {
   app.add_option("--uplink-hook", options.node.plane.uplink_hook, "hook of uplinks: auto, xdp, tc")
       ->transform(CLI::CheckedTransformer(std::map<std::string, UplinkHook>{
           {"auto", UplinkHook::automatic}, {"xdp", UplinkHook::xdp}, {"tc", UplinkHook::tc}}));
+  app.add_option("--unenforced", options.node.plane.may_go_unenforced,
+                 "start even if this cannot be enforced here: nftables, uplinks, suspend")
+      ->delimiter(',')
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, Layer>{{"nftables", Layer::nftables},
+                                                               {"uplinks", Layer::uplinks},
+                                                               {"suspend", Layer::suspend}}));
   app.add_option("--log-format", options.log_format, "text or json")
       ->transform(CLI::CheckedTransformer(std::map<std::string, log::Format>{
           {"text", log::Format::text}, {"json", log::Format::json}}));
@@ -230,10 +237,12 @@ class Daemon {
     if (!links) return pass_on(links);
     link_fd_watch_ = std::move(*links);
 
-    Result<wire::FdWatch> rules = loop_->watch(node_->plane().nft_watch.fd(), EPOLLIN,
-                                               [this](uint32_t) { on_foreign_nft_change(); });
-    if (!rules) return pass_on(rules);
-    nft_fd_watch_ = std::move(*rules);
+    if (const int fd = node_->plane().nft_watch.fd(); fd >= 0) {
+      Result<wire::FdWatch> rules =
+          loop_->watch(fd, EPOLLIN, [this](uint32_t) { on_foreign_nft_change(); });
+      if (!rules) return pass_on(rules);
+      nft_fd_watch_ = std::move(*rules);
+    }
     drift_timer_ = loop_->every(drift_check_period_ns, [this] { node_->refresh_network(); });
     return {};
   }

@@ -550,6 +550,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   for (const std::string& name : interfaces_of(*policy_))
     if (!facts_.ifindex.contains(name)) dark->emplace_back(name, why_no_port(name));
   const auto dark_before = std::exchange(dark_, *dark);
+  const auto unenforced_before = std::exchange(unenforced_uplinks_, std::move(swapped->unenforced));
   outcome.dark = std::move(*dark);
   outcome.leases_ended =
       static_cast<uint32_t>(std::count_if(ended.begin(), ended.end(), [&](uint32_t slot) {
@@ -565,6 +566,13 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
           return was.first == name && was.second.text() == error.text();
         }))
       log::error("interface_dark", {{"interface", name}, {"cause", error.text()}});
+  for (const Unenforced& uplink : unenforced_uplinks_)
+    if (std::none_of(unenforced_before.begin(), unenforced_before.end(), [&](const auto& was) {
+          return was.interface == uplink.interface && was.cause.text() == uplink.cause.text();
+        }))
+      log::error("unenforced", {{"what", name_of(uplink.layer)},
+                                {"interface", uplink.interface},
+                                {"cause", uplink.cause.text()}});
   journal_.record("policy.apply", {{"generation", policy_->generation},
                                    {"changes", outcome.changes.size()},
                                    {"leases_ended", outcome.leases_ended},
@@ -579,6 +587,12 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   }
   if (!stored) return pass_on(stored, "the policy is in force, but would not survive a restart");
   return outcome;
+}
+
+std::vector<Unenforced> Node::unenforced() const {
+  std::vector<Unenforced> all = plane_->unenforced;
+  all.insert(all.end(), unenforced_uplinks_.begin(), unenforced_uplinks_.end());
+  return all;
 }
 
 // Of an interface that the policy in force names and that is no port now.

@@ -127,6 +127,8 @@ class Node {
   const DataPlane& plane() const { return *plane_; }
   const NetworkFacts& network() const { return network_; }
   const std::vector<std::pair<std::string, Error>>& dark() const { return dark_; }
+  // What is not enforced, with the operator's consent.
+  std::vector<Unenforced> unenforced() const;
   std::optional<LeaseId> lease_of_slot(uint32_t slot) const;
   std::string tenant_name(uint32_t index) const;
 
@@ -198,6 +200,7 @@ class Node {
   std::vector<bool> slot_used_;  // named by the policy in force, being torn down, or fenced
   std::vector<bool> draining_;   // closed, its teardown not yet proved
   std::vector<std::pair<std::string, Error>> dark_;
+  std::vector<Unenforced> unenforced_uplinks_;
   std::set<uint32_t> attached_;  // interfaces our programs may be on
   // Tenant ports under the policy in force, and what was one and is still there: renamed, or put
   // into a bridge. Those no table names, so the gate denies everything on them (G1).

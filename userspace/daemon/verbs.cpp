@@ -480,6 +480,12 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
           {{"interface", name}, {"hook", plane.attachments.uplink_hook_of(link->ifindex)}}));
   Value dark = Value::array();
   for (const auto& [name, error] : node_.dark()) dark.push(error_value(name, error));
+  Value unenforced = Value::array();
+  for (const Unenforced& each : node_.unenforced()) {
+    Value value = error_value(each.interface, each.cause);
+    value.set("what", name_of(each.layer));
+    unenforced.push(std::move(value));
+  }
   const abi::control& control = plane.banks.control();
   return Value::map(
       {{"version", HOLDFAST_VERSION},
@@ -491,6 +497,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"hooks", Value::map({{"tenant", plane.attachments.tenant_hook_in_use()},
                              {"uplinks", std::move(uplinks)}})},
        {"dark", std::move(dark)},
+       {"unenforced", std::move(unenforced)},
        {"mapped_bytes", plane.slots.mapped_bytes() + plane.banks.mapped_bytes()},
        {"started_at", rfc3339_utc(started_wall_ns_)},
        {"uptime_ns", boot_now_ns() - started_boot_ns_},

@@ -15,6 +15,7 @@
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
 #include "userspace/base/log.hpp"
+#include "userspace/dataplane/tc_filters.hpp"
 
 namespace holdfast {
 namespace {
@@ -298,18 +299,28 @@ Status Attachments::verify_tc(const Interface& at, bool ingress, int program_fd,
   if (!ours) return std::unexpected(ours.error());
   const std::vector<uint32_t> tcx =
       tcx_programs(at.ifindex, ingress ? attach_tcx_ingress : attach_tcx_egress);
-  uint32_t first = tcx.empty() ? 0 : tcx.front();
-  // tcx programs run before clsact filters, so any of them is ahead of a filter of ours.
-  if (tenant_hook_ == TenantHook::clsact && tcx.empty())
-    first = clsact_program(at.ifindex, ingress).value_or(0);
-  if (first == ours->id) return {};
-  if (first == 0)
+  std::string first;  // nothing: there is nobody
+  if (!tcx.empty()) {
+    // tcx programs run before clsact filters, so any of them is ahead of a filter of ours.
+    if (tcx.front() == ours->id) return {};
+    first = describe_program(tcx.front());
+  } else if (tenant_hook_ == TenantHook::clsact) {
+    // Not only our own place: in the same priority a newer filter stands before ours.
+    const Result<std::optional<TcFilter>> filter = first_filter(at.ifindex, ingress);
+    if (!filter) return std::unexpected(filter.error());
+    if (*filter && (*filter)->program == ours->id) return {};
+    if (*filter)
+      first = fmt::format("filter {} of priority {}, {}", (*filter)->handle, (*filter)->priority,
+                          (*filter)->program != 0 ? describe_program((*filter)->program)
+                                                  : "kind " + (*filter)->kind);
+  }
+  if (first.empty())
     return fail(ErrorKind::unavailable, "hook_missing",
                 fmt::format("{}: {} is not at tc {}", at.name, program, direction_name(ingress)));
-  return fail(ErrorKind::conflict, "foreign_program",
-              fmt::format("{}: {} runs before Holdfast at tc {}", at.name, describe_program(first),
-                          direction_name(ingress)),
-              "what runs before the gate can bypass it: detach it; the port stays dark until then");
+  return fail(
+      ErrorKind::conflict, "foreign_program",
+      fmt::format("{}: {} runs before Holdfast at tc {}", at.name, first, direction_name(ingress)),
+      "what runs before the gate can bypass it: detach it; the port stays dark until then");
 }
 
 // XDP runs before tc and before nft. We have none on a tenant port, so whatever is there is
