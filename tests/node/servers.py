@@ -20,7 +20,7 @@ DOWNLOAD_BYTES_PER_S = 40_000_000  # enough to call it a download, little enough
 DOWNLOAD_CHUNK = 64 * 1024
 GIVE_UP_MS = 2000
 SO_RCVBUFFORCE = 33  # socket(7); above the sysctl's limit, with CAP_NET_ADMIN
-STRAGGLERS_S = 0.5  # how long the prober waits for the last answers
+STRAGGLERS_S = 5.0  # how long the prober waits for the last answers; only a failure takes that long
 # What a prober that was kept waiting makes up for at once. More of them would overflow the queues on their way (the
 # kernel's backlog takes 1000), and what is lost there would look like what a lease's end dropped.
 BURST = 32

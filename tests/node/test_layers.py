@@ -107,11 +107,15 @@ def test_a_flushed_rule_set_comes_back(lab: Lab) -> None:
 
 
 def test_pins_removed_under_a_running_daemon(lab: Lab) -> None:
-    """Root may take our programs off: nft denies what is not leased, until the daemon has put them back."""
+    """Root may take our programs off: nft denies what is not leased, until the daemon has put them back, and the one
+    that suspend needs."""
     shut = Probe("client", "tenant-b", udp())
     lab.freeze()
     empty_the_ebpf_side(lab)
     dropped_by_nft(lab, shut, "no_lease")
+    clock = next(lab.pin_dir.glob("v*")) / "links" / "clock_leap"
+    assert not clock.exists()
     lab.thaw()
     wait_until(lambda: whole(lab), 15, "the programs are back")
+    wait_until(clock.exists, 15, "the clock's link is back")
     denied(lab, shut, "no_lease", "from_uplink")

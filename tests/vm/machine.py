@@ -41,6 +41,7 @@ class Profile:
     name: str
     cpus: int
     memory_mib: int
+    netdevs: list[str]
     devices: list[str]
 
 
@@ -73,6 +74,7 @@ def arguments(machine: Profile, accel: str, kernel: pathlib.Path, initramfs: pat
     return [
         qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *cpu,
         "-smp", str(machine.cpus), "-m", str(machine.memory_mib), "-nic", "none",
+        *(word for netdev in machine.netdevs for word in ("-netdev", netdev)),
         *(word for device in machine.devices for word in ("-device", device)),
         "-kernel", str(kernel), "-initrd", str(initramfs), "-append", COMMAND_LINE,
         "-serial", f"file:{directory}/kernel.log",

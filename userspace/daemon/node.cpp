@@ -589,6 +589,11 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   return outcome;
 }
 
+bool Node::is_unenforced(const std::string& uplink) const {
+  return std::any_of(unenforced_uplinks_.begin(), unenforced_uplinks_.end(),
+                     [&](const Unenforced& each) { return each.interface == uplink; });
+}
+
 std::vector<Unenforced> Node::unenforced() const {
   std::vector<Unenforced> all = plane_->unenforced;
   all.insert(all.end(), unenforced_uplinks_.begin(), unenforced_uplinks_.end());
@@ -629,6 +634,10 @@ void Node::detach_all_but_ours() {
 }
 
 void Node::refresh_network() {
+  // Its pin may have been removed, and the link with it.
+  if (Status ok = plane_->attachments.attach_clock();
+      !ok && !plane_->may_go_unenforced.contains(Layer::suspend))
+    log::error("clock_unguarded", {{"cause", ok.error().text()}});
   const NodeFacts before = facts_;
   Result<NodeFacts> now = gather_facts(*policy_, true);
   if (!now) {
@@ -649,8 +658,12 @@ void Node::refresh_network() {
       if (const auto at = now->ifindex.find(port.interface); at != now->ifindex.end() && !drifted)
         drifted = !plane_->attachments.verify_tenant_port({at->second, port.interface});
   for (const std::string& uplink : policy_->uplinks)
-    if (const auto at = now->ifindex.find(uplink); at != now->ifindex.end() && !drifted)
-      drifted = !plane_->attachments.verify_uplink({at->second, uplink});
+    if (const auto at = now->ifindex.find(uplink); at != now->ifindex.end() && !drifted) {
+      const Interface interface = {at->second, uplink};
+      // One that goes without its hook gets it when there is room; until then nothing has changed.
+      drifted = is_unenforced(uplink) ? plane_->attachments.attach_uplink(interface).has_value()
+                                      : !plane_->attachments.verify_uplink(interface);
+    }
   if (!drifted && !plane_->nft.check_rules(host_rules(*policy_))) return restore_nft();
   if (!drifted) return;
   const Result<PushOutcome> done = change_policy(policy_, false, true);

@@ -155,6 +155,7 @@ class Node {
   void describe_nft_change(const Policy& next, const NodeFacts& facts,
                            const std::set<uint32_t>& shut, PolicyChange& change) const;
   void detach_all_but_ours();
+  bool is_unenforced(const std::string& uplink) const;
   Error why_no_port(const std::string& name) const;
   void restore_nft_of_policy_in_force();
 
