@@ -86,7 +86,7 @@ int clock_leap(void* context) {
   return 0;
 }
 
-/* Verified by itself, as in decide.h; a call is dear only to the packets of the other programs. */
+/* Verified by itself, as in decide.h. The hooks inline the same: a call would cost each packet. */
 HF_GLOBAL int hf_explain_parse(struct __sk_buff* skb, struct packet* p) {
   if (!p) return HF_REASON_unclassified;
   return (int)hf_parse_skb(skb, p);

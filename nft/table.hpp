@@ -77,8 +77,8 @@ struct Changes {
 
 class Table {
  public:
-  // Opens the socket and sees that nf_tables answers; changes nothing. `name` is the table's. Kind
-  // unsupported: this kernel has no nf_tables.
+  // Opens the socket and sees that nf_tables answers; changes nothing. `name` is the table's. Code
+  // no_nf_tables: this kernel has none.
   static Result<Table> open(std::string name);
   // Where the operator goes on without nftables: every change succeeds, and nothing is enforced.
   static Table off(std::string name) { return Table(std::move(name), NlSocket{}); }

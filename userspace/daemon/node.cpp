@@ -634,10 +634,14 @@ void Node::detach_all_but_ours() {
 }
 
 void Node::refresh_network() {
-  // Its pin may have been removed, and the link with it.
-  if (Status ok = plane_->attachments.attach_clock();
-      !ok && !plane_->may_go_unenforced.contains(Layer::suspend))
-    log::error("clock_unguarded", {{"cause", ok.error().text()}});
+  // Its pin may have been removed, and the link with it. Without it since the start: status says
+  // so.
+  const bool no_clock =
+      std::any_of(plane_->unenforced.begin(), plane_->unenforced.end(),
+                  [](const Unenforced& each) { return each.layer == Layer::suspend; });
+  if (!no_clock)
+    if (Status ok = plane_->attachments.attach_clock(); !ok)
+      log::error("clock_unguarded", {{"cause", ok.error().text()}});
   const NodeFacts before = facts_;
   Result<NodeFacts> now = gather_facts(*policy_, true);
   if (!now) {
