@@ -6,6 +6,7 @@ namespace holdfast::test {
 namespace {
 
 // What Holdfast does not follow although the RFCs allow it. Named limits, as in bpf/parser.h.
+constexpr std::size_t kFrameMin = 34;  // Ethernet and the smallest IPv4 header
 constexpr unsigned kTagsMax = 2;
 constexpr unsigned kExtensionsMax = 6;
 constexpr std::size_t kExtensionBytesMax = 256;
@@ -62,7 +63,7 @@ class Decoder {
   Decoded out;
 
   Refusal ethernet(View frame) {
-    if (frame.size() < 14) return Refusal::truncated;
+    if (frame.size() < kFrameMin) return Refusal::truncated;
     unsigned type = frame.u16(12);
     View rest = frame.after(14);
     while (type == 0x8100 || type == 0x88a8) {

@@ -75,6 +75,8 @@ std::vector<std::pair<std::string, Packet>> seeds() {
       {"qinq", Ether{} / Vlan{.id = 5, .tpid = 0x88a8} / Vlan{.id = 6} / Ip4{} / syn},
       {"three_tags", Ether{} / Vlan{} / Vlan{} / Vlan{} / Ip4{} / syn},
       {"unknown_ethertype", Ether{.type = 0x8847} / zeros(46)},
+      {"unknown_ethertype_short", Ether{.type = 0x8847} / zeros(19)},
+      {"three_tags_short", Ether{} / Vlan{} / Vlan{} / Vlan{} / zeros(7)},
       {"ethernet_only", Packet(Ip4{}).cut(14)},
   };
 }

@@ -10,8 +10,7 @@
                                                                         fd00:2::2/64
 
 Every namespace, path, pin directory and table belongs to one Lab, so that several run at once. Namespaces are
-entered with setns or `nsenter --net=`, never with `ip netns exec`, whose private bpffs would lose the pins
-(TRAPS). close() leaves nothing, whatever happened before; the nft table ends with its namespace.
+entered with setns, never with `ip netns exec`, whose private bpffs would lose the pins (TRAPS). close() leaves nothing, whatever happened before; the nft table ends with its namespace.
 
 Standard library only: the demo runs on it too. Needs root. HOLDFAST_BUILD names the build to drive.
 """
@@ -266,47 +265,44 @@ class Lab:
             self.push(self.first_policy if self.first_policy is not None else policy())
 
     def build_network(self) -> None:
-        for ns in self.ns.values():
-            self.sh(["ip", "netns", "add", ns])
+        self.sh(["ip", "-batch", "-"], stdin="".join(f"netns add {ns}\n" for ns in self.ns.values()))
         for role in ROLES:
             # No duplicate address detection to wait for, no routers to ask for.
             self.sysctl(role, "ipv6/conf/all/accept_dad", 0)
             self.sysctl(role, "ipv6/conf/default/accept_dad", 0)
             self.sysctl(role, "ipv6/conf/default/router_solicitations", 0)
-            self.run(role, ["ip", "link", "set", "lo", "up"])
         self.sysctl("node", "ipv4/ip_forward", 1)
         self.sysctl("node", "ipv6/conf/all/forwarding", 1)
         # The tests look for every ICMP error, also for the second one within a second.
         for role in ROLES:
             self.sysctl(role, "ipv4/icmp_ratelimit", 0)
             self.sysctl(role, "ipv6/icmp/ratelimit", 0)
-        for role in HOSTS:
-            self.plug_in(role)
+        self.plug_in(*HOSTS)
 
-    def plug_in(self, role: str) -> None:
-        """The cable between the node and `role`, with addresses and routes."""
+    def plug_in(self, *roles: str) -> None:
+        """The cables between the node and `roles`, with addresses and routes."""
+        self.ip("node", "link set lo up", *(line for role in roles for line in self.nodes_end(role)))
+        for role in roles:
+            host, gateway = HOSTS[role], GATEWAYS[role]
+            self.ip(
+                role,
+                "link set lo up",
+                f"addr add {host.v4}/24 dev eth0",
+                f"addr add {host.v6}/64 dev eth0",
+                "link set eth0 up",
+                f"route add default via {gateway.v4}",
+                f"route add default via {gateway.v6}",
+            )
+
+    def nodes_end(self, role: str) -> list[str]:
         host, gateway = HOSTS[role], GATEWAYS[role]
-        self.run(
-            "node",
-            ["ip", "-batch", "-"],
-            stdin=f"""
-link add {gateway.interface} address {gateway.mac} type veth peer name eth0 address {host.mac} netns {self.ns[role]}
-addr add {gateway.v4}/24 dev {gateway.interface}
-addr add {gateway.v6}/64 dev {gateway.interface}
-link set {gateway.interface} up
-""",
-        )
-        self.run(
-            role,
-            ["ip", "-batch", "-"],
-            stdin=f"""
-addr add {host.v4}/24 dev eth0
-addr add {host.v6}/64 dev eth0
-link set eth0 up
-route add default via {gateway.v4}
-route add default via {gateway.v6}
-""",
-        )
+        port = gateway.interface
+        return [
+            f"link add {port} address {gateway.mac} type veth peer name eth0 address {host.mac} netns {self.ns[role]}",
+            f"addr add {gateway.v4}/24 dev {port}",
+            f"addr add {gateway.v6}/64 dev {port}",
+            f"link set {port} up",
+        ]
 
     def close(self) -> None:
         """Takes everything down. A second interruption does not stop it."""
@@ -315,8 +311,8 @@ route add default via {gateway.v6}
                 self.stop(check=False)
             for child in self.children:
                 end_process(child)
-            for ns in self.ns.values():
-                subprocess.run(["ip", "netns", "del", ns], capture_output=True, check=False)
+            there = "".join(f"netns del {ns}\n" for ns in self.ns.values())
+            subprocess.run(["ip", "-force", "-batch", "-"], input=there, text=True, capture_output=True, check=False)
             # Pinned links outlive the namespace as objects; unlinking the pins frees them.
             shutil.rmtree(self.pin_dir, ignore_errors=True)
             if self.pin_dir.exists():
@@ -389,14 +385,15 @@ route add default via {gateway.v6}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, open(self.dir / "daemon.log", "ab") as log:
             notify.bind(str(notify_path))
             notify.settimeout(0.05)
-            self.daemon = subprocess.Popen(
-                self.inside("node", [*prefix, *self.daemon_argv(**changes)]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"NOTIFY_SOCKET": str(notify_path)},
-                start_new_session=True,  # Ctrl-C is for the lab, which then ends the daemon itself
-            )
+            with self.at("node"):
+                self.daemon = subprocess.Popen(
+                    [*prefix, *self.daemon_argv(**changes)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | {"NOTIFY_SOCKET": str(notify_path)},
+                    start_new_session=True,  # Ctrl-C is for the lab, which then ends the daemon itself
+                )
             end = time.monotonic() + START_LIMIT_S
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -410,9 +407,11 @@ route add default via {gateway.v6}
 
     def try_start(self, prefix: Sequence[str] = (), **changes: object) -> subprocess.CompletedProcess:
         """For a start that must be refused: runs a daemon until it ends by itself."""
-        argv = self.inside("node", [*prefix, *self.daemon_argv(**changes)])
+        argv = [*prefix, *self.daemon_argv(**changes)]
         pipe = subprocess.PIPE
-        with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as daemon:
+        with self.at("node"):
+            daemon = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        with daemon:
             try:
                 out, errors = daemon.communicate(timeout=START_LIMIT_S)
             except BaseException:
@@ -499,7 +498,8 @@ route add default via {gateway.v6}
         if isinstance(document, dict):
             self.generation += 1
             document = document | {"generation": self.generation}
-        answer = self.cli("bundle", "push", self.write_policy(document))
+        with Control(self.socket_path, CLI_LIMIT_S) as control:
+            answer = control.push(document if isinstance(document, str) else json.dumps(document))
         self.in_force = pushed
         return answer
 
@@ -570,17 +570,20 @@ route add default via {gateway.v6}
             raise CommandFailed(argv, done)
         return done
 
-    def inside(self, role: str, argv: Sequence[str]) -> list[str]:
-        return ["nsenter", f"--net=/run/netns/{self.ns[role]}", "--", *argv]
-
     def run(self, role: str, argv: Sequence[str], **options) -> subprocess.CompletedProcess:
-        return self.sh(self.inside(role, argv), **options)
+        with self.at(role):
+            return self.sh(argv, **options)
+
+    def ip(self, role: str, *lines: str) -> None:
+        """What `ip` is to do, a command a line."""
+        self.run(role, ["ip", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines))
 
     def popen(self, role: str, argv: Sequence[str], **options) -> subprocess.Popen:
         """A process that ends with the lab at the latest."""
         pipe = subprocess.PIPE
         options = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "text": True} | options
-        child = subprocess.Popen(self.inside(role, argv), start_new_session=True, **options)
+        with self.at(role):
+            child = subprocess.Popen(argv, start_new_session=True, **options)
         self.children.append(child)
         return child
 
@@ -671,9 +674,10 @@ route add default via {gateway.v6}
         return self.ping(role, address, timeout_s)
 
     @contextlib.contextmanager
-    def probing(self, role: str, address: str, port: int, packets_per_s: int = 1000) -> Iterator[dict]:
-        """Echo datagrams at a steady rate for as long as the block runs; the tally is in the dict afterwards."""
-        argv = [PYTHON, str(HERE / "servers.py"), "probe", address, str(port), str(packets_per_s)]
+    def probing(self, role: str, address: str, port: int) -> Iterator[dict]:
+        """1000 echo datagrams a second, fewer where all is slow, for as long as the block runs; the tally is in the
+        dict afterwards."""
+        argv = [PYTHON, str(HERE / "servers.py"), "probe", address, str(port), str(round(1000 / SLOW))]
         child = self.popen(role, argv)
         assert child.stdout.readline() == "ready\n", child.communicate()[1]
         tally: dict = {}

@@ -8,7 +8,7 @@ Covers G1, G7's spirit at the port, and section 4: forwarding only through armed
 import pathlib
 
 import pytest
-from lab import A, B, ECHO, GATEWAYS, HOSTS, SILENCE_S, Lab, end_process, policy, wait_until
+from lab import A, B, ECHO, GATEWAYS, HOSTS, SILENCE_S, SLOW, Lab, end_process, policy, wait_until
 from packets import PACKETS, Probe, arrives, denied, dropped, passes, syn, udp
 
 TENANT_A = HOSTS["tenant-a"]
@@ -88,8 +88,7 @@ def test_an_uplink_comes_back(own_both: Lab) -> None:
 def test_pushes_while_interfaces_come_and_go(own_lab: Lab) -> None:
     """P9: a dump that the kernel calls inconsistent is asked for again, not an error of the push."""
     lab = own_lab
-    many = "".join(f"link add many{n} type veth peer name peer{n}\n" for n in range(200))
-    lab.run("node", ["ip", "-batch", "-"], stdin=many)
+    lab.ip("node", *(f"link add many{n} type veth peer name peer{n}" for n in range(round(200 / SLOW))))
     churn = lab.dir / "churn"
     churn.write_text("link add churn0 type veth peer name churn1\nlink del churn0\n" * 100_000)
     churning = lab.popen("node", ["ip", "-batch", str(churn)])

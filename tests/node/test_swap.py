@@ -372,11 +372,10 @@ class Outcome:
 @pytest.fixture
 def swap_lab() -> Iterator[Lab]:
     with Lab(push={"version": 1, "uplinks": ["uplink0"], "tenants": []}) as lab:
-        for name in ("tc", "td"):
-            lab.run("node", ["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}-peer"])
-            for end in (name, f"{name}-peer"):
-                lab.run("node", ["ip", "link", "set", end, "up"])
         commands = []
+        for name in ("tc", "td"):
+            commands.append(f"link add {name} type veth peer name {name}-peer")
+            commands += [f"link set {end} up" for end in (name, f"{name}-peer")]
         for v in (4, 6):
             for interface, role, addresses in (
                 ("uplink0", "client", [CLIENT]),
@@ -389,7 +388,7 @@ def swap_lab() -> Iterator[Lab]:
             commands.append(f"route add {C_MAIN[v]}/{bits} dev tc")
             commands.append(f"neigh replace {C_MAIN[v]} lladdr 02:00:00:00:00:0c nud permanent dev tc")
             commands.append(f"addr add {NODE_OWN[v]}/{bits} dev lo")
-        lab.run("node", ["ip", "-batch", "-"], stdin="\n".join(commands) + "\n")
+        lab.ip("node", *commands)
         # So that the probes with a port of their own are new to conntrack again, as they are meant to be.
         for name in ("udp_timeout", "tcp_timeout_syn_sent"):
             lab.sysctl("node", f"netfilter/nf_conntrack_{name}", 2)

@@ -136,13 +136,15 @@ def tail(path: pathlib.Path, lines: int = 5) -> str:
 
 
 def kernel_bugs(log: str) -> list[str]:
-    """Each report of a bug, with the lines that follow the first."""
+    """What the first report of a bug says in a line, and below it how the report goes on."""
     lines = log.replace("\r", "").splitlines()
-    first = next((number for number, line in enumerate(lines) if BUGS.search(line)), None)
-    if first is None:
+    trouble = [number for number, line in enumerate(lines) if BUGS.search(line)]
+    if not trouble:
         return []
-    count = sum(1 for line in lines if BUGS.search(line))
-    return [f"the kernel's log has {count} lines of trouble, the first of them:\n" + "\n".join(lines[first : first + 40])]
+    report = lines[trouble[0] : trouble[0] + 80]
+    where = next((line.split("RIP: ")[1] for line in report if "RIP: " in line), "no instruction named")
+    what = report[0].split("] ", 1)[-1]
+    return [f"the kernel's log has {len(trouble)} lines of trouble, first '{what}' ({where}):\n" + "\n".join(report)]
 
 
 def results(directory: pathlib.Path) -> pathlib.Path:

@@ -32,26 +32,26 @@ class CardLab(Lab):
         super().__init__()
         self.card, self.mtu = card, mtu
 
-    def plug_in(self, role: str) -> None:
-        if role != "client":
-            return super().plug_in(role)
-        host, gateway = HOSTS[role], GATEWAYS[role]
-        self.take(CLIENT, role, "eth0", host)
-        self.run(role, ["ip", "route", "add", "default", "via", gateway.v4])
-        self.run(role, ["ip", "route", "add", "default", "via", gateway.v6])
+    def plug_in(self, *roles: str) -> None:
+        super().plug_in(*(role for role in roles if role != "client"))
+        if "client" not in roles:
+            return
+        host, gateway = HOSTS["client"], GATEWAYS["client"]
+        self.take(CLIENT, "client", "eth0", host)
+        self.ip("client", f"route add default via {gateway.v4}", f"route add default via {gateway.v6}")
         self.take(self.card, "node", gateway.interface, gateway)
 
     def take(self, card: str, role: str, name: str, host) -> None:
         found = wait_until(lambda: interface_of(card), 10, f"the card {card} is there")
         self.sh(["ip", "link", "set", found, "down"])
         self.sh(["ip", "link", "set", found, "netns", self.ns[role], "name", name])
-        words = f"""
-link set {name} address {host.mac} mtu {self.mtu}
-addr add {host.v4}/24 dev {name}
-addr add {host.v6}/64 dev {name}
-link set {name} up
-"""
-        self.run(role, ["ip", "-batch", "-"], stdin=words)
+        self.ip(
+            role,
+            f"link set {name} address {host.mac} mtu {self.mtu}",
+            f"addr add {host.v4}/24 dev {name}",
+            f"addr add {host.v6}/64 dev {name}",
+            f"link set {name} up",
+        )
 
 
 class TaggedLab(Lab):
@@ -61,25 +61,25 @@ class TaggedLab(Lab):
         super().__init__()
         self.tags = tags
 
-    def plug_in(self, role: str) -> None:
-        super().plug_in(role)
-        if role != "client":
+    def plug_in(self, *roles: str) -> None:
+        super().plug_in(*roles)
+        if "client" not in roles:
             return
+        gateway = GATEWAYS["client"]
         self.put_under_tags("client", "eth0", HOSTS["client"])
-        self.run("client", ["ip", "route", "add", "default", "via", GATEWAYS["client"].v4])
-        self.run("client", ["ip", "route", "add", "default", "via", GATEWAYS["client"].v6])
+        self.ip("client", f"route add default via {gateway.v4}", f"route add default via {gateway.v6}")
         self.put_under_tags("node", "uplink0", GATEWAYS["client"])
 
     def put_under_tags(self, role: str, name: str, host) -> None:
         """The cable is wire0 from now on, and `name` the innermost VLAN on it."""
-        words = f"addr flush dev {name}\nlink set {name} down\nlink set {name} name wire0\nlink set wire0 up\n"
+        words = [f"addr flush dev {name}", f"link set {name} down", f"link set {name} name wire0", "link set wire0 up"]
         below = "wire0"
         for number, (protocol, tag) in enumerate(self.tags, 1):
             vlan = name if number == len(self.tags) else f"vlan{number}"
-            words += f"link add link {below} name {vlan} type vlan protocol {protocol} id {tag}\nlink set {vlan} up\n"
+            words += [f"link add link {below} name {vlan} type vlan protocol {protocol} id {tag}", f"link set {vlan} up"]
             below = vlan
-        words += f"addr add {host.v4}/24 dev {name}\naddr add {host.v6}/64 dev {name}\n"
-        self.run(role, ["ip", "-batch", "-"], stdin=words)
+        words += [f"addr add {host.v4}/24 dev {name}", f"addr add {host.v6}/64 dev {name}"]
+        self.ip(role, *words)
 
 
 def uplink_hook(lab: Lab) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import ipaddress
 import os
+import pathlib
 import socket
 import struct
 import subprocess
@@ -44,10 +45,10 @@ PORT = {"alpha": "ta", "beta": "tb"}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-def sh(command, check=True):
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+def sh(command, check=True, stdin=""):
+    done = subprocess.run(command.split(), input=stdin, capture_output=True, text=True)
     if check and done.returncode != 0:
-        raise AssertionError(f"{command}\n{done.stdout}{done.stderr}")
+        raise AssertionError(f"{command}\n{stdin}{done.stdout}{done.stderr}")
     return done
 
 
@@ -60,30 +61,40 @@ class Net:
         self.servers = []
 
     def build(self):
-        for ns in self.name.values():
-            sh(f"ip netns add {ns}")
-            self.inside(ns, "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")
-            self.inside(ns, "ip link set lo up")
-        for role, port in (("client", "wan"), ("alpha", "ta"), ("beta", "tb")):
-            self.inside(
-                self.name["node"],
-                f"ip link add {port} type veth peer name eth0 netns {self.name[role]}",
+        sh("ip -batch -", stdin="".join(f"netns add {ns}\n" for ns in self.name.values()))
+        cables = {"client": "wan", "alpha": "ta", "beta": "tb"}
+        for role in self.name:
+            self.sysctl(role, "ipv6/conf/all/accept_dad", 0)
+            self.sysctl(role, "ipv6/conf/default/accept_dad", 0)
+        self.sysctl("node", "ipv4/ip_forward", 1)
+        self.sysctl("node", "ipv6/conf/all/forwarding", 1)
+        self.ip("node", "link set lo up", *(line for each in cables.items() for line in self.nodes_end(*each)))
+        for role in cables:
+            self.ip(
+                role,
+                "link set lo up",
+                *(f"addr add {ADDRESS[role][version]}/{plen} dev eth0" for version, plen in ((4, 24), (6, 64))),
+                "link set eth0 up",
+                *(f"route add default via {GATEWAY[role][version]}" for version in (4, 6)),
             )
-            for version, plen in ((4, 24), (6, 64)):
-                self.run("node", f"ip addr add {GATEWAY[role][version]}/{plen} dev {port}")
-                self.run(role, f"ip addr add {ADDRESS[role][version]}/{plen} dev eth0")
-            self.run("node", f"ip link set {port} up")
-            self.run(role, "ip link set eth0 up")
-            for version in (4, 6):
-                self.run(role, f"ip -{version} route add default via {GATEWAY[role][version]}")
-        self.run("node", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 
-    @staticmethod
-    def inside(ns, command, check=True):
-        return sh(f"nsenter --net=/run/netns/{ns} {command}", check)
+    def nodes_end(self, role, port):
+        return [
+            f"link add {port} type veth peer name eth0 netns {self.name[role]}",
+            *(f"addr add {GATEWAY[role][version]}/{plen} dev {port}" for version, plen in ((4, 24), (6, 64))),
+            f"link set {port} up",
+        ]
 
-    def run(self, role, command, check=True):
-        return self.inside(self.name[role], command, check)
+    def sysctl(self, role, name, value):
+        with self.at(role):
+            pathlib.Path("/proc/sys/net", name).write_text(f"{value}\n")
+
+    def run(self, role, command, check=True, stdin=""):
+        with self.at(role):
+            return sh(command, check, stdin)
+
+    def ip(self, role, *lines):
+        self.run(role, "ip -batch -", stdin="".join(f"{line}\n" for line in lines))
 
     def apply(self, *words):
         self.run("node", " ".join([APPLY, *words]))
@@ -193,8 +204,7 @@ class Net:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
-        for ns in self.name.values():
-            sh(f"ip netns del {ns}", check=False)
+        sh("ip -force -batch -", check=False, stdin="".join(f"netns del {ns}\n" for ns in self.name.values()))
 
 
 def says(connection, data=b"hello"):
