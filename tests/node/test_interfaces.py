@@ -28,10 +28,9 @@ def plug_in_elsewhere(lab: Lab, role: str, old_index: int) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_tenant_port_comes_back(own_both: Lab, version: int) -> None:
+def test_a_tenant_port_comes_back(both_hooks: Lab, version: int) -> None:
     """Its leases live on; until its hooks are in place nothing passes, afterwards what is leased, and no more."""
-    lab = own_both
-    lab.serve_all()
+    lab = both_hooks
     address = TENANT_A.address(version)
     lab.grant(A, "echo", ttl="200s")
     lab.grant(B, "echo", ttl="200s")
@@ -66,10 +65,9 @@ def present(lab: Lab, tenant: str) -> bool:
     return row["ports"][0]["present"]
 
 
-def test_an_uplink_comes_back(own_both: Lab) -> None:
+def test_an_uplink_comes_back(both_hooks: Lab) -> None:
     """Without its early drop the tenant ports deny by themselves; then the uplink is guarded again."""
-    lab = own_both
-    lab.serve_all()
+    lab = both_hooks
     lab.grant(A, "echo", ttl="200s")
     leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-a", syn())
     passes(lab, leased)
@@ -98,10 +96,8 @@ def test_pushes_while_interfaces_come_and_go(own_lab: Lab) -> None:
     end_process(churning)
 
 
-def test_a_missing_port_at_start(own_lab: Lab) -> None:
+def test_a_missing_port_at_start(lab: Lab) -> None:
     """A policy in force outlives its interfaces: the daemon starts without one, and takes it when it comes."""
-    lab = own_lab
-    lab.serve_all()
     index = unplug(lab, "tenant-a")
     lab.kill()
     lab.start()
@@ -178,10 +174,9 @@ def rename(lab: Lab, old: str, new: str) -> None:
         lab.run("node", ["ip", "link", "set", new, "up"])
 
 
-def test_a_renamed_port_does_not_become_the_nodes_own_cable(own_both: Lab) -> None:
+def test_a_renamed_port_does_not_become_the_nodes_own_cable(both_hooks: Lab) -> None:
     """G1, P3: the tenant reaches neither the node nor anybody else by it; with its name it gets its traffic back."""
-    lab = own_both
-    lab.serve_all()
+    lab = both_hooks
     lab.grant(A, "echo", ttl="200s")
     to_node = Probe("tenant-a", "tenant-a", syn(22), destination=GATEWAYS["tenant-a"].v4)
     denied(lab, to_node, "host", "from_tenant")

@@ -84,30 +84,28 @@ def passes_under_a_grant(lab: Lab) -> None:
 
 
 KINDS = {
-    # what the tenant's port is instead -> how to make it, what the answer says
+    # what the tenant's port is instead -> what is made, and how; the port's interface; what the answer says
     "a bridge member": (
+        "br0",
         ["link add br0 type bridge", "link set ta master br0"],
         "ta",
         r"br0",
     ),
-    "a macvlan": (["link add mv0 link uplink0 type macvlan"], "mv0", r"macvlan"),
+    "a macvlan": ("mv0", ["link add mv0 link uplink0 type macvlan"], "mv0", r"macvlan"),
 }
 
 
 @pytest.mark.parametrize("case", list(KINDS))
-def test_an_interface_without_a_hook_of_its_own_is_refused(own_lab: Lab, case: str) -> None:
+def test_an_interface_without_a_hook_of_its_own_is_refused(lab: Lab, case: str) -> None:
     """Section 4: bridge members, macvlan and the like are refused with the reason; then the good one is taken."""
-    lab = own_lab
-    lab.serve_all()
-    commands, interface, pattern = KINDS[case]
+    made, commands, interface, pattern = KINDS[case]
     lab.push(policy(tenants=policy()["tenants"][1:]))
-    for command in commands:
-        lab.run("node", ["ip", *command.split()])
+    lab.ip("node", *commands)
     document = changed(["tenants", 0, "ports", 0, "interface"], interface)
     said = lab.push_refused(document, exit_code=3)  # not enforceable here
     assert re.search(pattern, said) and interface in said, said
     denied(lab, Probe("client", "tenant-b", udp()), "no_lease", "from_uplink")
-    lab.run("node", ["ip", "link", "set", "ta", "nomaster"])
+    lab.ip("node", f"link del {made}")
     lab.push(policy())
     passes_under_a_grant(lab)
 
@@ -187,11 +185,10 @@ def test_a_foreign_xdp_program_is_not_replaced(own_lab: Lab) -> None:
 
 @pytest.mark.slow  # a drift check's period, twice
 @pytest.mark.parametrize("ingress", [True, False])
-def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_both: Lab, ingress: bool) -> None:
+def test_a_foreign_program_ahead_of_ours_darkens_the_port(both_hooks: Lab, ingress: bool) -> None:
     """Section 4: ahead of us it could let everything by. nft denies what has no lease, then the port goes dark;
     once the foreigner has gone, it comes back by itself."""
-    lab = own_both
-    lab.serve_all()
+    lab = both_hooks
     lab.grant(A, "echo", ttl="200s")
     lab.grant(B, "echo", ttl="200s")
     leased, shut = Probe("client", "tenant-a", udp()), Probe("client", "tenant-a", syn())
@@ -213,11 +210,9 @@ def test_a_foreign_program_ahead_of_ours_darkens_the_port(own_both: Lab, ingress
 
 @pytest.mark.slow  # a drift check's period, twice
 @pytest.mark.parametrize("mode", [foreign.XDP_FLAGS_SKB_MODE, foreign.XDP_FLAGS_DRV_MODE])
-def test_a_foreign_xdp_program_on_a_tenant_port_darkens_it(own_lab: Lab, mode: int) -> None:
+def test_a_foreign_xdp_program_on_a_tenant_port_darkens_it(lab: Lab, mode: int) -> None:
     """Section 4: what XDP redirects meets neither tc nor nft. The port goes dark, the status says why and what to
     do; once the foreigner has gone, it comes back by itself."""
-    lab = own_lab
-    lab.serve_all()
     lab.grant(A, "echo", ttl="200s")
     lab.grant(B, "echo", ttl="200s")
     passes(lab, Probe("client", "tenant-a", udp()))
