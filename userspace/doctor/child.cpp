@@ -15,7 +15,7 @@
 namespace holdfast::doctor {
 namespace {
 
-constexpr unsigned child_seconds_max = 10;
+constexpr unsigned child_seconds_max = 60;
 
 std::vector<uint8_t> encode(const std::vector<Finding>& findings) {
   cbor::Value list = cbor::Value::array();
