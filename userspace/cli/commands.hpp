@@ -69,6 +69,38 @@ Outcome run_drops(Session& session, bool follow);
 Outcome run_flows(Session& session, const ListWords& words);
 Outcome run_explain(Session& session, const PacketWords& words);
 
+// These need no daemon.
+struct TokenIssueWords {
+  std::string key;  // a file
+  std::string issuer;
+  std::string node;
+  uint64_t epoch = 0;
+  std::string kind = "grant";
+  std::string life = "60s";
+  std::string ttl = "60s";
+  std::string tenant;
+  std::vector<std::string> endpoints;
+  std::vector<std::string> egress;
+  std::vector<std::string> operations;
+  std::string peer;
+  std::string holder;
+  std::string holder_key;  // a file
+  std::string lease;
+  std::string generation;
+  std::string from;  // a file, or "-"; then none of tenant to holder, lease and generation
+};
+Outcome run_token_issue(Session& session, const TokenIssueWords& words);
+
+struct TokenCheckWords {
+  std::string file;     // or "-"; a token a line
+  std::string anchors;  // a file
+  std::string node;
+  uint64_t epoch = 0;
+  std::string at;  // RFC 3339; empty: now
+};
+Outcome run_token_inspect(Session& session, const TokenCheckWords& words);
+Outcome run_token_verify(Session& session, const TokenCheckWords& words);
+
 Outcome run_node_detach(Session& session, bool yes);
 
 }  // namespace holdfast::cli

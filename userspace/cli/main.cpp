@@ -24,6 +24,8 @@ struct Words {
   RenewWords renew;
   EndWords end;
   PacketWords packet;
+  TokenIssueWords issue;
+  TokenCheckWords check;
   std::string id;
   std::string tenant;
   std::string file;
@@ -218,6 +220,75 @@ void add_why(CLI::App& app, Words& words, Run& run) {
            "  holdfast explain icmp_echo 198.51.100.7 10.1.0.2");
 }
 
+void add_token(CLI::App& app, Words& words, Run& run) {
+  CLI::App* token = noun(app, "token", "Signed capabilities, made and read without the daemon");
+
+  CLI::App* issue = token->add_subcommand(
+      "issue", "Sign one token, or many from a file under one signature; prints one a line");
+  TokenIssueWords& i = words.issue;
+  issue->add_option("TENANT", i.tenant, "Whose lease it is for: org/app/env");
+  issue->add_option("--key", i.key, "The issuer's Ed25519 key, in PEM")
+      ->required()
+      ->type_name("FILE");
+  issue->add_option("--issuer", i.issuer, "The issuer's name, as the node's anchors have it")
+      ->required()
+      ->type_name("NAME");
+  issue->add_option("--node", i.node, "The node's name: ni:///sha-256;...")
+      ->required()
+      ->type_name("NAME");
+  issue->add_option("--epoch", i.epoch, "The node's epoch")->required()->type_name("NUMBER");
+  issue->add_option("--kind", i.kind, "grant, renew or use; default: grant")->type_name("KIND");
+  issue->add_option("--life", i.life, "How long the token is good, 300s at most; default: 60s")
+      ->type_name("DURATION");
+  issue->add_option("--ttl", i.ttl, "The lease's term; default: 60s")->type_name("DURATION");
+  issue->add_option("--endpoint", i.endpoints, "What may be used (repeatable)")
+      ->type_name("ENDPOINT");
+  issue->add_option("--egress", i.egress, "A port that may send (repeatable)")->type_name("PORT");
+  issue->add_option("--operation", i.operations, "What may be done (repeatable)")
+      ->type_name("NAME");
+  issue->add_option("--peer", i.peer, "Only for this prefix")->type_name("PREFIX");
+  issue->add_option("--holder", i.holder, "Only for uid:N or cgroup:PATH")->type_name("HOLDER");
+  issue->add_option("--holder-key", i.holder_key, "Only for who proves this public key, in PEM")
+      ->type_name("FILE");
+  issue->add_option("--lease", i.lease, "Of a renew or use token")->type_name("ID");
+  issue->add_option("--generation", i.generation, "The lease's, now")->type_name("NUMBER");
+  issue->add_option("--from", i.from, "A list of tokens in YAML or JSON, - is standard input")
+      ->type_name("FILE");
+  issue->callback([&] { run = [&](Session& s) { return run_token_issue(s, words.issue); }; });
+  examples(
+      issue,
+      "  openssl genpkey -algorithm ed25519 -out cp.pem && chmod 0400 cp.pem\n"
+      "  holdfast token issue acme/shop/prod --endpoint web --key cp.pem --issuer cp.example \\\n"
+      "      --node 'ni:///sha-256;...' --epoch 1\n"
+      "  holdfast token issue --from tokens.yaml --key cp.pem --issuer cp.example \\\n"
+      "      --node 'ni:///sha-256;...' --epoch 1 --life 5m");
+
+  TokenCheckWords& c = words.check;
+  CLI::App* inspect =
+      token->add_subcommand("inspect", "Everything that is in a token, believed or not");
+  inspect->add_option("FILE", c.file, "A token a line, - is standard input")->required();
+  inspect->add_option("--anchors", c.anchors, "Check the signature by the keys of this file")
+      ->type_name("FILE");
+  inspect->callback([&] { run = [&](Session& s) { return run_token_inspect(s, words.check); }; });
+  examples(inspect, "  holdfast token inspect - < token\n  holdfast token inspect token --json");
+
+  CLI::App* verify = token->add_subcommand(
+      "verify", "Whether tokens would be believed, and if not, why: by the keys of a file");
+  verify->add_option("FILE", c.file, "A token a line, - is standard input")->required();
+  verify->add_option("--anchors", c.anchors, "The keys and what they may sign")
+      ->required()
+      ->type_name("FILE");
+  verify->add_option("--node", c.node, "The node's name: ni:///sha-256;...")
+      ->required()
+      ->type_name("NAME");
+  verify->add_option("--epoch", c.epoch, "The node's epoch")->required()->type_name("NUMBER");
+  verify->add_option("--at", c.at, "At this time in UTC instead of now")->type_name("TIME");
+  verify->callback([&] { run = [&](Session& s) { return run_token_verify(s, words.check); }; });
+  examples(
+      verify,
+      "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1");
+}
+
 void add_all(CLI::App& app, Words& words, Run& run) {
   app.fallthrough();  // --json and --socket may stand behind the command as well
   app.require_subcommand(1);
@@ -247,6 +318,7 @@ void add_all(CLI::App& app, Words& words, Run& run) {
 
   add_lease(app, words, run);
   add_policy(app, words, run);
+  add_token(app, words, run);
   add_why(app, words, run);
 
   CLI::App* node = noun(app, "node", "The node as a whole");

@@ -23,7 +23,8 @@ _holdfast() {
         ((++i))
         ;;
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --tenant | --limit | \
-        --source-mac | --pin-dir) ((++i)) ;;
+        --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
+        --holder-key | --lease | --anchors | --at) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -31,25 +32,29 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --anchors) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
       ;;
     --endpoint) candidates=$(_holdfast_ask 2 route ls) ;;
     --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
-    --ttl) candidates="30s 60s 2m 5m" ;;
+    --ttl | --life) candidates="30s 60s 2m 5m" ;;
+    --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup:" ;;
-    --egress | --peer | --generation | --limit | --source-mac) return ;;
+    --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --lease | --at)
+      return
+      ;;
     *)
       local flags="--json --socket --help"
       case "${words[*]}" in
-        "") candidates="status doctor lease route tenant bundle drops flows explain node" flags+=" --version" ;;
+        "") candidates="status doctor lease route tenant bundle token drops flows explain node" flags+=" --version" ;;
         lease) candidates="ls show grant renew revoke release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
         bundle) candidates="check push show diff" ;;
+        token) candidates="issue inspect verify" ;;
         node) candidates="detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
@@ -74,6 +79,12 @@ _holdfast() {
           ;;
         "bundle push") files=1 flags+=" --dry-run" ;;
         "bundle check" | "bundle diff") files=1 ;;
+        "token issue"*)
+          flags+=" --key --issuer --node --epoch --kind --life --ttl --endpoint --egress --operation --peer --holder"
+          flags+=" --holder-key --lease --generation --from"
+          ;;
+        "token inspect") files=1 flags+=" --anchors" ;;
+        "token verify") files=1 flags+=" --anchors --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0

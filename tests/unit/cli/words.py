@@ -19,7 +19,7 @@ def run(*words, stdin=""):
 COMMANDS = [
     "status", "doctor", "lease ls", "lease show", "lease grant", "lease renew", "lease revoke", "lease release",
     "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
-    "bundle diff", "drops", "flows", "explain", "node detach",
+    "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
 ]
 
 USAGE = [
@@ -27,7 +27,11 @@ USAGE = [
     "lease grant", "lease grant acme/shop/prod", "lease grant acme/shop/prod --endpoint web --ttl 90",
     "lease grant acme/shop/prod --endpoint web --holder root", "lease grant --from x.jsonl acme/shop/prod",
     "lease renew 00ff --ttl", "lease renew 00ff --generation x", "tenant disable", "bundle check",
-    "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
+    "token", "token issue acme/shop/prod", "token issue --key k --issuer i --node n --epoch 1",
+    "token issue a --key k --issuer i --node n --epoch 1 --kind loan",
+    "token issue a --key k --issuer i --node n --epoch 1 --life 301s",
+    "token issue a --from x --key k --issuer i --node n --epoch 1", "token inspect", "token verify x",
+    "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
 ]
 
 NEEDS_DAEMON = [
@@ -40,7 +44,7 @@ NEEDS_DAEMON = [
 
 class Words(unittest.TestCase):
     def test_help_everywhere(self):
-        for words in ["", "lease", "route", "tenant", "bundle", "node", *COMMANDS]:
+        for words in ["", "lease", "route", "tenant", "bundle", "token", "node", *COMMANDS]:
             done = run(*words.split(), "--help")
             self.assertEqual((done.returncode, done.stderr), (0, ""), words)
             self.assertIn("Usage: holdfast", done.stdout)

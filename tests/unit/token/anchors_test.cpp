@@ -1,0 +1,55 @@
+#include "tests/unit/token/fixture.hpp"
+
+namespace holdfast::token {
+namespace {
+
+// The key of key_of(1), as `openssl pkey -pubout` prints it.
+std::string anchor_text(std::string_view rest) {
+  return "version: 1\nanchors:\n  - issuer: cp.example\n"
+         "    key: MCowBQYDK2VwAyEAiojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w=\n" +
+         std::string(rest);
+}
+
+TEST(AnchorsFile, SaysWhoMaySignWhat) {
+  const auto anchors =
+      Anchors::parse(anchor_text("    state: retiring\n    uses: [token, bundle]\n    tenants: "
+                                 "[a/b/c]\n    operations: ['*']\n"),
+                     "f");
+  ASSERT_TRUE(anchors) << anchors.error().text();
+  const Anchor* anchor = anchors->find(thumbprint(key_of(1).public_key()));
+  ASSERT_NE(anchor, nullptr);
+  EXPECT_EQ(anchor->issuer, "cp.example");
+  EXPECT_EQ(anchor->state, KeyState::retiring);
+  EXPECT_TRUE(anchor->for_tokens);
+  EXPECT_EQ(anchor->tenants, std::vector<std::string>{"a/b/c"});
+  EXPECT_EQ(anchor->operations, std::vector<std::string>{"*"});
+}
+
+TEST(AnchorsFile, WhatIsRefusedSaysWhere) {
+  const std::string good = "    uses: [token]\n    tenants: ['*']\n";
+  ASSERT_TRUE(Anchors::parse(anchor_text(good), "f"));
+  const std::pair<std::string, std::string> rows[] = {
+      {"version: 2\nanchors: []\n", "f:1: the only version is 1"},
+      {"version: 1\n", "\"anchors\" is missing"},
+      {"version: 1\nanchors: {}\n", "f:2: anchors is a list"},
+      {"version: 1\nanchors: []\nmore: 1\n", "f:3: there is no \"more\" here"},
+      {anchor_text(""), "\"uses\" is missing"},
+      {anchor_text(good + "    state: old\n"), "f:7: no such state"},
+      {anchor_text("    uses: [signing]\n    tenants: []\n"), "f:5: a key has no use \"signing\""},
+      {anchor_text("    uses: token\n    tenants: []\n"), "f:5: \"uses\" is a list"},
+      {anchor_text(good + "    uses: [token]\n"), "f:7: \"uses\" is given twice"},
+      {"version: 1\nanchors:\n  - {issuer: a, key: abc, uses: [token], tenants: []}\n",
+       "f:3: no Ed25519 public key"},
+      {anchor_text(good) + anchor_text(good).substr(20), "stands here twice"},
+  };
+  for (const auto& [text, said] : rows) {
+    const auto anchors = Anchors::parse(text, "f");
+    ASSERT_FALSE(anchors) << text;
+    EXPECT_NE(anchors.error().message.find(said), std::string::npos)
+        << anchors.error().message << "\n"
+        << text;
+  }
+}
+
+}  // namespace
+}  // namespace holdfast::token

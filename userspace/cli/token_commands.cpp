@@ -1,0 +1,440 @@
+// token issue|inspect|verify: on files, without the daemon.
+#include <algorithm>
+#include <array>
+#include <charconv>
+
+#include <fmt/format.h>
+#include <sys/random.h>
+
+#include "policy/address.hpp"
+#include "policy/decide.hpp"
+#include "userspace/base/clock.hpp"
+#include "userspace/cli/bulk.hpp"
+#include "userspace/cli/commands.hpp"
+#include "userspace/cli/human.hpp"
+#include "userspace/token/fields.hpp"
+#include "userspace/token/verify.hpp"
+
+namespace holdfast::cli {
+namespace {
+
+using cbor::Value;
+using token::Claims;
+using token::Kind;
+
+constexpr size_t requests_bytes_max = size_t{16} << 20;
+constexpr size_t tokens_bytes_max = size_t{512} << 20;
+
+std::string hex(std::span<const uint8_t> bytes) {
+  std::string text;
+  for (const uint8_t byte : bytes) text += fmt::format("{:02x}", byte);
+  return text;
+}
+
+std::string time_json(uint64_t seconds) {
+  return rfc3339_utc(seconds * ns_per_s);
+}
+
+Value list_of(const std::vector<std::string>& names) {
+  Value list = Value::array();
+  for (const std::string& each : names) list.push(each);
+  return list;
+}
+
+// ---- issue ----
+
+// What a request says, before it is claims: from options, or from an entry of a file.
+struct Request {
+  std::string tenant, peer, holder, ttl, lease, generation;
+  std::vector<std::string> endpoints, egress, operations;
+};
+
+Result<uint64_t> whole_seconds(std::string_view option, const std::string& text) {
+  Result<uint64_t> ns = parse_duration(text);
+  if (!ns) return pass_on(ns, option);
+  if (*ns == 0 || *ns % ns_per_s != 0 || *ns > token::life_max_s * ns_per_s)
+    return usage(
+        fmt::format("{}: {} is not 1 to {} whole seconds", option, text, token::life_max_s),
+        "write it like 60s or 5m");
+  return *ns / ns_per_s;
+}
+
+Result<token::LeaseAt> lease_of(const Request& request) {
+  token::LeaseAt lease;
+  bool good = request.lease.size() == 2 * lease.id.size();
+  for (size_t i = 0; good && i < lease.id.size(); ++i) {
+    const char* at = request.lease.data() + 2 * i;
+    good = std::from_chars(at, at + 2, lease.id[i], 16).ptr == at + 2;
+  }
+  if (!good)
+    return usage("the lease is not 32 hexadecimal digits", "as holdfast lease ls --json shows it");
+  const char* end = request.generation.data() + request.generation.size();
+  if (request.generation.empty() ||
+      std::from_chars(request.generation.data(), end, lease.generation).ptr != end)
+    return usage("the lease's generation is not a number", "as holdfast lease show shows it");
+  return lease;
+}
+
+Result<Claims> claims_of(Request request, const TokenIssueWords& words, Kind kind, uint64_t now_s,
+                         uint64_t life_s) {
+  Claims claims;
+  claims.issuer = words.issuer;
+  claims.audience = words.node;
+  claims.issued_at = claims.not_before = now_s;
+  claims.expires = now_s + life_s;
+  if (::getrandom(claims.id.data(), claims.id.size(), 0) != static_cast<ssize_t>(claims.id.size()))
+    return fail_sys(errno, "random", "asking the kernel for random bytes");
+  claims.tenant = std::move(request.tenant);
+  const auto sorted = [](std::vector<std::string>& names) {
+    std::ranges::sort(names);
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    return std::move(names);
+  };
+  claims.endpoints = sorted(request.endpoints);
+  claims.egress = sorted(request.egress);
+  claims.operations = sorted(request.operations);
+  if (!request.peer.empty()) {
+    if (const Result<Prefix> peer = parse_prefix(request.peer); !peer)
+      return usage("the peer: " + peer.error().message, peer.error().next_step);
+    claims.peer = std::move(request.peer);
+  }
+  if (!request.holder.empty()) {
+    Result<std::string> holder = parse_holder(request.holder);
+    if (!holder) return pass_on(holder, "the holder");
+    claims.holder = std::move(*holder);
+  }
+  if (kind != Kind::use) {
+    Result<uint64_t> ttl_s = whole_seconds("--ttl", request.ttl.empty() ? words.ttl : request.ttl);
+    if (!ttl_s) return pass_on(ttl_s);
+    claims.ttl_s = *ttl_s;
+  }
+  if (!request.lease.empty() || !request.generation.empty()) {
+    const Result<token::LeaseAt> lease = lease_of(request);
+    if (!lease) return std::unexpected(lease.error());
+    claims.lease = *lease;
+  }
+  return claims;
+}
+
+class RequestReader : token::FileReader {
+ public:
+  RequestReader(const Document& document, std::string_view file)
+      : FileReader(document, file, "requests_syntax") {}
+
+  Result<std::vector<Request>> read() const {
+    const Node& root = document().root();
+    if (root.kind != NodeKind::list)
+      return refuse(root, "a list is expected here", "write [{\"tenant\": ...}, ...]");
+    std::vector<Request> requests;
+    for (const Node& each : document().children(root)) {
+      Result<Request> request = read_one(each);
+      if (!request) return pass_on(request);
+      requests.push_back(std::move(*request));
+    }
+    return requests;
+  }
+
+ private:
+  Result<Request> read_one(const Node& node) const {
+    const Result<Fields> found = fields(node,
+                                        {"tenant", "endpoints", "egress", "operations", "peer",
+                                         "holder", "ttl", "lease", "generation"},
+                                        {"tenant"});
+    if (!found) return std::unexpected(found.error());
+    Request request;
+    for (const auto& [name, where] :
+         {std::pair("tenant", &request.tenant), std::pair("peer", &request.peer),
+          std::pair("holder", &request.holder), std::pair("ttl", &request.ttl),
+          std::pair("lease", &request.lease), std::pair("generation", &request.generation)}) {
+      if (!found->contains(name)) continue;
+      Result<std::string> value = text(*found->at(name), name);
+      if (!value) return pass_on(value);
+      *where = std::move(*value);
+    }
+    for (const auto& [name, where] :
+         {std::pair("endpoints", &request.endpoints), std::pair("egress", &request.egress),
+          std::pair("operations", &request.operations)}) {
+      if (!found->contains(name)) continue;
+      Result<std::vector<std::string>> value = texts(*found->at(name), name);
+      if (!value) return pass_on(value);
+      *where = std::move(*value);
+    }
+    return request;
+  }
+};
+
+Result<std::vector<Request>> requests_of(const TokenIssueWords& words) {
+  if (words.from.empty()) {
+    if (words.tenant.empty())
+      return usage("token issue: for which tenant?", "name it, or a file of tokens with --from");
+    Request request;
+    request.tenant = words.tenant;
+    request.peer = words.peer;
+    request.holder = words.holder;
+    request.lease = words.lease;
+    request.generation = words.generation;
+    request.endpoints = words.endpoints;
+    request.egress = words.egress;
+    request.operations = words.operations;
+    return std::vector{std::move(request)};
+  }
+  if (!words.tenant.empty() || !words.endpoints.empty() || !words.egress.empty() ||
+      !words.operations.empty() || !words.peer.empty() || !words.holder.empty() ||
+      !words.lease.empty())
+    return usage("--from takes its tokens from the file, and the command line names one too",
+                 "leave out the tenant and what it may use; --ttl and --life may stay");
+  const Result<std::string> text = read_file(words.from, requests_bytes_max);
+  if (!text) return std::unexpected(text.error());
+  const std::string name = shown_name(words.from);
+  const Result<Document> document = read_document(*text, name, requests_bytes_max);
+  if (!document) return std::unexpected(document.error());
+  return RequestReader(*document, name).read();
+}
+
+// ---- inspect and verify ----
+
+Result<std::optional<token::Anchors>> read_anchors(const std::string& path) {
+  if (path.empty()) return std::nullopt;
+  const Result<std::string> text = read_file(path, requests_bytes_max);
+  if (!text) return std::unexpected(text.error());
+  Result<token::Anchors> anchors = token::Anchors::parse(*text, shown_name(path));
+  if (!anchors) return pass_on(anchors);
+  return std::optional(std::move(*anchors));
+}
+
+// Each line of a file is a token; blank ones are none.
+template <typename Each>
+Outcome for_each_token(const std::string& path, Each each) {
+  const Result<std::string> text = read_file(path, tokens_bytes_max);
+  if (!text) return std::unexpected(text.error());
+  ExitCode worst = ExitCode::done;
+  uint64_t line = 0;
+  uint64_t count = 0;
+  for (std::string_view rest = *text; !rest.empty();) {
+    const size_t end = std::min(rest.find('\n'), rest.size());
+    const std::string_view one = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    ++line;
+    if (one.empty()) continue;
+    ++count;
+    Result<std::vector<uint8_t>> bytes = token::from_text(one);
+    if (!bytes) return pass_on(bytes, fmt::format("{}:{}", shown_name(path), line));
+    worst = std::max(worst, each(line, *bytes));
+  }
+  if (count == 0)
+    return fail(ErrorKind::invalid, "no_token", shown_name(path) + " has no token in it",
+                "give what `holdfast token issue` printed");
+  return worst;
+}
+
+Value claims_json(const Claims& claims) {
+  Value json = Value::map({{"issuer", claims.issuer},
+                           {"audience", claims.audience},
+                           {"id", hex(claims.id)},
+                           {"issued_at", time_json(claims.issued_at)},
+                           {"not_before", time_json(claims.not_before)},
+                           {"expires", time_json(claims.expires)},
+                           {"tenant", claims.tenant},
+                           {"endpoints", list_of(claims.endpoints)},
+                           {"egress", list_of(claims.egress)},
+                           {"operations", list_of(claims.operations)}});
+  if (!claims.peer.empty()) json.set("peer", claims.peer);
+  if (!claims.holder.empty()) json.set("holder", claims.holder);
+  if (claims.holder_key) json.set("holder_key", hex(token::thumbprint(*claims.holder_key)));
+  if (claims.ttl_s != 0) json.set("ttl", human_duration(claims.ttl_s * ns_per_s));
+  if (claims.lease) {
+    json.set("lease", hex(claims.lease->id));
+    json.set("generation", claims.lease->generation);
+  }
+  return json;
+}
+
+Value head_json(const token::Head& head) {
+  return Value::map({{"kind", token::name_of(head.kind)},
+                     {"key", hex(head.key)},
+                     {"issuer", head.issuer},
+                     {"audience", head.audience},
+                     {"expires", time_json(head.expires)},
+                     {"tree_size", head.tree_size},
+                     {"epoch", head.epoch}});
+}
+
+// As JSON says it, a line each, times in the machine's zone.
+void add_facts(Facts& facts, const Value& json) {
+  for (const Value::Entry& each : *json.as_map()) {
+    std::string text;
+    if (const std::string* one = each.value.as_text()) {
+      text = printable(local_time(*one));
+    } else if (const Value::Array* many = each.value.as_array()) {
+      for (const Value& name : *many)
+        text += (text.empty() ? "" : ", ") + printable(*name.as_text());
+      if (text.empty()) text = "-";
+    } else {
+      text = std::to_string(each.value.as_u64().value_or(0));
+    }
+    facts.add(each.key, text);
+  }
+}
+
+// What an offline reader can say of the signature.
+std::string signature_state(const token::Parts& parts,
+                            const std::optional<token::Anchors>& anchors) {
+  if (!anchors) return "not checked: no --anchors";
+  const token::Anchor* anchor = anchors->find(parts.head.key);
+  if (anchor == nullptr) return "not checked: no such key among the anchors";
+  const std::optional<token::Digest> root = token::root_of_path(
+      token::leaf_hash(parts.claims), parts.index, parts.head.tree_size, parts.path());
+  const bool good =
+      root &&
+      token::verify_signature(
+          anchor->key, token::signed_bytes(parts.head.kind, parts.header, *root), parts.signature);
+  return good ? "good" : "wrong";
+}
+
+ExitCode inspect_one(Session& session, std::span<const uint8_t> bytes,
+                     const std::optional<token::Anchors>& anchors) {
+  const token::Checked<token::Parts> parts = token::take_apart(bytes);
+  if (!parts) {
+    const token::Refused& refused = parts.error();
+    return session.report(Error{ErrorKind::invalid,
+                                token::name_of(refused.why),
+                                0,
+                                fmt::format("{}{}{}", token::describe(refused.why),
+                                            refused.detail.empty() ? "" : ": ", refused.detail),
+                                {}});
+  }
+  const Result<Claims> claims = token::decode_claims(parts->claims, parts->head.kind);
+  const std::string state = signature_state(*parts, anchors);
+  Value head = head_json(parts->head);
+  head.set("index", parts->index);
+  if (session.json()) {
+    session.print_json(
+        Value::map({{"head", std::move(head)},
+                    {"claims", claims ? claims_json(*claims) : Value()},
+                    {"claims_error", claims ? Value() : Value(claims.error().message)},
+                    {"leaf", hex(token::leaf_hash(parts->claims))},
+                    {"bytes", bytes.size()},
+                    {"signature", state}}));
+  } else {
+    Facts facts;
+    facts.add("signature", state);
+    add_facts(facts, head);
+    facts.add("leaf", hex(token::leaf_hash(parts->claims)));
+    std::string text = facts.render(session.style());
+    if (claims) {
+      Facts said;
+      add_facts(said, claims_json(*claims));
+      text += "\nclaims\n" + said.render(session.style());
+    } else {
+      text += "\nclaims: " + claims.error().text() + "\n";
+    }
+    session.print(text);
+  }
+  return claims && state != "wrong" ? ExitCode::done : ExitCode::failed;
+}
+
+ExitCode verify_one(Session& session, uint64_t line, std::span<const uint8_t> bytes,
+                    const token::Anchors& anchors, const token::Place& place) {
+  const token::Checked<token::Verified> verified = token::verify(bytes, anchors, place);
+  if (session.json()) {
+    Value json = Value::map({{"line", line}, {"verdict", verified ? "good" : "refused"}});
+    if (verified) {
+      json.set("id", hex(verified->id));
+      json.set("kind", token::name_of(verified->head.kind));
+      json.set("expires", time_json(verified->expires_s));
+      json.set("claims", claims_json(verified->claims));
+    } else {
+      json.set("reason", token::name_of(verified.error().why));
+      json.set("detail", verified.error().detail);
+    }
+    session.print_json(json);
+  } else if (verified) {
+    session.print(fmt::format(
+        "{}: good: {} token for {}, until {}\n", line, token::name_of(verified->head.kind),
+        printable(verified->claims.tenant), local_time(time_json(verified->expires_s))));
+  } else {
+    const token::Refused& refused = verified.error();
+    session.print(fmt::format(
+        "{}: refused: {}: {}{}\n", line, token::name_of(refused.why), token::describe(refused.why),
+        refused.detail.empty() ? "" : " (" + printable(refused.detail) + ")"));
+  }
+  return verified ? ExitCode::done : ExitCode::failed;
+}
+
+}  // namespace
+
+Outcome run_token_issue(Session& session, const TokenIssueWords& words) {
+  constexpr std::array kinds{Kind::grant, Kind::renew, Kind::use};
+  const auto* kind =
+      std::ranges::find(kinds, words.kind, [](Kind each) { return token::name_of(each); });
+  if (kind == kinds.end())
+    return usage(fmt::format("--kind: there is no {} token", printable(words.kind)),
+                 "grant, renew or use");
+  const Result<uint64_t> life_s = whole_seconds("--life", words.life);
+  if (!life_s) return std::unexpected(life_s.error());
+  Result<std::vector<Request>> requests = requests_of(words);
+  if (!requests) return pass_on(requests);
+  const Result<token::SecretKey> key = token::SecretKey::read(words.key);
+  if (!key) return std::unexpected(key.error());
+  std::optional<token::PublicKey> holder_key;
+  if (!words.holder_key.empty()) {
+    const Result<std::string> pem = read_file(words.holder_key, requests_bytes_max);
+    if (!pem) return std::unexpected(pem.error());
+    Result<token::PublicKey> parsed = token::parse_public_key(*pem);
+    if (!parsed) return pass_on(parsed, words.holder_key);
+    holder_key = *parsed;
+  }
+
+  const uint64_t now_s = wall_now_ns() / ns_per_s;
+  std::vector<Claims> all;
+  for (Request& request : *requests) {
+    Result<Claims> claims = claims_of(std::move(request), words, *kind, now_s, *life_s);
+    if (!claims) return pass_on(claims, fmt::format("token {}", all.size() + 1));
+    claims->holder_key = holder_key;
+    all.push_back(std::move(*claims));
+  }
+  token::Head head;
+  head.kind = *kind;
+  head.issuer = words.issuer;
+  head.audience = words.node;
+  head.expires = now_s + *life_s;
+  head.epoch = words.epoch;
+  const Result<std::vector<std::vector<uint8_t>>> tokens = token::issue(*key, head, all);
+  if (!tokens) return std::unexpected(tokens.error());
+  for (size_t i = 0; i < tokens->size(); ++i) {
+    const std::string text = token::to_text((*tokens)[i]);
+    if (session.json()) {
+      session.print_json(Value::map({{"token", text},
+                                     {"id", hex(all[i].id)},
+                                     {"tenant", all[i].tenant},
+                                     {"expires", time_json(all[i].expires)}}));
+    } else {
+      session.print(text + "\n");
+    }
+  }
+  return ExitCode::done;
+}
+
+Outcome run_token_inspect(Session& session, const TokenCheckWords& words) {
+  const Result<std::optional<token::Anchors>> anchors = read_anchors(words.anchors);
+  if (!anchors) return std::unexpected(anchors.error());
+  return for_each_token(words.file, [&](uint64_t, std::span<const uint8_t> bytes) {
+    return inspect_one(session, bytes, *anchors);
+  });
+}
+
+Outcome run_token_verify(Session& session, const TokenCheckWords& words) {
+  const Result<std::optional<token::Anchors>> anchors = read_anchors(words.anchors);
+  if (!anchors) return std::unexpected(anchors.error());
+  token::Place place{.node = words.node, .epoch = words.epoch, .now_s = wall_now_ns() / ns_per_s};
+  if (!words.at.empty()) {
+    const std::optional<uint64_t> at_ns = parse_rfc3339_utc(words.at);
+    if (!at_ns) return usage("--at: no time in UTC", "write it like 2026-11-28T12:00:00Z");
+    place.now_s = *at_ns / ns_per_s;
+  }
+  return for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
+    return verify_one(session, line, bytes, **anchors, place);
+  });
+}
+
+}  // namespace holdfast::cli

@@ -1,0 +1,113 @@
+// The anchors file: which keys may sign tokens, and for whom. README.md has its form.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "policy/text.hpp"
+#include "userspace/token/fields.hpp"
+#include "userspace/token/verify.hpp"
+
+namespace holdfast::token {
+namespace {
+
+constexpr size_t anchors_bytes_max = 1U << 20;
+constexpr std::array<std::pair<std::string_view, KeyState>, 4> states{{
+    {"current", KeyState::current},
+    {"retiring", KeyState::retiring},
+    {"verify_only", KeyState::verify_only},
+    {"revoked", KeyState::revoked},
+}};
+
+constexpr std::array<std::string_view, 4> known_uses{"token", "bundle", "schedule", "operator"};
+
+class Reader : FileReader {
+ public:
+  Reader(const Document& document, std::string_view file)
+      : FileReader(document, file, "anchors_syntax") {}
+
+  Result<Anchors> read() {
+    Anchors anchors;
+    Result<Fields> top = fields(document().root(), {"version", "anchors"}, {"version", "anchors"});
+    if (!top) return pass_on(top);
+    const Node& version = *top->at("version");
+    if (version.kind != NodeKind::scalar || document().text(version) != "1")
+      return refuse(version, "the only version is 1", "write version: 1");
+    const Node& list = *top->at("anchors");
+    if (list.kind != NodeKind::list)
+      return refuse(list, "anchors is a list", "write - issuer: NAME");
+    for (const Node& each : document().children(list)) {
+      Result<Anchor> anchor = read_anchor(each);
+      if (!anchor) return pass_on(anchor);
+      if (anchors.find(anchor->thumbprint) != nullptr)
+        return refuse(each, "that key stands here twice", "keep one of them");
+      anchors.add(std::move(*anchor));
+    }
+    return anchors;
+  }
+
+ private:
+  Result<Anchor> read_anchor(const Node& node) const {
+    Result<Fields> found = fields(node, {"issuer", "key", "state", "uses", "tenants", "operations"},
+                                  {"issuer", "key", "uses", "tenants"});
+    if (!found) return pass_on(found);
+    Anchor anchor;
+    const Node& issuer = *found->at("issuer");
+    Result<std::string> name = text(issuer, "issuer");
+    if (!name) return pass_on(name);
+    anchor.issuer = std::move(*name);
+    const Node& line = *found->at("key");
+    Result<PublicKey> key = parse_public_key(fmt::format(
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", document().text(line)));
+    if (!key)
+      return refuse(line, "no Ed25519 public key",
+                    "write the line between BEGIN and END of `openssl pkey -in KEY -pubout`");
+    anchor.key = *key;
+    anchor.thumbprint = thumbprint(*key);
+    if (found->contains("state")) {
+      const Node& state = *found->at("state");
+      const auto* known = std::ranges::find(states, document().text(state),
+                                            &std::pair<std::string_view, KeyState>::first);
+      if (state.kind != NodeKind::scalar || known == states.end())
+        return refuse(state, "no such state of a key", "current, retiring, verify_only or revoked");
+      anchor.state = known->second;
+    }
+    const Node& uses = *found->at("uses");
+    Result<std::vector<std::string>> names = texts(uses, "uses");
+    if (!names) return pass_on(names);
+    for (const std::string& use : *names)
+      if (std::ranges::find(known_uses, use) == known_uses.end())
+        return refuse(uses, fmt::format("a key has no use {}", quote_text(use)),
+                      fmt::format("there are {}", fmt::join(known_uses, ", ")));
+    anchor.for_tokens = std::ranges::find(*names, "token") != names->end();
+    Result<std::vector<std::string>> tenants = texts(*found->at("tenants"), "tenants");
+    if (!tenants) return pass_on(tenants);
+    anchor.tenants = std::move(*tenants);
+    if (found->contains("operations")) {
+      Result<std::vector<std::string>> operations = texts(*found->at("operations"), "operations");
+      if (!operations) return pass_on(operations);
+      anchor.operations = std::move(*operations);
+    }
+    return anchor;
+  }
+};
+
+}  // namespace
+
+Result<Anchors> Anchors::parse(std::string_view text, std::string_view file) {
+  Result<Document> document = read_document(text, file, anchors_bytes_max);
+  if (!document) return pass_on(document);
+  return Reader(*document, file).read();
+}
+
+void Anchors::add(Anchor anchor) {
+  anchors_.push_back(std::move(anchor));
+}
+
+const Anchor* Anchors::find(const Digest& thumbprint) const {
+  const auto found = std::ranges::find(anchors_, thumbprint, &Anchor::thumbprint);
+  return found == anchors_.end() ? nullptr : &*found;
+}
+
+}  // namespace holdfast::token

@@ -1,0 +1,134 @@
+#include "userspace/token/key.hpp"
+
+#include <cerrno>
+#include <memory>
+#include <vector>
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
+#include <sodium.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "userspace/base/check.hpp"
+#include "userspace/base/unique_fd.hpp"
+#include "userspace/wire/cbor.hpp"
+
+namespace holdfast::token {
+namespace {
+
+constexpr size_t key_file_max = 4096;
+
+struct FreeBio {
+  void operator()(BIO* bio) const { BIO_free(bio); }
+};
+struct FreeKey {
+  void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
+};
+using Bio = std::unique_ptr<BIO, FreeBio>;
+using Pkey = std::unique_ptr<EVP_PKEY, FreeKey>;
+
+Bio memory_of(std::string_view text) {
+  return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
+}
+
+// A key with a password is refused, not asked for.
+int no_password(char*, int, int, void*) {
+  return -1;
+}
+
+Pkey ed25519_only(EVP_PKEY* key) {
+  Pkey owned(key);
+  ERR_clear_error();
+  if (owned && EVP_PKEY_get_base_id(owned.get()) != EVP_PKEY_ED25519) owned.reset();
+  return owned;
+}
+
+}  // namespace
+
+Digest thumbprint(const PublicKey& key) {
+  std::vector<uint8_t> cose;
+  cbor::Writer(cose).map(3).u64(1).u64(1).i64(-1).u64(6).i64(-2).bytes(key).end();  // OKP, Ed25519
+  return sha256(cose);
+}
+
+bool verify_signature(const PublicKey& key, std::span<const uint8_t> message,
+                      std::span<const uint8_t, 64> signature) {
+  return crypto_sign_ed25519_verify_detached(signature.data(), message.data(), message.size(),
+                                             key.data()) == 0;
+}
+
+Result<SecretKey> SecretKey::read(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (!fd) {
+    if (errno == ENOENT)
+      return fail(ErrorKind::not_found, "key_missing", fmt::format("there is no key file {}", path),
+                  "make one: openssl genpkey -algorithm ed25519 -out " + path);
+    return fail_sys(errno, "key_read", "opening the key file " + path);
+  }
+  struct stat file{};
+  if (::fstat(fd.get(), &file) != 0) return fail_sys(errno, "key_read", path);
+  if (!S_ISREG(file.st_mode))
+    return fail(ErrorKind::invalid, "key_syntax", path + " is not a regular file");
+  if ((file.st_mode & 077) != 0)
+    return fail(ErrorKind::denied, "key_exposed",
+                fmt::format("others may read the key file {} (mode {:o})", path,
+                            static_cast<unsigned>(file.st_mode & 07777)),
+                "chmod 0400 " + path);
+  std::array<char, key_file_max> text;
+  const ssize_t size = ::read(fd.get(), text.data(), text.size());
+  if (size < 0) return fail_sys(errno, "key_read", "reading the key file " + path);
+  const Bio bio = memory_of(std::string_view(text.data(), static_cast<size_t>(size)));
+  const Pkey key = ed25519_only(PEM_read_bio_PrivateKey(bio.get(), nullptr, no_password, nullptr));
+  std::array<uint8_t, 32> seed{};
+  size_t length = seed.size();
+  const bool good = key && EVP_PKEY_get_raw_private_key(key.get(), seed.data(), &length) == 1 &&
+                    length == seed.size();
+  sodium_memzero(text.data(), text.size());
+  if (!good)
+    return fail(ErrorKind::invalid, "key_syntax",
+                path + " holds no Ed25519 private key in PEM without a password",
+                "make one: openssl genpkey -algorithm ed25519 -out FILE");
+  SecretKey made = from_seed(seed);
+  sodium_memzero(seed.data(), seed.size());
+  return made;
+}
+
+SecretKey SecretKey::from_seed(std::span<const uint8_t, 32> seed) {
+  SecretKey made;
+  CHECK(crypto_sign_ed25519_seed_keypair(made.public_.data(), made.secret_.data(), seed.data()) ==
+        0);
+  return made;
+}
+
+SecretKey::SecretKey(SecretKey&& other) noexcept : secret_(other.secret_), public_(other.public_) {
+  sodium_memzero(other.secret_.data(), other.secret_.size());
+}
+
+SecretKey::~SecretKey() {
+  sodium_memzero(secret_.data(), secret_.size());
+}
+
+Signature SecretKey::sign(std::span<const uint8_t> message) const {
+  Signature signature;
+  CHECK(crypto_sign_ed25519_detached(signature.data(), nullptr, message.data(), message.size(),
+                                     secret_.data()) == 0);
+  return signature;
+}
+
+Result<PublicKey> parse_public_key(std::string_view pem) {
+  const Bio bio = memory_of(pem.substr(0, key_file_max));
+  const Pkey key = ed25519_only(PEM_read_bio_PUBKEY(bio.get(), nullptr, no_password, nullptr));
+  PublicKey raw{};
+  size_t length = raw.size();
+  if (!key || EVP_PKEY_get_raw_public_key(key.get(), raw.data(), &length) != 1 ||
+      length != raw.size())
+    return fail(ErrorKind::invalid, "key_syntax", "no Ed25519 public key in PEM",
+                "write what `openssl pkey -in KEY -pubout` prints");
+  return raw;
+}
+
+}  // namespace holdfast::token

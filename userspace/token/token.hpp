@@ -1,0 +1,154 @@
+// Capability tokens: claims (CWT, RFC 8392) as the leaf of a Merkle tree whose head an issuer
+// signed, so that one signature serves many tokens. README.md beside this file has the format.
+// Everything here is pure; times are Unix seconds.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "userspace/base/result.hpp"
+#include "userspace/token/key.hpp"
+#include "userspace/token/merkle.hpp"
+
+namespace holdfast::token {
+
+constexpr uint64_t life_max_s = 300;  // G3: of a token and of a lease's term
+constexpr size_t token_bytes_max = 4096;
+constexpr size_t claims_bytes_max = 2048;
+constexpr size_t header_bytes_max = 512;
+constexpr size_t path_nodes_max = 20;
+constexpr uint64_t tree_size_max = uint64_t{1} << path_nodes_max;
+constexpr size_t names_max = 64;  // endpoints, egress ports and operations, each
+
+// What a token is for. Each has a signed type of its own, so none passes for another.
+enum class Kind : uint8_t {
+  grant,  // makes one lease
+  renew,  // prolongs it
+  use,    // proves it, to a service that asks the node
+};
+std::string_view name_of(Kind kind);
+
+using TokenId = std::array<uint8_t, 16>;  // `cti`: random, and the salt of the leaf
+using LeaseId = std::array<uint8_t, 16>;
+
+struct LeaseAt {
+  LeaseId id{};
+  uint64_t generation = 0;
+  bool operator==(const LeaseAt&) const = default;
+};
+
+struct Claims {
+  std::string issuer;
+  std::string audience;  // the node, "ni:///sha-256;..." (RFC 6920)
+  uint64_t expires = 0;
+  uint64_t not_before = 0;
+  uint64_t issued_at = 0;
+  TokenId id{};
+  std::optional<PublicKey> holder_key;  // `cnf`: who presents it must prove this key
+  std::string tenant;
+  std::vector<std::string> endpoints;
+  std::vector<std::string> egress;
+  std::vector<std::string> operations;
+  std::string peer;    // a prefix; empty: any
+  std::string holder;  // "uid:1000" and the like; empty: whoever presents it
+  uint64_t ttl_s = 0;  // of the lease; none in a use token
+  std::optional<LeaseAt> lease;
+  bool operator==(const Claims&) const = default;
+};
+
+// Deterministic CBOR. The claims must be what `kind` asks for, else they are refused: invalid /
+// bad_claims, saying which.
+Result<std::vector<uint8_t>> encode_claims(const Claims& claims, Kind kind);
+Result<Claims> decode_claims(std::span<const uint8_t> bytes, Kind kind);
+
+// What the issuer signs once for all tokens of a tree: the protected header of the receipt.
+struct Head {
+  Kind kind = Kind::grant;
+  Digest key{};  // `kid`: the thumbprint of the issuer's key
+  std::string issuer;
+  std::string audience;
+  uint64_t expires = 0;
+  uint64_t tree_size = 0;
+  uint64_t epoch = 0;  // the node's, for which the tokens were made
+  bool operator==(const Head&) const = default;
+};
+std::vector<uint8_t> encode_head(const Head& head);
+
+// Why a token is refused. The order is the order of the checks; the first that fails is the answer.
+#define HF_TOKEN_REFUSALS(X)                                                                 \
+  X(malformed, "not a token: the bytes are not what the format says")                        \
+  X(unknown_critical, "its header marks something as critical that this node does not know") \
+  X(unknown_header, "its header holds a parameter that has no place there")                  \
+  X(wrong_algorithm, "it is not signed with Ed25519, or not a tree of RFC 9162")             \
+  X(wrong_type, "its type is none of a token's")                                             \
+  X(wrong_audience, "it is for another node")                                                \
+  X(stale_epoch, "it was made for another epoch of this node")                               \
+  X(unknown_key, "nobody with that key may sign for this node")                              \
+  X(key_not_live, "its key is not in use: revoked, or kept only to read history")            \
+  X(key_not_for_tokens, "its key may sign other things, and no tokens")                      \
+  X(wrong_issuer, "its key belongs to another issuer")                                       \
+  X(head_expired, "the head of its tree has expired")                                        \
+  X(bad_proof, "its proof does not fit the tree")                                            \
+  X(bad_signature, "the signature is wrong")                                                 \
+  X(bad_claims, "its claims are not what its type asks for")                                 \
+  X(claims_differ, "its claims name another issuer or node than its head")                   \
+  X(issued_in_future, "it was issued in the future")                                         \
+  X(not_yet_valid, "it is not valid yet")                                                    \
+  X(expired, "it has expired")                                                               \
+  X(life_too_long, "it lives longer than 300 s")                                             \
+  X(tenant_not_allowed, "its issuer may not speak for that tenant")                          \
+  X(operation_not_allowed, "its issuer may not allow that operation")
+
+enum class Refusal : uint8_t {
+#define X(name, text) name,
+  HF_TOKEN_REFUSALS(X)
+#undef X
+};
+std::string_view name_of(Refusal refusal);
+std::string_view describe(Refusal refusal);
+
+struct Refused {
+  Refusal why;
+  std::string detail = {};  // more than describe() says, for whoever may know
+};
+template <typename T>
+using Checked = std::expected<T, Refused>;
+
+// A token's parts; the spans point into its bytes. What it says is not believed yet.
+struct Parts {
+  std::span<const Digest> path() const {
+    return std::span(nodes).first(path_length(index, head.tree_size));
+  }
+
+  std::span<const uint8_t> header;  // the protected header's bytes, as signed
+  Head head;
+  std::span<const uint8_t, 64> signature;
+  uint64_t index;
+  std::span<const uint8_t> claims;
+  std::array<Digest, path_nodes_max> nodes;  // as many as path() has
+};
+Checked<Parts> take_apart(std::span<const uint8_t> token);
+
+// The bytes that the head's signature is over (RFC 9052, section 4.4): header and root, in the
+// context of its kind.
+std::vector<uint8_t> signed_bytes(Kind kind, std::span<const uint8_t> header, const Digest& root);
+
+// One head for all of `claims`, in that order: a token for each. `head` needs no tree size and no
+// key; they follow. Errors: invalid / bad_claims, naming the token; invalid / too_many_tokens.
+Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
+                                                std::span<const Claims> claims);
+
+// Tokens as text: base64url without padding (RFC 4648, section 5).
+std::string to_text(std::span<const uint8_t> token);
+// Errors: invalid / token_text.
+Result<std::vector<uint8_t>> from_text(std::string_view text);
+
+// "ni:///sha-256;..." (RFC 6920) of a key: how tokens name the node that has it.
+std::string node_name(const PublicKey& key);
+
+}  // namespace holdfast::token

@@ -1,0 +1,88 @@
+#include "userspace/token/verify.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace holdfast::token {
+namespace {
+
+std::unexpected<Refused> refuse(Refusal why, std::string detail = {}) {
+  return std::unexpected(Refused{why, std::move(detail)});
+}
+
+bool allows(const std::vector<std::string>& names, std::string_view name) {
+  return std::ranges::any_of(names,
+                             [&](const std::string& each) { return each == "*" || each == name; });
+}
+
+Checked<void> check_key(const Anchor* anchor, const Head& head) {
+  if (anchor == nullptr) return refuse(Refusal::unknown_key);
+  if (anchor->state != KeyState::current && anchor->state != KeyState::retiring)
+    return refuse(Refusal::key_not_live);
+  if (!anchor->for_tokens) return refuse(Refusal::key_not_for_tokens);
+  if (anchor->issuer != head.issuer)
+    return refuse(Refusal::wrong_issuer,
+                  fmt::format("the key is of {}, the head says {}", anchor->issuer, head.issuer));
+  return {};
+}
+
+Checked<void> check_times(const Claims& claims, uint64_t now_s) {
+  if (claims.issued_at > now_s + clock_skew_s)
+    return refuse(Refusal::issued_in_future, fmt::format("in {} s", claims.issued_at - now_s));
+  if (claims.not_before > now_s)
+    return refuse(Refusal::not_yet_valid, fmt::format("in {} s", claims.not_before - now_s));
+  if (claims.expires <= now_s)
+    return refuse(Refusal::expired, fmt::format("{} s ago", now_s - claims.expires));
+  if (claims.expires - claims.issued_at > life_max_s)
+    return refuse(Refusal::life_too_long, fmt::format("{} s", claims.expires - claims.issued_at));
+  return {};
+}
+
+Checked<void> check_authority(const Anchor& anchor, const Claims& claims) {
+  if (!allows(anchor.tenants, claims.tenant))
+    return refuse(Refusal::tenant_not_allowed, claims.tenant);
+  for (const std::string& operation : claims.operations)
+    if (!allows(anchor.operations, operation))
+      return refuse(Refusal::operation_not_allowed, operation);
+  return {};
+}
+
+}  // namespace
+
+Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
+                         const Place& place) {
+  Checked<Parts> parts = take_apart(token);
+  if (!parts) return std::unexpected(std::move(parts.error()));
+  const Head& head = parts->head;
+  if (head.audience != place.node) return refuse(Refusal::wrong_audience, head.audience);
+  if (head.epoch != place.epoch)
+    return refuse(Refusal::stale_epoch,
+                  fmt::format("epoch {}, and the node's is {}", head.epoch, place.epoch));
+  const Anchor* anchor = anchors.find(head.key);
+  if (Checked<void> ok = check_key(anchor, head); !ok)
+    return std::unexpected(std::move(ok.error()));
+  if (head.expires <= place.now_s)
+    return refuse(Refusal::head_expired, fmt::format("{} s ago", place.now_s - head.expires));
+
+  const Digest leaf = leaf_hash(parts->claims);
+  const std::optional<Digest> root =
+      root_of_path(leaf, parts->index, head.tree_size, parts->path());
+  if (!root) return refuse(Refusal::bad_proof);
+  if (!verify_signature(anchor->key, signed_bytes(head.kind, parts->header, *root),
+                        parts->signature))
+    return refuse(Refusal::bad_signature);
+
+  Result<Claims> claims = decode_claims(parts->claims, head.kind);
+  if (!claims) return refuse(Refusal::bad_claims, claims.error().message);
+  if (claims->issuer != head.issuer || claims->audience != head.audience)
+    return refuse(Refusal::claims_differ);
+  if (Checked<void> ok = check_times(*claims, place.now_s); !ok)
+    return std::unexpected(std::move(ok.error()));
+  if (Checked<void> ok = check_authority(*anchor, *claims); !ok)
+    return std::unexpected(std::move(ok.error()));
+  const uint64_t expires_s = std::min(claims->expires, head.expires);
+  return Verified{.head = head, .claims = std::move(*claims), .id = leaf, .expires_s = expires_s};
+}
+
+}  // namespace holdfast::token

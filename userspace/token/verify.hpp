@@ -1,0 +1,64 @@
+// Whether a token is to be believed. The checks go from cheap to dear, the first that fails is the
+// answer, and nothing of a token is looked at beyond its size-bounded header before its signature
+// is good.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "userspace/token/token.hpp"
+
+namespace holdfast::token {
+
+constexpr uint64_t clock_skew_s = 30;  // how far ahead an issuer's clock may be
+
+enum class KeyState : uint8_t {
+  current,
+  retiring,     // still accepted, until it is verify_only
+  verify_only,  // for history, and for no live decision
+  revoked,
+};
+
+// Whose key may sign what.
+struct Anchor {
+  std::string issuer;
+  PublicKey key{};
+  Digest thumbprint{};
+  KeyState state = KeyState::current;
+  bool for_tokens = false;
+  std::vector<std::string> tenants;     // exactly these; "*": every one
+  std::vector<std::string> operations;  // likewise
+};
+
+class Anchors {
+ public:
+  // A YAML or JSON file, as README.md describes it. Errors: invalid / anchors_syntax, naming
+  // file:line.
+  static Result<Anchors> parse(std::string_view text, std::string_view file);
+
+  void add(Anchor anchor);
+  const Anchor* find(const Digest& thumbprint) const;
+  size_t size() const { return anchors_.size(); }
+
+ private:
+  std::vector<Anchor> anchors_;
+};
+
+// Who checks, and when.
+struct Place {
+  std::string node;  // node_name() of its key
+  uint64_t epoch = 0;
+  uint64_t now_s = 0;
+};
+
+struct Verified {
+  Head head;
+  Claims claims;
+  Digest id{};             // the leaf's hash: what a token is known by
+  uint64_t expires_s = 0;  // the earlier of its own end and its head's
+};
+
+Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
+                         const Place& place);
+
+}  // namespace holdfast::token
