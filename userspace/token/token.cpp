@@ -261,6 +261,7 @@ Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
   CHECK(header.size() <= header_bytes_max);
   const Signature signature = key.sign(signed_bytes(head.kind, header, tree.root()));
   std::vector<std::vector<uint8_t>> tokens;
+  tokens.reserve(leaves.size());
   for (size_t i = 0; i < leaves.size(); ++i)
     tokens.push_back(
         put_together(header, encode_proof(tree.size(), i, tree.path(i)), signature, leaves[i]));
