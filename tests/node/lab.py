@@ -10,7 +10,8 @@
                                                                         fd00:2::2/64
 
 Every namespace, path, pin directory and table belongs to one Lab, so that several run at once. Namespaces are
-entered with setns, never with `ip netns exec`, whose private bpffs would lose the pins (TRAPS). close() leaves nothing, whatever happened before; the nft table ends with its namespace.
+entered with setns, never with `ip netns exec`, whose private bpffs would lose the pins (TRAPS). close() leaves
+nothing, whatever happened before; the nft table ends with its namespace.
 
 Standard library only: the demo runs on it too. Needs root. HOLDFAST_BUILD names the build to drive.
 """

@@ -80,7 +80,8 @@ Result<Claims> claims_of(Request request, const TokenIssueWords& words, Kind kin
   Claims claims;
   claims.issuer = words.issuer;
   claims.audience = words.node;
-  claims.issued_at = claims.not_before = now_s;
+  claims.issued_at = now_s;
+  claims.not_before = now_s - token::clock_skew_s;  // the node's clock may be behind this one
   claims.expires = now_s + life_s;
   if (::getrandom(claims.id.data(), claims.id.size(), 0) != static_cast<ssize_t>(claims.id.size()))
     return fail_sys(errno, "random", "asking the kernel for random bytes");

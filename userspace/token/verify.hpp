@@ -1,6 +1,6 @@
 // Whether a token is to be believed. The checks go from cheap to dear, the first that fails is the
-// answer, and nothing of a token is looked at beyond its size-bounded header before its signature
-// is good.
+// answer, and of what a token claims nothing is read before its signature is good: only the
+// size-bounded header, and whether the proof has the shape that belongs to it.
 #pragma once
 
 #include <string>
@@ -10,7 +10,7 @@
 
 namespace holdfast::token {
 
-constexpr uint64_t clock_skew_s = 30;  // how far ahead an issuer's clock may be
+constexpr uint64_t clock_skew_s = 30;  // how far an issuer's clock may be ahead
 
 enum class KeyState : uint8_t {
   current,
@@ -38,7 +38,6 @@ class Anchors {
 
   void add(Anchor anchor);
   const Anchor* find(const Digest& thumbprint) const;
-  size_t size() const { return anchors_.size(); }
 
  private:
   std::vector<Anchor> anchors_;
