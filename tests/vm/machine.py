@@ -28,8 +28,10 @@ BUGS = re.compile(
 # mitigations guard against other guests of a CPU that does not exist.
 COMMAND_LINE = (
     "console=ttyS0 panic=-1 oops=panic mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 "
-    "random.trust_cpu=on tsc=reliable clocksource=tsc"
+    "random.trust_cpu=on tsc=reliable clocksource=tsc no_console_suspend"
 )
+# A breakpoint that no debugger set: the emulator's own (kernels/README.md).
+EMULATORS = re.compile(r"(Oops: )?int3: 0000")
 
 
 class MachineError(Exception):
@@ -58,6 +60,8 @@ class Outcome:
 
     codes: dict[str, int]
     problems: list[str]
+
+    emulators: bool = False  # the emulator's fault, not the kernel's and not ours
 
     @property
     def passed(self) -> bool:
@@ -118,8 +122,9 @@ def attend(argv: list[str], directory: pathlib.Path, limit_s: float) -> Outcome:
         problems.append(f"qemu ended with exit code {guest.returncode}: {tail(directory / 'qemu.log')}")
     if not codes:
         problems.append(f"the guest did not say that it was done; its kernel's last words:\n{tail(directory / 'kernel.log', 30)}")
-    problems += kernel_bugs((directory / "kernel.log").read_text(errors="replace"))
-    return Outcome(codes, problems)
+    log = (directory / "kernel.log").read_text(errors="replace")
+    reports = kernel_bugs(log)
+    return Outcome(codes, problems + reports, emulators=bool(reports) and EMULATORS.search(reports[0].splitlines()[0]) is not None)
 
 
 def with_grace(guest: subprocess.Popen) -> None:
