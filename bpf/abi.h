@@ -338,8 +338,8 @@ struct lease_record {
   __u32 peer_prefix_bits;       /* 0..128 over `peer`, valid with HF_SLOT_PEER */
   struct endpoint_key endpoint; /* HF_RESOURCE_ENDPOINT */
   __u32 peer[4];
-  __u32 phase;       /* hf_lease_phase */
-  __u32 reserved[2]; /* zero */
+  __u32 phase;  /* hf_lease_phase */
+  __u64 issuer; /* of a lease by token: how the thumbprint of its issuer's key begins; else 0 */
 };
 HF_ABI_ASSERT(sizeof(struct lease_record) == 128, "lease_record is ABI");
 

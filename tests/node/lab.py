@@ -481,6 +481,13 @@ class Lab:
         assert "version" in answer, f"holdfast {words}: every JSON object carries a version, not {answer}"
         return answer
 
+    def cli_text(self, *words: object) -> str:
+        """`holdfast WORDS`, which has to succeed, as a person sees it."""
+        done = self.try_cli(*words, json_output=False)
+        if done.returncode != 0:
+            raise CommandFailed(["holdfast", *map(str, words)], done)
+        return done.stdout
+
     def cli_refused(self, *words: object, exit_code: int = 1) -> str:
         """`holdfast WORDS`, which has to be refused, as what it said."""
         done = self.try_cli(*words, json_output=False)

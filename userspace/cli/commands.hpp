@@ -39,6 +39,7 @@ struct GrantWords {
   std::string grace;
   bool each = false;
   std::string from;  // a file, or "-"; then none of the others but holder, ttl and grace
+  std::string token;  // a file, or "-"; then none of the others
 };
 Outcome run_lease_grant(Session& session, const GrantWords& words);
 
@@ -46,6 +47,7 @@ struct RenewWords {
   std::string id;
   std::string ttl = "60s";
   std::optional<uint64_t> generation;
+  std::string token;  // a file, or "-"; then none of the others
 };
 Outcome run_lease_renew(Session& session, const RenewWords& words);
 

@@ -8,6 +8,7 @@
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
+#include "userspace/token/token.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -105,6 +106,22 @@ Result<GrantBody> body_from_file(Session& session, const GrantWords& words,
   return body;
 }
 
+// The one token that a file holds, presented.
+Result<Value> by_token(Session& session, std::string_view verb, const std::string& path) {
+  Result<std::string> text = read_file(path, 3 * token::token_bytes_max);
+  if (!text) return pass_on(text);
+  while (text->ends_with('\n')) text->pop_back();
+  Result<std::vector<uint8_t>> token = token::from_text(*text);
+  if (!token) return pass_on(token, shown_name(path));
+  return session.call(verb, Value::map({{"token", std::move(*token)}}));
+}
+
+// What its holder shows to services that ask this node.
+std::string use_token_line(const Value& lease) {
+  if (!lease.has("token")) return "";
+  return fmt::format("use token: {}\n", printable(text_of(lease, "token")));
+}
+
 // One after another; what fails is reported and the rest goes on, since each is a lease of its own.
 Outcome end_leases(Session& session, const EndWords& words, std::string_view verb,
                    std::optional<uint64_t> grace_ns) {
@@ -185,6 +202,23 @@ Outcome run_lease_show(Session& session, const std::string& id) {
 }
 
 Outcome run_lease_grant(Session& session, const GrantWords& words) {
+  if (!words.token.empty()) {
+    if (!words.tenant.empty() || !words.endpoints.empty() || !words.egress.empty() ||
+        !words.peer.empty() || !words.holder.empty() || !words.grace.empty() || words.each ||
+        !words.from.empty())
+      return usage("--token says all about the lease, and the command line says something too",
+                   "leave out the tenant and every other option");
+    Result<Value> lease = by_token(session, "lease.grant", words.token);
+    if (!lease) return pass_on(lease);
+    if (session.json()) {
+      session.print_json(*lease);
+    } else {
+      Value reply = Value::map({{"granted", 1}});
+      reply.set("leases", Value::array({*lease}));
+      session.print(render_grant(reply, session.style()) + use_token_line(*lease));
+    }
+    return ExitCode::done;
+  }
   const bool bulk = !words.from.empty();
   Result<BulkDefaults> defaults = defaults_of(words);
   if (!defaults) return pass_on(defaults);
@@ -205,11 +239,17 @@ Outcome run_lease_grant(Session& session, const GrantWords& words) {
 }
 
 Outcome run_lease_renew(Session& session, const RenewWords& words) {
+  if (words.token.empty() == words.id.empty())
+    return usage(words.id.empty() ? "lease renew: which lease?" : "--token names the lease already",
+                 "give its id, or a renew token with --token");
+  if (!words.token.empty() && words.generation)
+    return usage("--token names the generation already", "leave out --generation");
   Result<uint64_t> ttl_ns = term_option(words.ttl);
   if (!ttl_ns) return pass_on(ttl_ns);
   Value args = Value::map({{"id", words.id}, {"ttl_ns", *ttl_ns}});
   if (words.generation) args.set("generation", *words.generation);
-  Result<Value> lease = session.call("lease.renew", args);
+  Result<Value> lease = words.token.empty() ? session.call("lease.renew", args)
+                                            : by_token(session, "lease.renew", words.token);
   if (!lease) return pass_on(lease);
   if (session.json()) {
     session.print_json(*lease);
@@ -217,7 +257,8 @@ Outcome run_lease_renew(Session& session, const RenewWords& words) {
     session.print(fmt::format("renewed {}: expires {}, at {}; generation {}\n",
                               printable(text_of(*lease, "id")), expires_in(*lease),
                               local_time(printable(text_of(*lease, "expires_at"))),
-                              number_of(*lease, "generation")));
+                              number_of(*lease, "generation")) +
+                  use_token_line(*lease));
   }
   return ExitCode::done;
 }

@@ -101,6 +101,8 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
           "objects, with keys tenant, endpoints, egress, peer, holder, ttl, grace, each.\n"
           "--ttl, --grace and --holder are for those that do not say")
       ->type_name("FILE");
+  grant->add_option("--token", g.token, "What a grant token says; a file, or - for stdin")
+      ->type_name("FILE");
   grant->callback([&] { run = [&](Session& s) { return run_lease_grant(s, words.grant); }; });
   examples(
       grant,
@@ -112,7 +114,9 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
 
   CLI::App* renew =
       lease->add_subcommand("renew", "Move a lease's deadline forward; nothing else changes");
-  renew->add_option("ID", words.renew.id, "The lease")->required();
+  renew->add_option("ID", words.renew.id, "The lease");
+  renew->add_option("--token", words.renew.token, "What a renew token says; a file, or - for stdin")
+      ->type_name("FILE");
   renew->add_option("--ttl", words.renew.ttl, "From now on, at most 300s; default 60s")
       ->type_name("DURATION");
   renew

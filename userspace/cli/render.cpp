@@ -137,6 +137,17 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
   const Value& leases = part_of(reply, "leases");
   facts.add("leases", fmt::format("{} live, at most {}", human_count(number_of(leases, "live")),
                                   human_count(number_of(leases, "max"))));
+  const Value& tokens = part_of(reply, "tokens");
+  facts.add("node", fmt::format("{}, epoch {}", safe(reply, "node"), number_of(reply, "epoch")));
+  std::string refused;
+  if (const Value::Map* reasons = part_of(tokens, "refused").as_map())
+    for (const Value::Entry& each : *reasons)
+      refused += fmt::format("{}{} {}", refused.empty() ? "" : ", ", printable(each.key),
+                             human_count(each.value.as_u64().value_or(0)));
+  facts.add("tokens", fmt::format("{} believed, {}; wall clock {}",
+                                  human_count(number_of(tokens, "believed")),
+                                  refused.empty() ? "none refused" : "refused: " + refused,
+                                  safe(tokens, "clock")));
   const Value& hooks = part_of(reply, "hooks");
   std::string where = "tenant ports by " + safe(hooks, "tenant");
   for (const Value& uplink : list_of(hooks, "uplinks"))

@@ -20,6 +20,7 @@
 #include "userspace/daemon/detach.hpp"
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/state_file.hpp"
+#include "userspace/daemon/tokens.hpp"
 #include "userspace/daemon/verbs.hpp"
 #include "userspace/wire/event_loop.hpp"
 #include "userspace/wire/server.hpp"
@@ -35,6 +36,8 @@ constexpr int exit_unenforceable = 3;
 constexpr uint64_t drift_check_period_ns = 5 * ns_per_s;
 // How long a start waits for another daemon to be gone.
 constexpr uint64_t lock_patience_ns = 3 * ns_per_s;
+// How often the wall time that has been is put on record.
+constexpr uint64_t remember_time_period_ns = 300 * ns_per_s;
 // Bursts of netlink notices are taken together.
 constexpr uint64_t notice_delay_ns = 20 * ns_per_ms;
 
@@ -49,11 +52,11 @@ struct Options {
 int parse_options(int argc, char** argv, Options& options) {
   CLI::App app{"holdfastd: leases on a node's network, enforced in the kernel"};
   app.set_version_flag("--version", HOLDFAST_VERSION);
-  app.add_option("--config-dir", options.config_dir, "where policy.yaml is, read at SIGHUP")
+  app.add_option("--config-dir", options.config_dir, "where policy.yaml and anchors.yaml are, read at SIGHUP")
       ->capture_default_str();
   app.add_option("--runtime-dir", options.runtime_dir, "where control.sock is made")
       ->capture_default_str();
-  app.add_option("--state-dir", options.node.state_dir, "where the policy in force is kept")
+  app.add_option("--state-dir", options.node.state_dir, "where the policy in force and the node's key are kept")
       ->capture_default_str();
   app.add_option("--pin-dir", options.node.plane.kernel.pin_dir,
                  "directory on a bpffs for our pins")
@@ -163,10 +166,15 @@ class Daemon {
     if (!signals) return pass_on(signals);
     signals_ = std::move(*signals);
 
+    Result<std::unique_ptr<Tokens>> tokens = Tokens::open(options_.node.state_dir);
+    if (!tokens) return pass_on(tokens);
+    tokens_ = std::move(*tokens);
+    if (Status ok = tokens_->read_anchors(anchors_path()); !ok) return ok;
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
     if (Status ok = first_policy(); !ok) return ok;
+    end_orphans();
     if (Status ok = watch_kernel(); !ok) return ok;
     if (Status ok = serve(); !ok) return ok;
     ::malloc_trim(0);  // what compiling the policy took is not needed any more
@@ -190,14 +198,31 @@ class Daemon {
 
  private:
   std::string policy_path() const { return options_.config_dir + "/policy.yaml"; }
+  std::string anchors_path() const { return options_.config_dir + "/anchors.yaml"; }
+
+  // A lease by token ends with the trust in who signed it.
+  void end_orphans() {
+    const size_t ended =
+        node_->revoke_issuers([this](uint64_t issuer) { return tokens_->is_live_issuer(issuer); });
+    if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
+  }
 
   // The very first start: nothing is stored yet, and the operator has put a policy in place.
   Status first_policy() {
     if (node_->policy().generation != 0 || ::access(policy_path().c_str(), F_OK) != 0) return {};
-    return reload();
+    return reload_policy();
   }
 
+  // Each file by itself: a mistake in one does not keep the other from being read.
   Status reload() {
+    const Status anchors = tokens_->read_anchors(anchors_path());
+    if (anchors) end_orphans();
+    // A node whose policy is pushed has no such file.
+    const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
+    return anchors ? policy : anchors;
+  }
+
+  Status reload_policy() {
     const Result<std::string> text = read_state_file(policy_path());
     if (!text) return std::unexpected(text.error());
     Result<Policy> policy = parse_policy(*text, policy_path());
@@ -218,7 +243,7 @@ class Daemon {
       log::notice("reloaded",
                   {{"file", policy_path()}, {"generation", node_->policy().generation}});
     } else {
-      log::error("reload_refused", {{"file", policy_path()},
+      log::error("reload_refused", {{"directory", options_.config_dir},
                                     {"cause", ok.error().text()},
                                     {"in_force", node_->policy().generation}});
     }
@@ -244,6 +269,7 @@ class Daemon {
       nft_fd_watch_ = std::move(*rules);
     }
     drift_timer_ = loop_->every(drift_check_period_ns, [this] { node_->refresh_network(); });
+    time_timer_ = loop_->every(remember_time_period_ns, [this] { tokens_->remember_time(); });
     return {};
   }
 
@@ -257,7 +283,7 @@ class Daemon {
   }
 
   Status serve() {
-    verbs_ = std::make_unique<Verbs>(*loop_, *node_, [this] { return detach(); });
+    verbs_ = std::make_unique<Verbs>(*loop_, *node_, *tokens_, [this] { return detach(); });
     if (Status ok = Verbs::attach_drop_events(*verbs_); !ok) return ok;
     wire::ServerConfig config;
     config.path = options_.runtime_dir + "/control.sock";
@@ -291,12 +317,13 @@ class Daemon {
   Options options_;
   std::unique_ptr<wire::EventLoop> loop_;
   wire::SignalWatch signals_;
+  std::unique_ptr<Tokens> tokens_;
   std::unique_ptr<Node> node_;
   std::unique_ptr<Verbs> verbs_;
   std::unique_ptr<wire::ControlServer> server_;
   std::optional<NetworkWatch> network_watch_;
   wire::FdWatch link_fd_watch_, nft_fd_watch_;
-  wire::Timer network_timer_, nft_timer_, drift_timer_, stop_timer_;
+  wire::Timer network_timer_, nft_timer_, drift_timer_, time_timer_, stop_timer_;
   bool detached_ = false;
 };
 

@@ -35,7 +35,8 @@ struct NodeOptions {
   std::string state_dir = "/var/lib/holdfast";
 };
 
-// Who asks. Operators may act on every lease, holders on their own.
+// Who asks. Operators, and who has a token that says so, may act on every lease; holders on their
+// own.
 struct Actor {
   uint32_t uid = 0;
   bool operates = false;
@@ -79,6 +80,13 @@ struct Grant {
   uint64_t nft_ns = 0;   // elements written and read back
 };
 
+// What a token says of the lease it makes, beyond the request.
+struct ByToken {
+  LeaseId id;           // follows from the token's, so that a repeated grant finds its lease
+  uint64_t issuer = 0;  // lease_record::issuer
+  std::function<Status()> spend;  // durably; called when all is bound and nothing open
+};
+
 class Node {
  public:
   using Done = std::function<void(Status)>;
@@ -103,13 +111,17 @@ class Node {
   // ---- leases ----
   // Feeds requests one by one, so that a million need not stand in memory; all or none are granted.
   // `next` fills its argument and says true, or false after the last, or an error that ends it all.
-  Result<Grant> grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next);
+  // By token it is one lease.
+  Result<Grant> grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next,
+                      const ByToken* token = nullptr);
   Result<LeaseView> renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
                           std::optional<uint64_t> generation);
   // Closes now, with grace 0; `done` is called when the teardown is proved or has failed. Without a
   // grace the lease's own is taken.
   void revoke(const LeaseId& id, std::optional<uint64_t> grace_ns, Done done);
   void release(const Actor& actor, const LeaseId& id, Done done);
+  // Ends all leases by token whose issuer is not live any more; how many.
+  size_t revoke_issuers(const std::function<bool(uint64_t issuer)>& is_live);
 
   Result<LeaseView> lease(const LeaseId& id) const;
   // Up to `limit` leases from `slot` on; `slot` moves to where the next page begins, or to size().
@@ -161,8 +173,8 @@ class Node {
 
   // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything
   // fails.
-  Status bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t now_boot_ns,
-                    std::vector<Term>& bound);
+  Status bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t issuer,
+                    uint64_t now_boot_ns, std::vector<Term>& bound);
   Result<uint32_t> slot_of(const Tenant& tenant, const Resource& resource,
                            abi::lease_record& record) const;
   std::vector<uint32_t> slots_of(uint32_t first_slot) const;

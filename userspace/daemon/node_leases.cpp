@@ -57,8 +57,8 @@ Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
   return egress_slots_.at({tenant.id, resource.port->name});
 }
 
-Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t now_boot_ns,
-                        std::vector<Term>& bound) {
+Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t issuer,
+                        uint64_t now_boot_ns, std::vector<Term>& bound) {
   const Result<GrantPlan> plan = decide_grant(*index_, request);
   if (!plan) return std::unexpected(plan.error());
   const Tenant& tenant = *plan->tenant;
@@ -115,6 +115,7 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
         request.holder.kind == Holder::Kind::uid ? abi::HF_HOLDER_UID : abi::HF_HOLDER_CGROUP;
     r.grace_ms = static_cast<uint32_t>(request.grace_ns / ns_per_ms);
     r.phase = abi::HF_PHASE_ACTIVE;
+    r.issuer = issuer;
     r.first_slot = bound.size() == first ? *slot : bound[first].slot;
     r.next_slot = abi::HF_NO_SLOT;
     if (request.peer) {
@@ -133,7 +134,8 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
 }
 
 Result<Grant> Node::grant(const Actor& actor,
-                          const std::function<Result<bool>(GrantRequest&)>& next) {
+                          const std::function<Result<bool>(GrantRequest&)>& next,
+                          const ByToken* token) {
   if (!actor.operates)
     return fail(ErrorKind::denied, "not_operator", "granting a lease takes an operator",
                 "join group holdfast-operator, or ask an operator");
@@ -157,10 +159,10 @@ Result<Grant> Node::grant(const Actor& actor,
     Result<bool> more = next(request);
     if (!more) return refuse(std::move(more.error()));
     if (!*more) break;
-    const LeaseId id = LeaseId::random();
+    const LeaseId id = token != nullptr ? token->id : LeaseId::random();
     Status ok =
         leases_.size() + ids.size() < policy_->leases_max
-            ? bind_lease(request, id, now, bound)
+            ? bind_lease(request, id, token != nullptr ? token->issuer : 0, now, bound)
             : Status(fail(ErrorKind::exhausted, "leases_max",
                           fmt::format("this node has {} leases, its limit", policy_->leases_max),
                           "release some, or raise limits.leases in the policy"));
@@ -171,6 +173,8 @@ Result<Grant> Node::grant(const Actor& actor,
               : std::move(ok.error()).in(fmt::format("lease {} of the batch", ids.size() + 1)));
     ids.push_back(id);
   }
+  if (token != nullptr)
+    if (Status ok = token->spend(); !ok) return refuse(std::move(ok.error()));
   if (Status ok = open_leases(*plane_, bound, granted.nft_ns); !ok)
     return refuse(std::move(ok.error()));
   granted.ebpf_ns = boot_now_ns() - now - granted.nft_ns;
@@ -494,6 +498,21 @@ Status Node::enable_tenant(std::string_view name) {
   if (changes.empty()) return {};
   if (Status ok = plane_->nft.apply(changes); !ok) return ok;
   return plane_->nft.verify(changes);
+}
+
+size_t Node::revoke_issuers(const std::function<bool(uint64_t issuer)>& is_live) {
+  std::vector<uint32_t> slots;
+  size_t leases = 0;
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot) {
+    const abi::lease_record& record = plane_->slots.record(slot);
+    if (record.issuer == 0 || !plane_->slots.bound(slot) || draining_[slot] ||
+        is_live(record.issuer))
+      continue;
+    slots.push_back(slot);
+    if (record.first_slot == slot) ++leases;
+  }
+  if (!slots.empty()) tear_down(std::move(slots), "torndown", {});
+  return leases;
 }
 
 void Node::tear_down_tenant(uint32_t index) {

@@ -26,11 +26,12 @@ Result<std::string> read_state_file(const std::string& path) {
 }
 
 Status write_state_file(const std::string& directory, std::string_view name,
-                        std::string_view content) {
+                        std::string_view content, unsigned mode) {
   const std::string path = directory + "/" + std::string(name);
   const std::string beside = path + ".new";
+  ::unlink(beside.c_str());  // of a write that was cut short, perhaps with another mode
   const UniqueFd fd(
-      ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+      ::open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
   if (!fd)
     return fail_sys(errno, "state_write", "creating " + beside,
                     "the state directory must exist and be writable");

@@ -12,6 +12,6 @@ namespace holdfast {
 Result<std::string> read_state_file(
     const std::string& path);  // Error::sys is ENOENT if there is none
 Status write_state_file(const std::string& directory, std::string_view name,
-                        std::string_view content);
+                        std::string_view content, unsigned mode = 0600);
 
 }  // namespace holdfast

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <utility>
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
@@ -100,6 +101,13 @@ std::string wall_of(uint64_t boot_ns) {
   return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
 }
 
+LeaseId lease_id_of(const token::LeaseId& bytes) {
+  LeaseId id;
+  for (size_t i = 0; i < bytes.size(); ++i)
+    id.words[i / 8] = id.words[i / 8] << 8 | bytes[i];
+  return id;
+}
+
 // One item of a bulk grant; what it names are views of the body. Unknown keys are refused: a
 // misspelt limit must not be ignored.
 Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
@@ -154,10 +162,11 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
 
 }  // namespace
 
-Verbs::Verbs(wire::EventLoop& loop, Node& node,
+Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens,
              std::function<Result<std::vector<std::string>>()> detach)
     : loop_(loop),
       node_(node),
+      tokens_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
       started_boot_ns_(boot_now_ns()),
@@ -179,6 +188,8 @@ Value Verbs::hello(const wire::Peer& peer) const {
   return Value::map({{"version", HOLDFAST_VERSION},
                      {"abi", static_cast<uint64_t>(abi::HF_ABI_VERSION)},
                      {"generation", node_.policy().generation},
+                     {"node", tokens_.node()},
+                     {"epoch", tokens_.epoch()},
                      {"role", wire::name_of(peer.role)},
                      {"boot_ns", boot_now_ns()},
                      {"wall_time", rfc3339_utc(wall_now_ns())}});
@@ -244,7 +255,8 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                    uint32_t attempt) {
   const bool own_lease = request.verb == "lease.renew" || request.verb == "lease.release";
-  const bool allowed = peer.role == wire::Role::operates || own_lease;
+  const bool by_token = request.verb == "lease.grant" && request.args.has("token");
+  const bool allowed = peer.role == wire::Role::operates || own_lease || by_token;
   if (!allowed || (request.verb == "node.detach" && peer.uid != 0)) {
     log::notice("denied", {{"verb", request.verb}, {"uid", peer.uid}});
     return responder.fail(
@@ -338,7 +350,98 @@ Verbs::Answer Verbs::lease_show(const Value& args) const {
   return lease_value(*lease);
 }
 
+// The lease as it is, and what shows a service that it is in force.
+Verbs::Answer Verbs::with_use_token(const LeaseId& id, const std::vector<std::string>& operations) {
+  const Result<LeaseView> lease = node_.lease(id);
+  if (!lease) return std::unexpected(lease.error());
+  Result<std::string> token = tokens_.use_token(*lease, operations);
+  if (!token) return pass_on(token);
+  Value reply = lease_value(*lease);
+  reply.set("token", std::move(*token));
+  return reply;
+}
+
+Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
+  if (Status ok = args.only_keys({"token"}); !ok) return pass_on(ok);
+  const Result<std::span<const uint8_t>> bytes = args.get_bytes("token");
+  if (!bytes) return std::unexpected(bytes.error());
+  const Result<token::Verified> grant = tokens_.judge(*bytes, token::Kind::grant, presenter);
+  if (!grant) return std::unexpected(grant.error());
+  const token::Claims& claims = grant->claims;
+  const LeaseId id = tokens_.lease_of(*grant);
+  // Asked again, perhaps because the answer was lost: the same lease.
+  if (tokens_.is_spent(*grant)) {
+    if (node_.lease(id)) return with_use_token(id, claims.operations);
+    return tokens_.refuse(token::Refusal::already_used, format_lease_id(id), presenter);
+  }
+
+  GrantRequest request;
+  request.tenant = claims.tenant;
+  request.endpoints.assign(claims.endpoints.begin(), claims.endpoints.end());
+  request.egress.assign(claims.egress.begin(), claims.egress.end());
+  request.holder = {Holder::Kind::uid, presenter.uid};
+  if (!claims.holder.empty()) {
+    const Result<Holder> holder = parse_holder(claims.holder);
+    if (!holder) return std::unexpected(holder.error());
+    request.holder = *holder;
+  }
+  if (!claims.peer.empty()) {
+    const Result<Prefix> peer = parse_prefix(claims.peer);
+    if (!peer) return std::unexpected(peer.error());
+    request.peer = *peer;
+  }
+  // No lease outlives the token it was made by.
+  request.ttl_ns = std::min(claims.ttl_s * ns_per_s, grant->expires_s * ns_per_s - wall_now_ns());
+
+  bool spent = false;
+  const ByToken by_token{.id = id, .issuer = Tokens::issuer_of(grant->head), .spend = [&] {
+                           const Status ok = tokens_.spend(*grant);
+                           spent = ok.has_value();
+                           return ok;
+                         }};
+  bool taken = false;
+  const auto next = [&](GrantRequest& out) -> Result<bool> {
+    if (std::exchange(taken, true)) return false;
+    out = request;
+    return true;
+  };
+  const Result<Grant> granted = node_.grant({presenter.uid, true}, next, &by_token);
+  if (granted) return with_use_token(id, claims.operations);
+  if (spent) tokens_.take_back(*grant);
+  return std::unexpected(granted.error());
+}
+
+Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
+  if (Status ok = args.only_keys({"token"}); !ok) return pass_on(ok);
+  const Result<std::span<const uint8_t>> bytes = args.get_bytes("token");
+  if (!bytes) return std::unexpected(bytes.error());
+  const Result<token::Verified> renewal = tokens_.judge(*bytes, token::Kind::renew, presenter);
+  if (!renewal) return std::unexpected(renewal.error());
+  const token::Claims& claims = renewal->claims;
+  const LeaseId id = lease_id_of(claims.lease->id);
+  const Result<LeaseView> lease = node_.lease(id);
+  // Of another tenant's lease not even its existence is told.
+  if (!lease || lease->tenant != claims.tenant)
+    return tokens_.refuse(token::Refusal::no_lease, format_lease_id(id), presenter);
+  if (lease->generation != claims.lease->generation)
+    return tokens_.refuse(token::Refusal::old_generation,
+                          fmt::format("generation {}, and it is at {}", claims.lease->generation,
+                                      lease->generation),
+                          presenter);
+  if (!presenter.operates && lease->holder != Holder{Holder::Kind::uid, presenter.uid})
+    return tokens_.refuse(token::Refusal::wrong_holder, "the lease is " + holder_text(lease->holder),
+                          presenter);
+  const uint64_t ttl_ns =
+      std::min(claims.ttl_s * ns_per_s, renewal->expires_s * ns_per_s - wall_now_ns());
+  const Result<LeaseView> renewed =
+      node_.renew({presenter.uid, true}, id, ttl_ns, claims.lease->generation);
+  if (!renewed) return std::unexpected(renewed.error());
+  return with_use_token(id, claims.operations);
+}
+
 Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& request) {
+  if (request.args.has("token"))
+    return grant_by_token({peer.uid, peer.role == wire::Role::operates}, request.args);
   if (!request.has_body)
     return fail(ErrorKind::invalid, "no_body", "lease.grant takes an array of leases as its body");
   const uint64_t begin = boot_now_ns();
@@ -384,6 +487,8 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
 }
 
 Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
+  if (args.has("token"))
+    return renew_by_token({peer.uid, peer.role == wire::Role::operates}, args);
   if (Status ok = args.only_keys({"id", "ttl_ns", "generation"}); !ok) return pass_on(ok);
   const Result<std::string_view> text = args.get_text("id");
   if (!text) return std::unexpected(text.error());
@@ -489,6 +594,9 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
   const abi::control& control = plane.banks.control();
   return Value::map(
       {{"version", HOLDFAST_VERSION},
+       {"node", tokens_.node()},
+       {"epoch", tokens_.epoch()},
+       {"tokens", tokens_.status()},
        {"policy", Value::map({{"generation", policy.generation},
                               {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
                               {"tenants", policy.tenants.size()},

@@ -1,7 +1,7 @@
 // Verbs: requests on control.sock turned into calls of Node, and their outcome into replies. Who
 // may do what is decided here, once, from the peer's role: reading takes group holdfast, changing
 // takes group holdfast-operator, detaching takes root. A holder may renew and release its own
-// lease.
+// lease, and whoever has a token for it may be granted one, or renew it.
 #pragma once
 
 #include <functional>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "userspace/daemon/node.hpp"
+#include "userspace/daemon/tokens.hpp"
 #include "userspace/dataplane/counters.hpp"
 #include "userspace/wire/server.hpp"
 
@@ -17,7 +18,7 @@ namespace holdfast {
 class Verbs {
  public:
   // `detach` removes everything of ours and ends the daemon.
-  Verbs(wire::EventLoop& loop, Node& node,
+  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens,
         std::function<Result<std::vector<std::string>>()> detach);
   static Status attach_drop_events(Verbs& verbs);
 
@@ -49,6 +50,9 @@ class Verbs {
 
   Answer lease_grant(const wire::Peer& peer, const wire::Request& request);
   Answer lease_renew(const wire::Peer& peer, const cbor::Value& args);
+  Answer grant_by_token(const Actor& presenter, const cbor::Value& args);
+  Answer renew_by_token(const Actor& presenter, const cbor::Value& args);
+  Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
   Answer bundle_push(const wire::Request& request);
 
@@ -59,6 +63,7 @@ class Verbs {
 
   wire::EventLoop& loop_;
   Node& node_;
+  Tokens& tokens_;
   std::function<Result<std::vector<std::string>>()> detach_;
   std::function<uint64_t()> connections_;
   Counters counters_;

@@ -22,7 +22,7 @@ _holdfast() {
         _holdfast_program+=(--socket "${COMP_WORDS[i + 1]}")
         ((++i))
         ;;
-      --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --tenant | --limit | \
+      --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at) ((++i)) ;;
       -*) ;;

@@ -104,6 +104,16 @@ SecretKey SecretKey::from_seed(std::span<const uint8_t, 32> seed) {
   return made;
 }
 
+std::string SecretKey::new_pem() {
+  const Pkey key(EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519"));
+  const Bio bio(BIO_new(BIO_s_secmem()));
+  CHECK(key && bio &&
+        PEM_write_bio_PrivateKey(bio.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1);
+  char* text = nullptr;
+  const long size = BIO_get_mem_data(bio.get(), &text);
+  return {text, static_cast<size_t>(size)};
+}
+
 SecretKey::SecretKey(SecretKey&& other) noexcept : secret_(other.secret_), public_(other.public_) {
   sodium_memzero(other.secret_.data(), other.secret_.size());
 }

@@ -32,6 +32,8 @@ class SecretKey {
   // key_syntax.
   static Result<SecretKey> read(const std::string& path);
   static SecretKey from_seed(std::span<const uint8_t, 32> seed);
+  // A new key, as such a file's content. The caller wipes it.
+  static std::string new_pem();
 
   SecretKey(SecretKey&& other) noexcept;
   SecretKey& operator=(SecretKey&&) = delete;

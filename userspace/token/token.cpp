@@ -151,6 +151,7 @@ std::string_view name_of(Refusal refusal) {
 #define X(name, text) \
   case Refusal::name: return #name;
     HF_TOKEN_REFUSALS(X)
+    HF_USE_REFUSALS(X)
 #undef X
   }
   return "malformed";
@@ -161,6 +162,7 @@ std::string_view describe(Refusal refusal) {
 #define X(name, text) \
   case Refusal::name: return text;
     HF_TOKEN_REFUSALS(X)
+    HF_USE_REFUSALS(X)
 #undef X
   }
   return "";

@@ -104,11 +104,24 @@ std::vector<uint8_t> encode_head(const Head& head);
   X(tenant_not_allowed, "its issuer may not speak for that tenant")                          \
   X(operation_not_allowed, "its issuer may not allow that operation")
 
+// Why a token that holds by itself does not serve here and now: these follow, in this order.
+#define HF_USE_REFUSALS(X)                                                                  \
+  X(wrong_kind, "it is good, but for another use: to be granted, to renew, or to show")     \
+  X(wrong_holder, "it belongs to another holder")                                           \
+  X(clock_suspect, "this node's wall clock cannot be relied on, so no token can be judged") \
+  X(already_used, "it has made its lease already, and that has ended")                      \
+  X(no_lease, "its lease is not in force")                                                  \
+  X(old_generation, "its lease has been renewed since")
+
 enum class Refusal : uint8_t {
 #define X(name, text) name,
-  HF_TOKEN_REFUSALS(X)
+  HF_TOKEN_REFUSALS(X) HF_USE_REFUSALS(X)
 #undef X
 };
+constexpr size_t refusals =
+#define X(name, text) +1
+    0 HF_TOKEN_REFUSALS(X) HF_USE_REFUSALS(X);
+#undef X
 std::string_view name_of(Refusal refusal);
 std::string_view describe(Refusal refusal);
 

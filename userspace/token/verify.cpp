@@ -20,7 +20,8 @@ Checked<void> check_key(const Anchor* anchor, const Head& head) {
   if (anchor == nullptr) return refuse(Refusal::unknown_key);
   if (anchor->state != KeyState::current && anchor->state != KeyState::retiring)
     return refuse(Refusal::key_not_live);
-  if (!anchor->for_tokens) return refuse(Refusal::key_not_for_tokens);
+  if (!anchor->for_tokens || (anchor->own && head.kind != Kind::use))
+    return refuse(Refusal::key_not_for_tokens);
   if (anchor->issuer != head.issuer)
     return refuse(Refusal::wrong_issuer,
                   fmt::format("the key is of {}, the head says {}", anchor->issuer, head.issuer));

@@ -26,6 +26,7 @@ struct Anchor {
   Digest thumbprint{};
   KeyState state = KeyState::current;
   bool for_tokens = false;
+  bool own = false;  // the node's key: it signs use tokens, of leases it has, and no others
   std::vector<std::string> tenants;     // exactly these; "*": every one
   std::vector<std::string> operations;  // likewise
 };
@@ -38,10 +39,17 @@ class Anchors {
 
   void add(Anchor anchor);
   const Anchor* find(const Digest& thumbprint) const;
+  const std::vector<Anchor>& all() const { return anchors_; }
 
  private:
   std::vector<Anchor> anchors_;
 };
+
+// Whether a key may sign for live decisions now.
+inline bool is_live(const Anchor& anchor) {
+  return anchor.for_tokens &&
+         (anchor.state == KeyState::current || anchor.state == KeyState::retiring);
+}
 
 // Who checks, and when.
 struct Place {

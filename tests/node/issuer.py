@@ -1,0 +1,56 @@
+"""A control plane in miniature: a key of openssl's making, and tokens by `holdfast token issue`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import signal
+import subprocess
+
+from lab import Lab, wait_until
+
+ISSUER = "cp.example"
+
+
+class Issuer:
+    def __init__(self, lab: Lab, name: str = ISSUER) -> None:
+        self.lab, self.name = lab, name
+        self.key = lab.dir / f"{name}.pem"
+        made = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(self.key)]
+        subprocess.run(made, check=True, capture_output=True)
+        self.key.chmod(0o400)
+        public = subprocess.run(
+            ["openssl", "pkey", "-in", str(self.key), "-pubout"], check=True, capture_output=True, text=True
+        )
+        self.line = public.stdout.splitlines()[1]
+
+    def anchor(self, **changes: object) -> dict:
+        plain = {"issuer": self.name, "key": self.line, "uses": ["token"], "tenants": ["*"], "operations": ["connect"]}
+        return plain | changes
+
+    def issue(self, *words: object, kind: str = "grant", node: str = "", epoch: int = 0, life: str = "60s") -> pathlib.Path:
+        """A token in a file that anybody may read. WORDS are tenant and options."""
+        status = self.lab.ask("status")
+        text = self.lab.cli_text(
+            "token", "issue", *words, "--key", self.key, "--issuer", self.name, "--kind", kind, "--life", life,
+            "--node", node or status["node"], "--epoch", epoch or status["epoch"],
+        )  # fmt: skip
+        count = len(list(self.lab.dir.glob("token-*")))
+        path = self.lab.dir / f"token-{count}"
+        path.write_text(text)
+        path.chmod(0o444)
+        return path
+
+
+def trust(lab: Lab, *anchors: dict) -> None:
+    """Puts an anchors file in place and has the daemon read it."""
+    (lab.dir / "config" / "anchors.yaml").write_text(json.dumps({"version": 1, "anchors": list(anchors)}))
+    if lab.daemon is not None:
+        before = lab.log.count("reloaded")
+        lab.daemon.send_signal(signal.SIGHUP)
+        wait_until(lambda: lab.log.count("reloaded") > before, what="the anchors are read")
+
+
+def as_uid(uid: int) -> list[str]:
+    """What goes before a command that another user is to run."""
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]

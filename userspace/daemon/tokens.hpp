@@ -1,0 +1,83 @@
+// Tokens at the daemon: who this node is, whose keys it believes, which grant tokens were used, and
+// whether the clock can be relied on to judge any. Nothing here touches a lease; Verbs does, with
+// what judge() let through.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "userspace/base/result.hpp"
+#include "userspace/daemon/identity.hpp"
+#include "userspace/daemon/node.hpp"
+#include "userspace/daemon/spent.hpp"
+#include "userspace/token/verify.hpp"
+#include "userspace/wire/cbor.hpp"
+
+namespace holdfast {
+
+// Whether wall time, by which tokens are dated, is what it was: within a run it moves with boot
+// time, and over restarts it does not go back. `floor_s` is a time that has been.
+class WallClock {
+ public:
+  WallClock(uint64_t wall_ns, uint64_t boot_ns, uint64_t floor_s)
+      : offset_ns_(static_cast<int64_t>(wall_ns - boot_ns)), floor_s_(floor_s) {}
+
+  // What is wrong with it, if anything is.
+  std::optional<std::string> doubt(uint64_t wall_ns, uint64_t boot_ns) const;
+
+ private:
+  int64_t offset_ns_;
+  uint64_t floor_s_;
+};
+
+class Tokens {
+ public:
+  static Result<std::unique_ptr<Tokens>> open(const std::string& state_dir);
+
+  // Whose keys may sign: read anew from the file. Without one nobody may.
+  Status read_anchors(const std::string& path);
+  bool is_live_issuer(uint64_t issuer) const;
+  static uint64_t issuer_of(const token::Head& head);
+
+  const std::string& node() const { return identity_.name(); }
+  uint64_t epoch() const { return identity_.epoch(); }
+
+  // Whether a token is believed, is of this kind, and belongs to who presents it. Refusals are
+  // counted by reason, and logged. Errors: denied, with the reason as code; what was wrong before
+  // the signature held is told to operators only, others read `denied`.
+  Result<token::Verified> judge(std::span<const uint8_t> bytes, token::Kind kind,
+                                const Actor& presenter);
+  std::unexpected<Error> refuse(token::Refusal why, const std::string& detail,
+                                const Actor& presenter);
+
+  // The lease that a grant token makes: always the same.
+  LeaseId lease_of(const token::Verified& grant) const;
+  bool is_spent(const token::Verified& grant) const { return spent_.has(grant.id); }
+  Status spend(const token::Verified& grant);
+  void take_back(const token::Verified& grant);
+
+  // What shows a service that this lease is in force, until the lease's end: a use token, as text.
+  Result<std::string> use_token(const LeaseView& lease, const std::vector<std::string>& operations);
+
+  // Raises the durable floor of wall time, unless that is in doubt.
+  void remember_time();
+  cbor::Value status() const;
+
+ private:
+  Tokens(Identity identity, Spent spent, const WallClock& clock);
+
+  Identity identity_;
+  Spent spent_;
+  WallClock clock_;
+  token::Anchors anchors_;
+  uint64_t believed_ = 0;
+  std::array<uint64_t, token::refusals> refused_{};
+};
+
+}  // namespace holdfast
