@@ -304,14 +304,14 @@ ExitCode inspect_one(Session& session, std::span<const uint8_t> bytes,
                                             refused.detail.empty() ? "" : ": ", refused.detail),
                                 {}});
   }
-  const Result<Claims> claims = token::decode_claims(parts->claims, parts->head.kind);
+  const Result<token::ClaimsView> claims = token::decode_claims(parts->claims, parts->head.kind);
   const std::string state = signature_state(*parts, anchors);
   Value head = head_json(parts->head);
   head.set("index", parts->index);
   if (session.json()) {
     session.print_json(
         Value::map({{"head", std::move(head)},
-                    {"claims", claims ? claims_json(*claims) : Value()},
+                    {"claims", claims ? claims_json(claims->copy()) : Value()},
                     {"claims_error", claims ? Value() : Value(claims.error().message)},
                     {"leaf", hex(token::leaf_hash(parts->claims))},
                     {"bytes", bytes.size()},
@@ -324,7 +324,7 @@ ExitCode inspect_one(Session& session, std::span<const uint8_t> bytes,
     std::string text = facts.render(session.style());
     if (claims) {
       Facts said;
-      add_facts(said, claims_json(*claims));
+      add_facts(said, claims_json(claims->copy()));
       text += "\nclaims\n" + said.render(session.style());
     } else {
       text += "\nclaims: " + claims.error().text() + "\n";

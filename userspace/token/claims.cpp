@@ -1,7 +1,7 @@
 // Claims to bytes and back. The labels are CWT's (RFC 8392, RFC 8747); what is ours stands in one
 // map under a private label, so that no standard reader takes it for something else.
 #include <algorithm>
-#include <functional>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -34,19 +34,20 @@ std::unexpected<Error> bad(std::string what, std::string mend = {}) {
   return fail(ErrorKind::invalid, "bad_claims", std::move(what), std::move(mend));
 }
 
-Status check_text(std::string_view name, const std::string& text) {
+Status check_text(std::string_view name, std::string_view text) {
   if (text.empty()) return bad(fmt::format("{} is empty", name));
   if (text.size() > text_max)
     return bad(fmt::format("{} has {} bytes; at most {}", name, text.size(), text_max));
-  if (!cbor::is_utf8(text)) return bad(fmt::format("{} is not UTF-8", name));
   return {};
 }
 
 Status check_names(std::string_view name, const std::vector<std::string>& list) {
   if (list.size() > names_max)
     return bad(fmt::format("{} has {} names; at most {}", name, list.size(), names_max));
-  for (const std::string& each : list)
+  for (const std::string& each : list) {
     if (Status ok = check_text(name, each); !ok) return ok;
+    if (!cbor::is_utf8(each)) return bad(fmt::format("{} is not UTF-8", name));
+  }
   for (size_t i = 1; i < list.size(); ++i)
     if (list[i - 1] >= list[i])
       return bad(fmt::format("{}: '{}' behind '{}'", name, list[i], list[i - 1]),
@@ -54,22 +55,39 @@ Status check_names(std::string_view name, const std::vector<std::string>& list) 
   return {};
 }
 
-// What the kind asks for, and nothing that has no meaning in it.
-Status check(const Claims& claims, Kind kind) {
-  for (const auto& [name, text] :
-       {std::pair("the issuer", &claims.issuer), std::pair("the audience", &claims.audience),
-        std::pair("the tenant", &claims.tenant)})
-    if (Status ok = check_text(name, *text); !ok) return ok;
-  for (const auto& [name, text] :
-       {std::pair("the peer", &claims.peer), std::pair("the holder", &claims.holder)})
-    if (!text->empty())
-      if (Status ok = check_text(name, *text); !ok) return ok;
+// Their number was checked before.
+Status check_names(std::string_view name, const NamesView& list) {
+  std::string_view last;
+  Status ok;
+  list.all([&](std::string_view each) {
+    ok = check_text(name, each);
+    if (ok && last >= each)
+      ok = bad(fmt::format("{}: '{}' behind '{}'", name, each, last),
+               "name each once, in the order of its bytes");
+    last = each;
+    return ok.has_value();
+  });
+  return ok;
+}
+
+// What the kind asks for, and nothing that has no meaning in it. Claims, or a view of them.
+template <typename AnyClaims>
+Status check(const AnyClaims& claims, Kind kind, bool opens) {
+  const auto text = [](std::string_view name, std::string_view value, bool needed) {
+    return needed || !value.empty() ? check_text(name, value) : Status();
+  };
+  for (const auto& [name, value, needed] :
+       {std::tuple<std::string_view, std::string_view, bool>("the issuer", claims.issuer, true),
+        {"the audience", claims.audience, true},
+        {"the tenant", claims.tenant, true},
+        {"the peer", claims.peer, false},
+        {"the holder", claims.holder, false}})
+    if (Status ok = text(name, value, needed); !ok) return ok;
   if (Status ok = check_names("endpoints", claims.endpoints); !ok) return ok;
   if (Status ok = check_names("egress", claims.egress); !ok) return ok;
   if (Status ok = check_names("operations", claims.operations); !ok) return ok;
   if (claims.issued_at >= claims.expires || claims.not_before >= claims.expires)
     return bad("it expires before it begins");
-  const bool opens = !claims.endpoints.empty() || !claims.egress.empty();
   if (opens == (kind == Kind::renew))
     return bad(opens ? "a renew token names endpoints or egress, and the lease has them already"
                      : fmt::format("a {} token names neither endpoints nor egress", name_of(kind)));
@@ -90,13 +108,13 @@ void write_names(Writer& out, Private label, const std::vector<std::string>& lis
   out.end();
 }
 
-std::vector<std::string> read_names(Reader& in) {
-  std::vector<std::string> list;
+NamesView read_names(Reader& in, std::span<const uint8_t> input) {
+  const size_t begin = in.offset();
   const uint64_t count = in.array();
   if (count == 0 || count > names_max) in.refuse(cbor::Fault::out_of_range);
-  while (in.more()) list.emplace_back(in.text());
+  while (in.more()) in.text();
   in.end();
-  return list;
+  return {input.subspan(begin, in.offset() - begin)};
 }
 
 template <size_t size>
@@ -127,22 +145,22 @@ PublicKey read_holder_key(Reader& in) {
 }
 
 // An empty text would be a second way to leave it out.
-std::string read_text(Reader& in) {
+std::string_view read_text(Reader& in) {
   const std::string_view text = in.text();
   if (text.empty()) in.refuse(cbor::Fault::out_of_range);
-  return std::string(text);
+  return text;
 }
 
-void read_private(Reader& in, Claims& claims) {
+void read_private(Reader& in, std::span<const uint8_t> input, ClaimsView& claims) {
   LeaseAt lease_at;
   bool has_lease = false;
   bool has_generation = false;
   for (in.map(); in.more();) {
     switch (in.u64()) {
       case tenant: claims.tenant = read_text(in); break;
-      case endpoints: claims.endpoints = read_names(in); break;
-      case egress: claims.egress = read_names(in); break;
-      case operations: claims.operations = read_names(in); break;
+      case endpoints: claims.endpoints = read_names(in, input); break;
+      case egress: claims.egress = read_names(in, input); break;
+      case operations: claims.operations = read_names(in, input); break;
       case peer: claims.peer = read_text(in); break;
       case holder: claims.holder = read_text(in); break;
       case ttl:
@@ -168,7 +186,11 @@ void read_private(Reader& in, Claims& claims) {
 }  // namespace
 
 Result<std::vector<uint8_t>> encode_claims(const Claims& claims, Kind kind) {
-  if (Status ok = check(claims, kind); !ok) return pass_on(ok);
+  for (const std::string* text :
+       {&claims.issuer, &claims.audience, &claims.tenant, &claims.peer, &claims.holder})
+    if (!cbor::is_utf8(*text)) return bad("a text is not UTF-8");
+  if (Status ok = check(claims, kind, !claims.endpoints.empty() || !claims.egress.empty()); !ok)
+    return pass_on(ok);
   std::vector<uint8_t> bytes;
   Writer out(bytes);
   out.map(7 + (claims.holder_key ? 1 : 0));
@@ -215,8 +237,8 @@ Result<std::vector<uint8_t>> encode_claims(const Claims& claims, Kind kind) {
   return bytes;
 }
 
-Result<Claims> decode_claims(std::span<const uint8_t> bytes, Kind kind) {
-  Claims claims;
+Result<ClaimsView> decode_claims(std::span<const uint8_t> bytes, Kind kind) {
+  ClaimsView claims;
   Reader in(bytes, {.depth_max = 4, .bytes_max = claims_bytes_max});
   uint32_t seen = 0;
   for (in.map(); in.more();) {
@@ -229,7 +251,7 @@ Result<Claims> decode_claims(std::span<const uint8_t> bytes, Kind kind) {
       case iat: claims.issued_at = in.u64(); break;
       case cti: claims.id = read_array<16>(in); break;
       case cnf: claims.holder_key = read_holder_key(in); break;
-      case private_label: read_private(in, claims); break;
+      case private_label: read_private(in, bytes, claims); break;
       default: in.refuse(cbor::Fault::out_of_range);
     }
     if (in.ok()) seen |= 1U << (label == private_label ? 0 : label);
@@ -239,8 +261,35 @@ Result<Claims> decode_claims(std::span<const uint8_t> bytes, Kind kind) {
   constexpr uint32_t wanted =
       1U | 1U << iss | 1U << aud | 1U << exp | 1U << nbf | 1U << iat | 1U << cti;
   if ((seen & wanted) != wanted) return bad("a claim that every token has is missing");
-  if (Status ok = check(claims, kind); !ok) return pass_on(ok);
+  if (Status ok = check(claims, kind, !claims.endpoints.array.empty() || !claims.egress.array.empty()); !ok)
+    return pass_on(ok);
   return claims;
+}
+
+Claims ClaimsView::copy() const {
+  const auto names = [](const NamesView& view) {
+    std::vector<std::string> list;
+    view.all([&](std::string_view each) {
+      list.emplace_back(each);
+      return true;
+    });
+    return list;
+  };
+  return {.issuer = std::string(issuer),
+          .audience = std::string(audience),
+          .expires = expires,
+          .not_before = not_before,
+          .issued_at = issued_at,
+          .id = id,
+          .holder_key = holder_key,
+          .tenant = std::string(tenant),
+          .endpoints = names(endpoints),
+          .egress = names(egress),
+          .operations = names(operations),
+          .peer = std::string(peer),
+          .holder = std::string(holder),
+          .ttl_s = ttl_s,
+          .lease = lease};
 }
 
 }  // namespace holdfast::token

@@ -14,6 +14,7 @@
 #include "userspace/base/result.hpp"
 #include "userspace/token/key.hpp"
 #include "userspace/token/merkle.hpp"
+#include "userspace/wire/cbor.hpp"
 
 namespace holdfast::token {
 
@@ -61,10 +62,50 @@ struct Claims {
   bool operator==(const Claims&) const = default;
 };
 
+// Names as they stand in claims: ascending, each once.
+struct NamesView {
+  std::span<const uint8_t> array;  // their encoding; nothing: no names
+
+  // Calls `each` with every name until it answers false; whether it never did.
+  template <typename Each>
+  bool all(Each each) const {
+    if (array.empty()) return true;
+    cbor::Reader in(array, {.depth_max = 1, .bytes_max = claims_bytes_max});
+    for (in.array(); in.more();)
+      if (!each(in.text())) return false;
+    return true;
+  }
+  // Whether one of them is `name`.
+  bool has(std::string_view name) const {
+    return !all([&](std::string_view each) { return each != name; });
+  }
+};
+
+// Claims as they stand in a token's bytes, which it points into: nothing is copied or allocated.
+struct ClaimsView {
+  std::string_view issuer;
+  std::string_view audience;
+  uint64_t expires = 0;
+  uint64_t not_before = 0;
+  uint64_t issued_at = 0;
+  TokenId id{};
+  std::optional<PublicKey> holder_key;
+  std::string_view tenant;
+  NamesView endpoints;
+  NamesView egress;
+  NamesView operations;
+  std::string_view peer;
+  std::string_view holder;
+  uint64_t ttl_s = 0;
+  std::optional<LeaseAt> lease;
+
+  Claims copy() const;
+};
+
 // Deterministic CBOR. The claims must be what `kind` asks for, else they are refused: invalid /
 // bad_claims, saying which.
 Result<std::vector<uint8_t>> encode_claims(const Claims& claims, Kind kind);
-Result<Claims> decode_claims(std::span<const uint8_t> bytes, Kind kind);
+Result<ClaimsView> decode_claims(std::span<const uint8_t> bytes, Kind kind);
 
 // What the issuer signs once for all tokens of a tree: the protected header of the receipt.
 struct Head {
@@ -108,6 +149,9 @@ std::vector<uint8_t> encode_head(const Head& head);
 #define HF_USE_REFUSALS(X)                                                                  \
   X(wrong_kind, "it is good, but for another use: to be granted, to renew, or to show")     \
   X(wrong_holder, "it belongs to another holder")                                           \
+  X(not_relying, "who asks may not check for others")                                       \
+  X(operation_not_named, "it does not allow that operation")                                \
+  X(resource_not_named, "it does not cover that resource")                                  \
   X(clock_suspect, "this node's wall clock cannot be relied on, so no token can be judged") \
   X(already_used, "it has made its lease already, and that has ended")                      \
   X(no_lease, "its lease is not in force")                                                  \

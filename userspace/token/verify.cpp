@@ -28,7 +28,7 @@ Checked<void> check_key(const Anchor* anchor, const Head& head) {
   return {};
 }
 
-Checked<void> check_times(const Claims& claims, uint64_t now_s) {
+Checked<void> check_times(const ClaimsView& claims, uint64_t now_s) {
   if (claims.issued_at > now_s + clock_skew_s)
     return refuse(Refusal::issued_in_future, fmt::format("in {} s", claims.issued_at - now_s));
   if (claims.not_before > now_s)
@@ -40,12 +40,15 @@ Checked<void> check_times(const Claims& claims, uint64_t now_s) {
   return {};
 }
 
-Checked<void> check_authority(const Anchor& anchor, const Claims& claims) {
+Checked<void> check_authority(const Anchor& anchor, const ClaimsView& claims) {
   if (!allows(anchor.tenants, claims.tenant))
-    return refuse(Refusal::tenant_not_allowed, claims.tenant);
-  for (const std::string& operation : claims.operations)
-    if (!allows(anchor.operations, operation))
-      return refuse(Refusal::operation_not_allowed, operation);
+    return refuse(Refusal::tenant_not_allowed, std::string(claims.tenant));
+  std::string_view beyond;
+  const bool all = claims.operations.all([&](std::string_view operation) {
+    beyond = operation;
+    return allows(anchor.operations, operation);
+  });
+  if (!all) return refuse(Refusal::operation_not_allowed, std::string(beyond));
   return {};
 }
 
@@ -74,7 +77,7 @@ Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
                         parts->signature))
     return refuse(Refusal::bad_signature);
 
-  Result<Claims> claims = decode_claims(parts->claims, head.kind);
+  Result<ClaimsView> claims = decode_claims(parts->claims, head.kind);
   if (!claims) return refuse(Refusal::bad_claims, claims.error().message);
   if (claims->issuer != head.issuer || claims->audience != head.audience)
     return refuse(Refusal::claims_differ);
@@ -83,7 +86,7 @@ Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
   if (Checked<void> ok = check_authority(*anchor, *claims); !ok)
     return std::unexpected(std::move(ok.error()));
   const uint64_t expires_s = std::min(claims->expires, head.expires);
-  return Verified{.head = head, .claims = std::move(*claims), .id = leaf, .expires_s = expires_s};
+  return Verified{.head = head, .claims = claims->copy(), .id = leaf, .expires_s = expires_s};
 }
 
 }  // namespace holdfast::token
