@@ -78,48 +78,6 @@ void read_private(Reader& in, Head& head) {
   in.end();
 }
 
-Checked<Head> decode_head(std::span<const uint8_t> bytes) {
-  Head head;
-  Reader in(bytes, {.depth_max = 3, .bytes_max = header_bytes_max});
-  std::string_view type;
-  bool right_algorithms = true;
-  uint32_t parameters = 0;
-  for (in.map(); in.more(); ++parameters) {
-    switch (in.i64()) {
-      case alg: right_algorithms &= in.i64() == ed25519; break;
-      case crit:
-        in.skip();
-        if (in.ok()) return refuse(Refusal::unknown_critical);
-        break;
-      case kid: {
-        const std::span<const uint8_t> key = in.bytes();
-        if (key.size() == head.key.size()) {
-          std::ranges::copy(key, head.key.begin());
-        } else {
-          in.refuse(cbor::Fault::out_of_range);
-        }
-        break;
-      }
-      case cwt_claims: read_claims_of_head(in, head); break;
-      case typ: type = in.text(); break;
-      case vds: right_algorithms &= in.u64() == rfc9162_sha256; break;
-      case private_label: read_private(in, head); break;
-      default:
-        if (in.ok()) return refuse(Refusal::unknown_header);
-    }
-    if (!in.ok()) return malformed(in);
-  }
-  in.end();
-  if (!in.finish()) return malformed(in);
-  // Keys are in order and none is there twice, so the count says that all are there.
-  if (parameters != 6) return refuse(Refusal::malformed, "the header lacks a parameter");
-  if (!right_algorithms) return refuse(Refusal::wrong_algorithm);
-  const auto* kind = std::ranges::find(kinds, type, &KindText::type);
-  if (kind == kinds.end()) return refuse(Refusal::wrong_type);
-  head.kind = kind->kind;
-  return head;
-}
-
 std::vector<uint8_t> encode_proof(uint64_t size, uint64_t index, std::span<const Digest> path) {
   std::vector<uint8_t> proof;
   Writer out(proof);
@@ -177,6 +135,48 @@ std::vector<uint8_t> encode_head(const Head& head) {
   out.u64(typ).text(text_of(head.kind).type).u64(vds).u64(rfc9162_sha256);
   out.i64(private_label).map(2).u64(1).u64(head.tree_size).u64(2).u64(head.epoch).end().end();
   return bytes;
+}
+
+Checked<Head> decode_head(std::span<const uint8_t> bytes) {
+  Head head;
+  Reader in(bytes, {.depth_max = 3, .bytes_max = header_bytes_max});
+  std::string_view type;
+  bool right_algorithms = true;
+  uint32_t parameters = 0;
+  for (in.map(); in.more(); ++parameters) {
+    switch (in.i64()) {
+      case alg: right_algorithms &= in.i64() == ed25519; break;
+      case crit:
+        in.skip();
+        if (in.ok()) return refuse(Refusal::unknown_critical);
+        break;
+      case kid: {
+        const std::span<const uint8_t> key = in.bytes();
+        if (key.size() == head.key.size()) {
+          std::ranges::copy(key, head.key.begin());
+        } else {
+          in.refuse(cbor::Fault::out_of_range);
+        }
+        break;
+      }
+      case cwt_claims: read_claims_of_head(in, head); break;
+      case typ: type = in.text(); break;
+      case vds: right_algorithms &= in.u64() == rfc9162_sha256; break;
+      case private_label: read_private(in, head); break;
+      default:
+        if (in.ok()) return refuse(Refusal::unknown_header);
+    }
+    if (!in.ok()) return malformed(in);
+  }
+  in.end();
+  if (!in.finish()) return malformed(in);
+  // Keys are in order and none is there twice, so the count says that all are there.
+  if (parameters != 6) return refuse(Refusal::malformed, "the header lacks a parameter");
+  if (!right_algorithms) return refuse(Refusal::wrong_algorithm);
+  const auto* kind = std::ranges::find(kinds, type, &KindText::type);
+  if (kind == kinds.end()) return refuse(Refusal::wrong_type);
+  head.kind = kind->kind;
+  return head;
 }
 
 Checked<Parts> take_apart(std::span<const uint8_t> token) {

@@ -118,7 +118,6 @@ struct Head {
   uint64_t epoch = 0;  // the node's, for which the tokens were made
   bool operator==(const Head&) const = default;
 };
-std::vector<uint8_t> encode_head(const Head& head);
 
 // Why a token is refused. The order is the order of the checks; the first that fails is the answer.
 #define HF_TOKEN_REFUSALS(X)                                                                 \
@@ -175,6 +174,10 @@ struct Refused {
 };
 template <typename T>
 using Checked = std::expected<T, Refused>;
+
+std::vector<uint8_t> encode_head(const Head& head);
+// Refuses for what the header itself shows: malformed to wrong_type, in the order above.
+Checked<Head> decode_head(std::span<const uint8_t> header);
 
 // A token's parts; the spans point into its bytes. What it says is not believed yet.
 struct Parts {

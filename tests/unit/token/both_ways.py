@@ -1,7 +1,7 @@
 """Holds `holdfast token` and independent.py against each other, and both against tests/vectors/tokens.json.
 
 Usage: both_ways.py HOLDFAST             the tests
-       both_ways.py --record             writes the vectors anew, from cases.py, and the fuzzer's seeds
+       both_ways.py --record             writes the vectors anew, from cases.py, and the fuzzers' seeds
 """
 
 import base64
@@ -20,7 +20,7 @@ from cases import ANCHORS, EPOCH, ISSUER, NODE, NOW, SEED, TENANTS, anchors, cas
 
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 VECTORS = TESTS / "vectors" / "tokens.json"
-SEEDS = TESTS / "fuzz" / "corpus" / "token"
+CORPUS = TESTS / "fuzz" / "corpus"
 HOLDFAST = ""
 AT = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW))
 
@@ -47,6 +47,31 @@ def vectors():
         ],
         "tokens": [{"name": name, "verdict": reason, "token": own.to_text(token)} for name, reason, token in cases()],
     }
+
+
+def header_of(token):
+    """Nothing where the token is no token even on the outside."""
+    reader = own.Reader(token, len(token))
+    try:
+        reader.array(2)
+        reader.array(4)
+        return reader.bytes()
+    except own.Malformed:
+        return None
+
+
+def record_seeds():
+    """Every token for the targets token and verify, and every header once for the target head."""
+    seeds, headers = {}, set()
+    for name, _, token in cases():
+        name = re.sub(r"\W+", "_", name)
+        seeds[f"token/{name}"] = token
+        header = header_of(token)
+        if header is not None and header not in headers:
+            headers.add(header)
+            seeds[f"head/{name}"] = header
+    for path, content in seeds.items():
+        (CORPUS / path).write_bytes(content)
 
 
 def damaged(token, rng):
@@ -160,9 +185,7 @@ class BothWays(unittest.TestCase):
 if __name__ == "__main__":
     if sys.argv[1:] == ["--record"]:
         VECTORS.write_text(json.dumps(vectors(), indent=1) + "\n")
-        SEEDS.mkdir(parents=True, exist_ok=True)
-        for name, _, token in cases():
-            (SEEDS / re.sub(r"\W+", "_", name)).write_bytes(token)
+        record_seeds()
     else:
         HOLDFAST = sys.argv.pop(1)
         unittest.main()
