@@ -54,11 +54,7 @@ Checked<void> check_authority(const Anchor& anchor, const ClaimsView& claims) {
 
 }  // namespace
 
-Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
-                         const Place& place) {
-  Checked<Parts> parts = take_apart(token);
-  if (!parts) return std::unexpected(std::move(parts.error()));
-  const Head& head = parts->head;
+Checked<const Anchor*> judge_head(const Head& head, const Anchors& anchors, const Place& place) {
   if (head.audience != place.node) return refuse(Refusal::wrong_audience, head.audience);
   if (head.epoch != place.epoch)
     return refuse(Refusal::stale_epoch,
@@ -68,25 +64,47 @@ Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
     return std::unexpected(std::move(ok.error()));
   if (head.expires <= place.now_s)
     return refuse(Refusal::head_expired, fmt::format("{} s ago", place.now_s - head.expires));
+  return anchor;
+}
 
+bool verify_root(const Anchor& anchor, Kind kind, std::span<const uint8_t> header,
+                 const Digest& root, std::span<const uint8_t, 64> signature) {
+  return verify_signature(anchor.key, signed_bytes(kind, header, root), signature);
+}
+
+Checked<ClaimsView> judge_claims(std::span<const uint8_t> bytes, Kind kind, const Anchor& anchor,
+                                 const Place& place) {
+  Result<ClaimsView> claims = decode_claims(bytes, kind);
+  if (!claims) return refuse(Refusal::bad_claims, std::move(claims.error().message));
+  // The head names the anchor's issuer and this node.
+  if (claims->issuer != anchor.issuer || claims->audience != place.node)
+    return refuse(Refusal::claims_differ);
+  if (Checked<void> ok = check_times(*claims, place.now_s); !ok)
+    return std::unexpected(std::move(ok.error()));
+  if (Checked<void> ok = check_authority(anchor, *claims); !ok)
+    return std::unexpected(std::move(ok.error()));
+  return *claims;
+}
+
+Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
+                         const Place& place) {
+  Checked<Parts> parts = take_apart(token);
+  if (!parts) return std::unexpected(std::move(parts.error()));
+  const Head& head = parts->head;
+  const Checked<const Anchor*> anchor = judge_head(head, anchors, place);
+  if (!anchor) return std::unexpected(anchor.error());
   const Digest leaf = leaf_hash(parts->claims);
   const std::optional<Digest> root =
       root_of_path(leaf, parts->index, head.tree_size, parts->path());
   if (!root) return refuse(Refusal::bad_proof);
-  if (!verify_signature(anchor->key, signed_bytes(head.kind, parts->header, *root),
-                        parts->signature))
+  if (!verify_root(**anchor, head.kind, parts->header, *root, parts->signature))
     return refuse(Refusal::bad_signature);
-
-  Result<ClaimsView> claims = decode_claims(parts->claims, head.kind);
-  if (!claims) return refuse(Refusal::bad_claims, claims.error().message);
-  if (claims->issuer != head.issuer || claims->audience != head.audience)
-    return refuse(Refusal::claims_differ);
-  if (Checked<void> ok = check_times(*claims, place.now_s); !ok)
-    return std::unexpected(std::move(ok.error()));
-  if (Checked<void> ok = check_authority(*anchor, *claims); !ok)
-    return std::unexpected(std::move(ok.error()));
-  const uint64_t expires_s = std::min(claims->expires, head.expires);
-  return Verified{.head = head, .claims = claims->copy(), .id = leaf, .expires_s = expires_s};
+  const Checked<ClaimsView> claims = judge_claims(parts->claims, head.kind, **anchor, place);
+  if (!claims) return std::unexpected(claims.error());
+  return Verified{.head = head,
+                  .claims = claims->copy(),
+                  .id = leaf,
+                  .expires_s = std::min(claims->expires, head.expires)};
 }
 
 }  // namespace holdfast::token

@@ -53,7 +53,7 @@ inline bool is_live(const Anchor& anchor) {
 
 // Who checks, and when.
 struct Place {
-  std::string node;  // node_name() of its key
+  std::string_view node;  // node_name() of its key
   uint64_t epoch = 0;
   uint64_t now_s = 0;
 };
@@ -67,5 +67,14 @@ struct Verified {
 
 Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
                          const Place& place);
+
+// Its parts, for who proves the path between them in another way (checker.hpp).
+// What a head says by itself: its node and epoch, its key, its end. The key's anchor.
+Checked<const Anchor*> judge_head(const Head& head, const Anchors& anchors, const Place& place);
+bool verify_root(const Anchor& anchor, Kind kind, std::span<const uint8_t> header,
+                 const Digest& root, std::span<const uint8_t, 64> signature);
+// Claims under a head that judge_head() let through.
+Checked<ClaimsView> judge_claims(std::span<const uint8_t> claims, Kind kind, const Anchor& anchor,
+                                 const Place& place);
 
 }  // namespace holdfast::token
