@@ -1,7 +1,10 @@
 // holdfastd: flags, signals, and the wiring of node, socket and watches to one event loop.
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
+#include <limits>
 #include <map>
+#include <thread>
 
 #include <CLI/CLI.hpp>
 #include <fcntl.h>
@@ -11,6 +14,7 @@
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/timerfd.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -22,6 +26,7 @@
 #include "userspace/daemon/state_file.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/daemon/verbs.hpp"
+#include "userspace/verifier/server.hpp"
 #include "userspace/wire/event_loop.hpp"
 #include "userspace/wire/server.hpp"
 
@@ -47,6 +52,8 @@ struct Options {
   std::string runtime_dir = "/run/holdfast";
   log::Format log_format = log::Format::text;
   log::Level log_level = log::Level::info;
+  uint32_t verify_workers = std::max(1U, std::thread::hardware_concurrency());
+  bool verify_uring = true;
 };
 
 int parse_options(int argc, char** argv, Options& options) {
@@ -93,6 +100,13 @@ int parse_options(int argc, char** argv, Options& options) {
                                             {"notice", log::Level::notice},
                                             {"info", log::Level::info},
                                             {"debug", log::Level::debug}}));
+  app.add_option("--verify-workers", options.verify_workers,
+                 "threads that check tokens on verify.sock; default: one for each CPU")
+      ->check(CLI::Range(1, 64));
+  app.add_option("--verify-transport", options.verify_uring,
+                 "how they wait for frames: auto (io_uring, else epoll) or epoll")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, bool>{{"auto", true}, {"epoll", false}}));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -173,6 +187,10 @@ class Daemon {
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
+    verifier_state_.reset(
+        new VerifierState{node_->plane().slots, node_->plane().tenants, node_->names(), {}, {}});
+    verifier_state_->beliefs.store(tokens_->beliefs());
+    if (Status ok = watch_wall_clock(); !ok) return ok;
     if (Status ok = first_policy(); !ok) return ok;
     end_orphans();
     if (Status ok = watch_kernel(); !ok) return ok;
@@ -192,6 +210,7 @@ class Daemon {
     ::signal(SIGINT, SIG_IGN);
     ::sd_notify(0, "STOPPING=1");
     server_.reset();
+    verifier_.reset();
     log::notice("stopped", {{"leases_left_in_force", detached_ ? 0 : node_->lease_count()}});
     return ended;
   }
@@ -216,7 +235,10 @@ class Daemon {
   // Each file by itself: a mistake in one does not keep the other from being read.
   Status reload() {
     const Status anchors = tokens_->read_anchors(anchors_path());
-    if (anchors) end_orphans();
+    if (anchors) {
+      verifier_state_->beliefs.store(tokens_->beliefs());
+      end_orphans();
+    }
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
     return anchors ? policy : anchors;
@@ -287,8 +309,9 @@ class Daemon {
     if (Status ok = Verbs::attach_drop_events(*verbs_); !ok) return ok;
     wire::ServerConfig config;
     config.path = options_.runtime_dir + "/control.sock";
-    config.operator_gid = group_id("holdfast-operator");
-    config.reader_gid = group_id("holdfast");
+    const wire::RoleGroups groups{group_id("holdfast-operator"), group_id("holdfast")};
+    config.operator_gid = groups.operators;
+    config.reader_gid = groups.readers;
     Result<std::unique_ptr<wire::ControlServer>> server = wire::ControlServer::open(
         *loop_, std::move(config), [this](const wire::Peer& peer) { return verbs_->hello(peer); },
         [this](const wire::Peer& peer, wire::Request request, wire::Responder responder) {
@@ -297,6 +320,46 @@ class Daemon {
     if (!server) return pass_on(server);
     server_ = std::move(*server);
     verbs_->set_connections([this] { return server_->stats().connections; });
+    return serve_checks(groups);
+  }
+
+  Status serve_checks(const wire::RoleGroups& groups) {
+    verifier::ServerOptions options;
+    options.path = options_.runtime_dir + "/verify.sock";
+    options.groups = groups;
+    options.workers = options_.verify_workers;
+    options.worker.uring = options_.verify_uring;
+    Result<std::unique_ptr<verifier::Server>> server = verifier::Server::open(
+        *loop_, *verifier_state_, std::move(options),
+        [this](const wire::Peer& peer) { return verbs_->verify_hello(peer); });
+    if (!server) return pass_on(server);
+    verifier_ = std::move(*server);
+    verbs_->set_verifier(verifier_.get());
+    return {};
+  }
+
+  // Wakes whenever somebody sets the wall clock (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+  Status watch_wall_clock() {
+    wall_clock_.reset(::timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC | TFD_NONBLOCK));
+    if (!wall_clock_) return fail_sys(errno, "timerfd", "watching the wall clock");
+    const auto arm = [this] {
+      constexpr time_t never = std::numeric_limits<int32_t>::max();
+      const itimerspec far{.it_interval = {}, .it_value = {.tv_sec = never, .tv_nsec = 0}};
+      ::timerfd_settime(wall_clock_.get(), TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &far,
+                        nullptr);
+      verifier_state_->clock_in_doubt.store(tokens_->clock_in_doubt());
+    };
+    Result<wire::FdWatch> watch = loop_->watch(wall_clock_.get(), EPOLLIN, [this, arm](uint32_t) {
+      uint64_t expirations = 0;
+      [[maybe_unused]] const ssize_t got =
+          ::read(wall_clock_.get(), &expirations, sizeof(expirations));
+      arm();
+      if (tokens_->clock_in_doubt())
+        log::warning("wall_clock_in_doubt", {{"effect", "no token is taken or made"}});
+    });
+    if (!watch) return pass_on(watch);
+    wall_clock_watch_ = std::move(*watch);
+    arm();
     return {};
   }
 
@@ -321,6 +384,10 @@ class Daemon {
   std::unique_ptr<Node> node_;
   std::unique_ptr<Verbs> verbs_;
   std::unique_ptr<wire::ControlServer> server_;
+  std::unique_ptr<VerifierState> verifier_state_;
+  std::unique_ptr<verifier::Server> verifier_;
+  UniqueFd wall_clock_;
+  wire::FdWatch wall_clock_watch_;
   std::optional<NetworkWatch> network_watch_;
   wire::FdWatch link_fd_watch_, nft_fd_watch_;
   wire::Timer network_timer_, nft_timer_, drift_timer_, time_timer_, stop_timer_;

@@ -249,6 +249,7 @@ void Node::adopt_leases() {
   if (!live.empty() || !ended.empty())
     log::notice("leases_adopted", {{"live", leases_.size()}, {"ended", ended.size()}});
   if (!ended.empty()) tear_down(std::move(ended), "failed_closed", {});
+  name_leases();
   arm_expiry_timer();
 }
 
@@ -557,6 +558,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
         return plane_->slots.record(slot).first_slot == slot;
       }));
   outcome.applied = true;
+  if (is_new) name_leases();
   if (!ended.empty()) tear_down(std::move(ended), "torndown", {});
 
   // Interfaces that are no longer ours get their hooks back. They were disarmed before the flip.

@@ -26,6 +26,7 @@
 #include "userspace/daemon/journal.hpp"
 #include "userspace/daemon/lease_table.hpp"
 #include "userspace/daemon/netlink.hpp"
+#include "userspace/verifier/leased_names.hpp"
 #include "userspace/wire/event_loop.hpp"
 
 namespace holdfast {
@@ -143,12 +144,18 @@ class Node {
   std::vector<Unenforced> unenforced() const;
   std::optional<LeaseId> lease_of_slot(uint32_t slot) const;
   std::string tenant_name(uint32_t index) const;
+  // Where live leases stand, by what they are of; for the verifying threads.
+  const LeasedNames& names() const { return names_; }
 
  private:
   class Book;
 
   Node(wire::EventLoop& loop, NodeOptions options, std::unique_ptr<DataPlane> plane)
-      : loop_(loop), options_(std::move(options)), plane_(std::move(plane)), grace_(loop) {}
+      : loop_(loop),
+        options_(std::move(options)),
+        plane_(std::move(plane)),
+        grace_(loop),
+        names_(plane_->slots.size()) {}
 
   Status start();
   Status load_policy();
@@ -181,6 +188,8 @@ class Node {
   Result<uint32_t> find_live(const LeaseId& id) const;
   Status check_holder(const Actor& actor, uint32_t first_slot) const;
   LeaseView view(uint32_t first_slot) const;
+  std::string resource_text(uint32_t slot) const;
+  void name_leases();
   std::string owner_name(const abi::lease_record& record) const;
   std::vector<Term> terms_of(uint32_t first_slot, uint64_t deadline_boot_ns) const;
   // Draws a lease's end nearer. When nft fails the error says so, and the end is nearer all the
@@ -222,6 +231,8 @@ class Node {
   std::map<uint32_t, uint32_t>
       binding_of_tenant_;  // leases bound in the batch under way, by tenant index
   LeaseTable leases_;
+  LeasedNames names_;
+  std::vector<uint64_t> names_bound_;  // of the batch under way, slot by slot as in `bound`
   wire::Timer expiry_timer_;
   uint64_t expiry_timer_at_ = 0;
 };

@@ -126,6 +126,7 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
     b.tenant = tenant_slot;
     b.tenant_epoch = state.epoch;
     plane_->slots.bind(*slot, b);
+    names_bound_.push_back(names_.hash(tenant.name, named()));
     if (bound.size() != first) plane_->slots.link(bound.back().slot, *slot);
     bound.push_back({*slot, now_boot_ns + request.ttl_ns});
   }
@@ -144,6 +145,7 @@ Result<Grant> Node::grant(const Actor& actor,
   std::vector<LeaseId>& ids = granted.ids;
   const uint64_t now = boot_now_ns();
   binding_of_tenant_.clear();
+  names_bound_.clear();
 
   // Everything is bound, still denying, before anything opens: a batch is granted whole or not at
   // all.
@@ -180,6 +182,7 @@ Result<Grant> Node::grant(const Actor& actor,
   granted.ebpf_ns = boot_now_ns() - now - granted.nft_ns;
 
   leases_.reserve(ids.size());
+  for (size_t i = 0; i < bound.size(); ++i) names_.put(bound[i].slot, names_bound_[i]);
   for (const Term& term : bound) {
     const abi::lease_record& record = plane_->slots.record(term.slot);
     if (record.first_slot != term.slot) continue;
@@ -343,6 +346,7 @@ void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done
   for (const uint32_t slot : slots) plane_->slots.close(slot);  // first, and nothing before it
   for (const uint32_t slot : slots) {
     draining_[slot] = true;
+    names_.remove(slot);
     const abi::lease_record& record = plane_->slots.record(slot);
     if (record.first_slot == slot)
       leases_.remove(LeaseId::of(record), plane_->slots.slot(slot).tenant);
@@ -557,30 +561,36 @@ LeaseView Node::view(uint32_t first_slot) const {
   }
   if (plane_->slots.slot(first_slot).flags & abi::HF_SLOT_PEER)
     out.peer = Prefix{address_of(record.peer), static_cast<uint8_t>(record.peer_prefix_bits)};
-  const Tenant* tenant = index_->tenant_by_id(record.tenant_id);
   out.tenant = owner_name(record);
-  for (const uint32_t slot : slots_of(first_slot)) {
-    const abi::lease_record& r = plane_->slots.record(slot);
-    if (r.resource_kind == abi::HF_RESOURCE_EGRESS) {
-      std::string port = "?";
-      for (const auto& [name, egress] : egress_slots_)
-        if (egress == slot) port = name.second;
-      out.resources.push_back("egress:" + port);
-      continue;
-    }
-    const Address address = address_of(r.endpoint.address);
-    const Endpoint* endpoint =
-        tenant == nullptr
-            ? nullptr
-            : index_->endpoint_at(*tenant, address, protocol_of(r.endpoint), port_of(r.endpoint));
-    Resource resource;
-    resource.endpoint = endpoint;
-    resource.address = address;
-    resource.listen = port_of(r.endpoint);
-    out.resources.push_back(endpoint != nullptr ? resource_name(resource)
-                                                : "?@" + format_address(address));
-  }
+  for (const uint32_t slot : slots_of(first_slot)) out.resources.push_back(resource_text(slot));
   return out;
+}
+
+// What the policy in force calls the resource that is leased at a slot.
+std::string Node::resource_text(uint32_t slot) const {
+  const abi::lease_record& record = plane_->slots.record(slot);
+  if (record.resource_kind == abi::HF_RESOURCE_EGRESS) {
+    std::string port = "?";
+    for (const auto& [name, egress] : egress_slots_)
+      if (egress == slot) port = name.second;
+    return "egress:" + port;
+  }
+  const Tenant* tenant = index_->tenant_by_id(record.tenant_id);
+  Resource resource;
+  resource.address = address_of(record.endpoint.address);
+  resource.listen = port_of(record.endpoint);
+  if (tenant != nullptr)
+    resource.endpoint = index_->endpoint_at(*tenant, resource.address,
+                                            protocol_of(record.endpoint), resource.listen);
+  return resource.endpoint != nullptr ? resource_name(resource)
+                                      : "?@" + format_address(resource.address);
+}
+
+// After the start, and after a policy that may call them otherwise.
+void Node::name_leases() {
+  for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot)
+    if (plane_->slots.bound(slot) && !draining_[slot])
+      names_.put(slot, names_.hash(owner_name(plane_->slots.record(slot)), resource_text(slot)));
 }
 
 Result<LeaseView> Node::lease(const LeaseId& id) const {

@@ -86,7 +86,12 @@ Status Tokens::read_anchors(const std::string& path) {
     return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
                 "leave it out: it signs what the node makes, and nothing else");
   anchors.add(std::move(own));
-  anchors_ = std::move(anchors);
+  auto next = std::make_shared<token::Beliefs>();
+  next->node = identity_.name();
+  next->epoch = identity_.epoch();
+  next->anchors = std::move(anchors);
+  next->version = beliefs_ ? beliefs_->version + 1 : 1;
+  beliefs_ = std::move(next);
   return {};
 }
 
@@ -95,7 +100,7 @@ uint64_t Tokens::issuer_of(const token::Head& head) {
 }
 
 bool Tokens::is_live_issuer(uint64_t issuer) const {
-  return std::ranges::any_of(anchors_.all(), [&](const token::Anchor& each) {
+  return std::ranges::any_of(beliefs_->anchors.all(), [&](const token::Anchor& each) {
     return big_endian(each.thumbprint.data()) == issuer && token::is_live(each);
   });
 }
@@ -120,7 +125,7 @@ Result<token::Verified> Tokens::judge(std::span<const uint8_t> bytes, token::Kin
                                       const Actor& presenter) {
   const uint64_t wall_ns = wall_now_ns();
   token::Checked<token::Verified> verified = token::verify(
-      bytes, anchors_,
+      bytes, beliefs_->anchors,
       {.node = identity_.name(), .epoch = identity_.epoch(), .now_s = wall_ns / ns_per_s});
   if (!verified) return refuse(verified.error().why, verified.error().detail, presenter);
   if (verified->head.kind != kind)
@@ -161,15 +166,15 @@ void Tokens::take_back(const token::Verified& grant) {
 Result<std::string> Tokens::use_token(const LeaseView& lease,
                                       const std::vector<std::string>& operations) {
   constexpr std::string_view egress = "egress:";
-  const uint64_t wall_s = wall_now_ns() / ns_per_s;
+  const uint64_t wall_ns = wall_now_ns();
+  const uint64_t wall_s = wall_ns / ns_per_s;
   const uint64_t now = boot_now_ns();
   const uint64_t left_ns = lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0;
   token::Claims claims;
   claims.issuer = claims.audience = identity_.name();
   claims.issued_at = claims.not_before = wall_s;
   // Rounded up: in the last part of a second the lease itself says when it ends.
-  claims.expires = wall_s + std::min((left_ns + ns_per_s - 1) / ns_per_s, token::life_max_s);
-  claims.expires = std::max(claims.expires, wall_s + 1);
+  claims.expires = std::min((wall_ns + left_ns) / ns_per_s + 1, wall_s + token::life_max_s);
   if (::getrandom(claims.id.data(), claims.id.size(), 0) != static_cast<ssize_t>(claims.id.size()))
     return fail_sys(errno, "random", "asking the kernel for random bytes");
   claims.tenant = lease.tenant;
@@ -200,6 +205,10 @@ Result<std::string> Tokens::use_token(const LeaseView& lease,
   return token::to_text(made->front());
 }
 
+bool Tokens::clock_in_doubt() const {
+  return clock_.doubt(wall_now_ns(), boot_now_ns()).has_value();
+}
+
 void Tokens::remember_time() {
   const uint64_t wall_ns = wall_now_ns();
   if (clock_.doubt(wall_ns, boot_now_ns())) return;
@@ -212,7 +221,7 @@ Value Tokens::status() const {
   for (size_t i = 0; i < refused_.size(); ++i)
     if (refused_[i] != 0) refused.set(token::name_of(static_cast<Refusal>(i)), refused_[i]);
   const std::optional<std::string> doubt = clock_.doubt(wall_now_ns(), boot_now_ns());
-  return Value::map({{"anchors", anchors_.all().size() - 1},
+  return Value::map({{"anchors", beliefs_->anchors.all().size() - 1},
                      {"believed", believed_},
                      {"refused", std::move(refused)},
                      {"spent", spent_.size()},

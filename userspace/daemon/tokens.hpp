@@ -16,7 +16,7 @@
 #include "userspace/daemon/identity.hpp"
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/spent.hpp"
-#include "userspace/token/verify.hpp"
+#include "userspace/token/checker.hpp"
 #include "userspace/wire/cbor.hpp"
 
 namespace holdfast {
@@ -43,6 +43,9 @@ class Tokens {
   // Whose keys may sign: read anew from the file. Without one nobody may.
   Status read_anchors(const std::string& path);
   bool is_live_issuer(uint64_t issuer) const;
+  // What read_anchors() last made, for the verifying threads.
+  std::shared_ptr<const token::Beliefs> beliefs() const { return beliefs_; }
+  bool clock_in_doubt() const;
   static uint64_t issuer_of(const token::Head& head);
 
   const std::string& node() const { return identity_.name(); }
@@ -75,7 +78,7 @@ class Tokens {
   Identity identity_;
   Spent spent_;
   WallClock clock_;
-  token::Anchors anchors_;
+  std::shared_ptr<const token::Beliefs> beliefs_;
   uint64_t believed_ = 0;
   std::array<uint64_t, token::refusals> refused_{};
 };

@@ -101,6 +101,22 @@ std::string wall_of(uint64_t boot_ns) {
   return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
 }
 
+Value verifier_value(const verifier::Server& server) {
+  const verifier::WorkerCounts counts = server.counts();
+  Value refused = Value::map();
+  for (size_t i = 1; i < counts.verdicts.size(); ++i)
+    if (counts.verdicts[i] != 0)
+      refused.set(token::name_of(static_cast<token::Refusal>(i - 1)), counts.verdicts[i]);
+  return Value::map({{"by", server.transport()},
+                     {"workers", server.workers()},
+                     {"connections", counts.connections},
+                     {"frames", counts.frames},
+                     {"malformed", counts.malformed},
+                     {"signatures", counts.signatures},
+                     {"good", counts.verdicts[0]},
+                     {"refused", std::move(refused)}});
+}
+
 LeaseId lease_id_of(const token::LeaseId& bytes) {
   LeaseId id;
   for (size_t i = 0; i < bytes.size(); ++i)
@@ -193,6 +209,17 @@ Value Verbs::hello(const wire::Peer& peer) const {
                      {"role", wire::name_of(peer.role)},
                      {"boot_ns", boot_now_ns()},
                      {"wall_time", rfc3339_utc(wall_now_ns())}});
+}
+
+Value Verbs::verify_hello(const wire::Peer& peer) const {
+  Value reasons = Value::array({"good"});
+  for (size_t i = 0; i < token::refusals; ++i)
+    reasons.push(token::name_of(static_cast<token::Refusal>(i)));
+  Value hello = this->hello(peer);
+  hello.set("reasons", std::move(reasons));
+  hello.set("frame_bytes_max", wire::check_frame_bytes_max);
+  hello.set("checks_max", wire::checks_max);
+  return hello;
 }
 
 void Verbs::handle(const wire::Peer& peer, wire::Request request, wire::Responder responder) {
@@ -613,6 +640,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"pin_dir", plane.object.root()},
        {"table", plane.nft.name()},
        {"connections", connections_ ? connections_() : 0},
+       {"verifier", verifier_ != nullptr ? verifier_value(*verifier_) : Value()},
        {"peer", Value::map({{"uid", peer.uid}, {"role", wire::name_of(peer.role)}})}});
 }
 

@@ -11,6 +11,7 @@
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/dataplane/counters.hpp"
+#include "userspace/verifier/server.hpp"
 #include "userspace/wire/server.hpp"
 
 namespace holdfast {
@@ -23,11 +24,13 @@ class Verbs {
   static Status attach_drop_events(Verbs& verbs);
 
   cbor::Value hello(const wire::Peer& peer) const;
+  cbor::Value verify_hello(const wire::Peer& peer) const;
   void handle(const wire::Peer& peer, wire::Request request, wire::Responder responder);
 
   void set_connections(std::function<uint64_t()> connections) {
     connections_ = std::move(connections);
   }
+  void set_verifier(const verifier::Server* server) { verifier_ = server; }
 
  private:
   using Answer = Result<cbor::Value>;
@@ -66,6 +69,7 @@ class Verbs {
   Tokens& tokens_;
   std::function<Result<std::vector<std::string>>()> detach_;
   std::function<uint64_t()> connections_;
+  const verifier::Server* verifier_ = nullptr;
   Counters counters_;
   std::optional<DropEvents> drop_events_;
   wire::FdWatch drop_watch_;

@@ -9,6 +9,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
+#include <type_traits>
 
 #include "bpf/abi.h"
 #include "userspace/dataplane/mapped_array.hpp"
@@ -85,9 +87,42 @@ class Slots {
     word(slot).store(abi::hf_gate(0, next), std::memory_order_seq_cst);
   }
 
+  // What a thread that is not the writer's may know of a slot.
+  struct Reading {
+    uint64_t lease_id[2];
+    uint64_t generation;
+    uint64_t deadline_boot_ns;
+    uint32_t tenant;
+    uint32_t tenant_epoch;
+  };
+  // Nothing if no open binding stands there, or it changed while it was read. bind() voids the
+  // record's incarnation before it writes, so what is read under one incarnation belongs together.
+  std::optional<Reading> read(uint32_t slot) const {
+    const abi::lease_record& r = records_[slot];
+    const abi::lease_slot& s = slots_[slot];
+    const auto load = [](const auto& field) {
+      using T = std::remove_cvref_t<decltype(field)>;
+      return std::atomic_ref<T>(const_cast<T&>(field)).load(std::memory_order_relaxed);
+    };
+    const uint32_t incarnation =
+        commit_word(const_cast<abi::lease_record&>(r)).load(std::memory_order_acquire);
+    const Reading reading{.lease_id = {load(r.lease_id[0]), load(r.lease_id[1])},
+                          .generation = load(r.generation),
+                          .deadline_boot_ns = 0,
+                          .tenant = load(s.tenant),
+                          .tenant_epoch = load(s.tenant_epoch)};
+    std::atomic_thread_fence(std::memory_order_acquire);
+    const uint64_t g = gate(slot);
+    if (incarnation == 0 || abi::hf_gate_incarnation(g) != incarnation) return std::nullopt;
+    Reading whole = reading;
+    whole.deadline_boot_ns = abi::hf_gate_deadline_boot_ns(g);
+    return whole;
+  }
+
   // Fields of a live lease that change without rebinding.
   void set_generation(uint32_t slot, uint64_t generation) {
-    records_[slot].generation = generation;
+    std::atomic_ref<decltype(abi::lease_record::generation)>(records_[slot].generation)
+        .store(generation, std::memory_order_relaxed);
   }
   void link(uint32_t slot, uint32_t next) { records_[slot].next_slot = next; }
   void set_phase(uint32_t slot, uint32_t phase) { records_[slot].phase = phase; }

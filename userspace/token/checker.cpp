@@ -70,6 +70,8 @@ Checker::Checker(size_t heads, size_t nodes)
   CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes));
 }
 
+Checker::~Checker() = default;
+
 // Fills in what can be said of a head before a token of it was proved.
 void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) {
   head.key = sha256({head.header, head.signature});

@@ -68,6 +68,7 @@ class Checker {
   static constexpr size_t heads_default = size_t{1} << 18;
   static constexpr size_t nodes_default = size_t{1} << 18;
   explicit Checker(size_t heads = heads_default, size_t nodes = nodes_default);
+  ~Checker();
 
   // Whether the claims at `index` of that head's tree are to be believed. `path` is whole digests.
   Checked<Proved> check(FramedHead& head, uint64_t index, std::span<const uint8_t> path,

@@ -147,8 +147,8 @@ struct Head {
 // Why a token that holds by itself does not serve here and now: these follow, in this order.
 #define HF_USE_REFUSALS(X)                                                                  \
   X(wrong_kind, "it is good, but for another use: to be granted, to renew, or to show")     \
-  X(wrong_holder, "it belongs to another holder")                                           \
   X(not_relying, "who asks may not check for others")                                       \
+  X(wrong_holder, "it belongs to another holder")                                           \
   X(operation_not_named, "it does not allow that operation")                                \
   X(resource_not_named, "it does not cover that resource")                                  \
   X(clock_suspect, "this node's wall clock cannot be relied on, so no token can be judged") \

@@ -41,7 +41,15 @@ constexpr size_t memfd_body_bytes_from = 512U << 10;
 // Descriptors waiting for the header they came with. A peer that sends more loses the newest.
 constexpr size_t pending_fds_max = 4;
 
-enum class FrameType : uint8_t { hello = 1, request = 2, reply = 3, error = 4, event = 5 };
+enum class FrameType : uint8_t {
+  hello = 1,
+  request = 2,
+  reply = 3,
+  error = 4,
+  event = 5,
+  check = 6,  // these two on verify.sock only: check_frame.hpp
+  verdicts = 7,
+};
 
 constexpr uint16_t flag_more = 1U << 0;
 constexpr uint16_t flag_memfd = 1U << 1;

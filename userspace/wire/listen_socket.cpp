@@ -37,7 +37,7 @@ Result<UniqueFd> take_lock(const std::string& path) {
 }
 
 // Unlinks a socket that nobody listens on. Anything else at the path is left alone and refused.
-Status clear_stale(const std::string& path, const sockaddr_un& address) {
+Status clear_stale(const std::string& path, const sockaddr_un& address, int type) {
   struct stat status{};
   if (::lstat(path.c_str(), &status) != 0) {
     if (errno == ENOENT) return {};
@@ -48,7 +48,7 @@ Status clear_stale(const std::string& path, const sockaddr_un& address) {
                 fmt::format("{} exists and is not a socket", path),
                 "remove it, or choose another path");
   }
-  const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const UniqueFd probe(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!probe) return fail_sys(errno, "socket", "cannot create a socket");
   const int connected =
       ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
@@ -78,16 +78,16 @@ Result<sockaddr_un> unix_address(const std::string& path) {
   return address;
 }
 
-Result<ListenSocket> ListenSocket::open(const std::string& path) {
+Result<ListenSocket> ListenSocket::open(const std::string& path, int type) {
   Result<sockaddr_un> address = unix_address(path);
   if (!address) return pass_on(address);
   Result<UniqueFd> lock = take_lock(path);
   if (!lock) return pass_on(lock);
   // The lock settles it between daemons of ours; the probe also sees one whose lock file was
   // removed.
-  if (Status cleared = clear_stale(path, *address); !cleared) return pass_on(cleared);
+  if (Status cleared = clear_stale(path, *address, type); !cleared) return pass_on(cleared);
 
-  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd socket(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return fail_sys(errno, "socket", "cannot create a socket");
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&*address), sizeof *address) != 0) {
     return fail_sys(errno, "socket_path", fmt::format("cannot bind {}", path));

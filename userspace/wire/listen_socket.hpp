@@ -18,7 +18,8 @@ Result<sockaddr_un> unix_address(const std::string& path);
 class ListenSocket {
  public:
   // Errors: conflict / already_serving, invalid / socket_path, or what the kernel said.
-  static Result<ListenSocket> open(const std::string& path);
+  // `type` is SOCK_STREAM or SOCK_SEQPACKET.
+  static Result<ListenSocket> open(const std::string& path, int type);
 
   ListenSocket(ListenSocket&& other) noexcept = default;
   ListenSocket& operator=(ListenSocket&& other) = delete;

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <climits>
-#include <cstdio>
 #include <cstring>
 #include <unordered_map>
 #include <unordered_set>
@@ -27,7 +25,6 @@ constexpr size_t output_bytes_kept = 64U << 10;        // capacity an idle conne
 constexpr uint64_t accept_pause_ns = 100 * ns_per_ms;  // when descriptors have run out
 constexpr uint64_t rate_pause_ns = 10 * ns_per_ms;  // what a peer over its rate waits per refusal
 constexpr size_t idle_uids_max = 4096;              // uids remembered only for their rate
-constexpr uid_t overflow_uid_default = 65534;
 
 struct UidState {
   uid_t uid = 0;
@@ -81,7 +78,6 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   FdWatch listen_watch_;
   Timer accept_timer_;
   Timer sweep_timer_;
-  uid_t overflow_uid_ = overflow_uid_default;
   uint64_t next_id_ = 1;
   std::unordered_map<uint64_t, std::shared_ptr<Connection>> connections_;
   std::unordered_map<uid_t, UidState> uids_;  // node-based: Connections keep references
@@ -541,17 +537,7 @@ void Connection::on_writable(uint32_t request_id, std::function<void()> callback
 
 // ---- ServerCore ----
 
-uid_t read_overflow_uid() {
-  std::FILE* file = std::fopen("/proc/sys/kernel/overflowuid", "re");
-  if (file == nullptr) return overflow_uid_default;
-  unsigned value = overflow_uid_default;
-  if (std::fscanf(file, "%u", &value) != 1) value = overflow_uid_default;
-  std::fclose(file);
-  return value;
-}
-
 Status ServerCore::start() {
-  overflow_uid_ = read_overflow_uid();
   Result<FdWatch> watched =
       loop.watch(listen_socket.fd(), EPOLLIN, [weak = weak_from_this()](uint32_t) {
         if (const auto self = weak.lock()) self->accept_some();
@@ -633,39 +619,6 @@ UidState& ServerCore::uid_state(uid_t uid) {
   return state;
 }
 
-Result<Peer> read_peer(int fd, const ServerConfig& config) {
-  ucred credentials{};
-  socklen_t size = sizeof credentials;
-  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) != 0) {
-    return fail_sys(errno, "peer_unknown", "the kernel does not say who connected");
-  }
-  Peer peer{credentials.uid, credentials.gid, credentials.pid, {}, Role::none};
-  peer.groups.resize(32);
-  for (;;) {
-    size = static_cast<socklen_t>(peer.groups.size() * sizeof(gid_t));
-    const int got = ::getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, peer.groups.data(), &size);
-    if (got != 0 && errno != ERANGE) {
-      return fail_sys(errno, "peer_unknown", "the kernel does not say which groups the peer has");
-    }
-    // ERANGE says how much room is needed, and a process's groups are bounded.
-    if (size / sizeof(gid_t) > NGROUPS_MAX) {
-      return fail(ErrorKind::internal, "peer_unknown", "the kernel reports too many groups");
-    }
-    peer.groups.resize(size / sizeof(gid_t));
-    if (got == 0) break;
-  }
-  const auto member = [&peer](std::optional<gid_t> gid) {
-    return gid && (peer.gid == *gid ||
-                   std::find(peer.groups.begin(), peer.groups.end(), *gid) != peer.groups.end());
-  };
-  if (peer.uid == 0 || member(config.operator_gid)) {
-    peer.role = Role::operates;
-  } else if (member(config.reader_gid)) {
-    peer.role = Role::reads;
-  }
-  return peer;
-}
-
 Status ServerCore::may_admit(const Peer& peer, UidState& uid) {
   const uint32_t uid_max = peer.uid == 0 ? config.root_connections_max : config.uid_connections_max;
   if (uid.connections >= uid_max) {
@@ -697,17 +650,11 @@ void send_refusal(int fd, const Error& error) {
 }
 
 void ServerCore::admit(UniqueFd fd) {
-  Result<Peer> peer = read_peer(fd.get(), config);
+  Result<Peer> peer = read_peer(fd.get(), {config.operator_gid, config.reader_gid});
   UidState* uid = nullptr;
   Status allowed;
   if (!peer) {
     allowed = pass_on(peer);
-  } else if (peer->uid == overflow_uid_) {
-    // Several users may hide behind it: no budget, no role and no log line would name one of them.
-    allowed = holdfast::fail(
-        ErrorKind::denied, "unmapped_uid",
-        fmt::format("uid {} stands for users this namespace does not know", peer->uid),
-        "connect as a user that is mapped in the daemon's user namespace");
   } else {
     uid = &uid_state(peer->uid);
     allowed = may_admit(*peer, *uid);
@@ -733,15 +680,6 @@ void ServerCore::admit(UniqueFd fd) {
 }
 
 }  // namespace detail
-
-std::string_view name_of(Role role) {
-  switch (role) {
-    case Role::none: return "none";
-    case Role::reads: return "reader";
-    case Role::operates: return "operator";
-  }
-  return "none";
-}
 
 // ---- Responder ----
 
@@ -831,7 +769,7 @@ void Responder::on_writable(std::function<void()> callback) {
 
 Result<std::unique_ptr<ControlServer>> ControlServer::open(EventLoop& loop, ServerConfig config,
                                                            Hello hello, Handler handler) {
-  Result<ListenSocket> socket = ListenSocket::open(config.path);
+  Result<ListenSocket> socket = ListenSocket::open(config.path, SOCK_STREAM);
   if (!socket) return pass_on(socket);
   auto core = std::make_shared<detail::ServerCore>(loop, std::move(config), std::move(hello),
                                                    std::move(handler), std::move(*socket));

@@ -27,25 +27,10 @@
 #include "userspace/wire/cbor.hpp"
 #include "userspace/wire/event_loop.hpp"
 #include "userspace/wire/frame.hpp"
+#include "userspace/wire/peer.hpp"
 #include "userspace/wire/rate_limit.hpp"
 
 namespace holdfast::wire {
-
-// What a peer may ask for is the handler's business; this is only who it is. `operates` is root or
-// a member of holdfast-operator, `reads` a member of holdfast, `none` everyone else (holders of
-// tokens).
-enum class Role : uint8_t { none, reads, operates };
-std::string_view name_of(Role role);
-
-// Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have
-// inherited the socket. The pid is for logs only; it may have been reused.
-struct Peer {
-  uid_t uid = 0;
-  gid_t gid = 0;
-  pid_t pid = 0;
-  std::vector<gid_t> groups;
-  Role role = Role::none;
-};
 
 struct ServerConfig {
   std::string path;  // at most 107 bytes; PATH.lock is made beside it

@@ -1,0 +1,356 @@
+"""verify.sock: services ask the node whether a token holds, at this moment, for this use, by this presenter.
+
+Both transports answer alike. Covers G3, G5, G10 and L2, L5, L13, P5. Each refusal stands beside its control, and the
+counter of the named reason rises by exactly the tokens asked about.
+"""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+from control import HEADER, Control, Refused
+from issuer import Issuer, trust
+from lab import A, B, HOSTS, SLOW, SYS, Lab, policy, refusing, wait_until
+from verify_sock import Check, VerifySock, body_of, take_apart
+
+HOLDER, STRANGER = 4001, 4002
+WEB = f"web@{HOSTS['tenant-a'].v4}:8080"
+
+
+@pytest.fixture(scope="module", params=["auto", "epoll"])
+def node(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab whose daemon waits for frames in that way."""
+    with Lab(daemon=False) as lab:
+        lab.start(verify_transport=request.param)
+        lab.push(policy())
+        by = lab.ask("status")["verifier"]["by"]
+        assert by == ("epoll" if request.param == "epoll" else "io_uring")
+        lab.issuer = Issuer(lab)
+        trust(lab, lab.issuer.anchor())
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+def no_leases(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    lab = request.getfixturevalue("node") if "node" in request.fixturenames else None
+    if lab is not None:
+        for lease in lab.leases():
+            lab.ask("lease.revoke", {"id": lease})
+
+
+def asking(lab: Lab, uid: int = 0) -> VerifySock:
+    return VerifySock(lab.dir / "run" / "verify.sock", uid)
+
+
+def by_token(lab: Lab, *words: object, tenant: str = A, **options: object) -> dict:
+    """A lease by token, with its use token."""
+    words = words or ("--endpoint", "web")
+    path = lab.issuer.issue(tenant, *words, "--operation", "connect", "--holder", f"uid:{HOLDER}", **options)
+    return lab.cli("lease", "grant", "--token", path)
+
+
+def counts(lab: Lab) -> dict[str, int]:
+    verifier = lab.ask("status")["verifier"]
+    return verifier["refused"] | {"good": verifier["good"]}
+
+
+# ---- what is good, and what is not ------------------------------------------------------------------------
+
+
+def test_a_token_is_good_as_long_as_its_lease(node: Lab) -> None:
+    """L2, G5: good while the lease is in force, refused at the next question after its revocation."""
+    lease = by_token(node)
+    check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
+    with asking(node) as service:
+        (verdict,) = service.ask([check])
+        assert verdict[0] == 0 and verdict[2] == lease["generation"]
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        assert boot_ns < verdict[3] <= boot_ns + lease["remaining_ns"] + 1e9
+        node.ask("lease.revoke", {"id": lease["id"]})
+        assert service.reason(check) == "no_lease"
+
+
+def test_it_ends_with_its_lease(node: Lab) -> None:
+    """L2, G2: by the very deadline that packets meet, though nothing told the verifier."""
+    lease = by_token(node, "--endpoint", "web", "--ttl", "1s")
+    check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
+    end = time.clock_gettime(time.CLOCK_BOOTTIME) + lease["remaining_ns"] / 1e9
+    with asking(node) as service:
+        good = 0
+        while (reason := service.reason(check)) == "good":
+            good += 1
+            assert time.clock_gettime(time.CLOCK_BOOTTIME) < end + 0.05 * SLOW
+        # The token's own end is the second that follows.
+        assert reason in ("no_lease", "expired", "head_expired") and good > 0
+        assert time.clock_gettime(time.CLOCK_BOOTTIME) > end - 0.05
+
+
+def test_each_reason_beside_its_control(node: Lab) -> None:
+    """L5, L13: every way in which a token does not serve, each with its name, and the counters exact."""
+    lease = by_token(node)
+    token, mine = lease["token"], f"uid:{HOLDER}"
+    other_epoch = node.issuer.issue(
+        A, "--endpoint", WEB, "--lease", lease["id"], "--generation", lease["generation"], kind="use", epoch=7
+    ).read_text()
+    grant = node.issuer.issue(A, "--endpoint", "web").read_text()
+    unknown = Issuer(node, "nobody.example").issue(
+        A, "--endpoint", WEB, "--lease", lease["id"], "--generation", lease["generation"], kind="use"
+    )  # fmt: skip
+    old = node.issuer.issue(
+        A, "--endpoint", WEB, "--operation", "connect", "--lease", lease["id"], "--generation", lease["generation"] - 1,
+        kind="use",
+    )  # fmt: skip
+    none = node.issuer.issue(
+        A, "--endpoint", WEB, "--operation", "connect", "--lease", "0" * 31 + "1", "--generation", "1", kind="use"
+    )
+    elsewhere = node.issuer.issue(
+        B, "--endpoint", f"web@{HOSTS['tenant-b'].v4}:8080", "--operation", "connect", "--lease", lease["id"],
+        "--generation", lease["generation"], kind="use",
+    )  # fmt: skip
+    table = [
+        ("good", Check(token, "connect", WEB, mine)),
+        ("wrong_holder", Check(token, "connect", WEB, f"uid:{STRANGER}")),
+        ("wrong_holder", Check(token, "connect", WEB, None)),
+        ("operation_not_named", Check(token, "erase", WEB, mine)),
+        ("resource_not_named", Check(token, "connect", f"files@{HOSTS['tenant-a'].v4}:8081", mine)),
+        ("resource_not_named", Check(token, "connect", "egress:a0", mine)),
+        ("resource_not_named", Check(token, "connect", WEB + "0", mine)),
+        ("stale_epoch", Check(other_epoch, "connect", WEB, mine)),
+        ("wrong_kind", Check(grant, "connect", WEB, mine)),
+        ("unknown_key", Check(unknown.read_text(), "connect", WEB, mine)),
+        ("old_generation", Check(old.read_text(), "connect", WEB, mine)),
+        ("no_lease", Check(none.read_text(), "connect", WEB, mine)),
+        ("no_lease", Check(elsewhere.read_text(), "connect", f"web@{HOSTS['tenant-b'].v4}:8080", mine)),
+        ("good", Check(token, "connect", WEB, mine)),
+    ]
+    before = counts(node)
+    with asking(node) as service:
+        # In one frame, and one by one.
+        verdicts = service.ask([check for _, check in table])
+        assert [service.reasons[verdict[0]] for verdict in verdicts] == [reason for reason, _ in table]
+        for reason, check in table:
+            assert service.reason(check) == reason
+    expected = dict(before)
+    for reason, _ in table:
+        expected[reason] = expected.get(reason, 0) + 2
+    wait_until(lambda: counts(node) == expected, what=f"the counters are {expected}")
+
+
+def test_who_may_name_a_presenter(node: Lab) -> None:
+    """L5: a service in none of our groups checks its own tokens only; root and group holdfast check for others."""
+    lease = by_token(node)
+    with asking(node, HOLDER) as holder:
+        assert holder.reason(Check(lease["token"], "connect", WEB)) == "good"
+        assert holder.reason(Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")) == "not_relying"
+    with asking(node, STRANGER) as thief:
+        assert thief.reason(Check(lease["token"], "connect", WEB)) == "wrong_holder"
+        assert thief.reason(Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")) == "not_relying"
+
+
+def test_after_a_renewal_only_the_new_one(node: Lab) -> None:
+    """L13: each renewal makes the tokens of before old."""
+    lease = by_token(node)
+    renewal = node.issuer.issue(
+        A, "--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect", kind="renew"
+    )
+    renewed = node.cli("lease", "renew", "--token", renewal)
+    with asking(node) as service:
+        assert service.reason(Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")) == "old_generation"
+        assert service.reason(Check(renewed["token"], "connect", WEB, f"uid:{HOLDER}")) == "good"
+
+
+def test_a_key_that_is_trusted_no_more(node: Lab) -> None:
+    """L13: what was proved before is judged anew: known heads of a revoked key are refused."""
+    lease = by_token(node)
+    by_issuer = node.issuer.issue(
+        A, "--endpoint", "web", "--operation", "connect", "--lease", lease["id"], "--generation", lease["generation"],
+        kind="use",
+    ).read_text()  # fmt: skip
+    check = Check(by_issuer, "connect", WEB, f"uid:{HOLDER}")
+    with asking(node) as service:
+        assert service.reason(check) == "good"
+        trust(node, node.issuer.anchor(state="revoked"))
+        assert service.reason(check) == "key_not_live"
+        # Its lease is gone with it; the node's own token says so.
+        wait_until(lambda: service.reason(Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")) == "no_lease")
+        trust(node, node.issuer.anchor())
+        assert service.reason(check) == "no_lease"
+
+
+def test_a_disabled_tenant(node: Lab) -> None:
+    """G5: one store ends every lease of a tenant, and every token of it."""
+    lease = by_token(node)
+    check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
+    with asking(node) as service:
+        assert service.reason(check) == "good"
+        node.ask("tenant.disable", {"name": A})
+        assert service.reason(check) == "no_lease"
+        node.ask("tenant.enable", {"name": A})
+        assert service.reason(check) == "no_lease"
+
+
+def test_many_in_a_frame_one_signature(node: Lab) -> None:
+    """L13: a batch under one head costs one signature check, whoever asks how often."""
+    lease = by_token(node)
+    requests = [
+        {"tenant": A, "endpoints": [WEB], "operations": ["connect"], "lease": lease["id"], "generation": str(lease["generation"])}
+    ] * 100
+    path = node.dir / "requests.json"
+    import json
+
+    path.write_text(json.dumps(requests))
+    status = node.ask("status")
+    made = node.cli_text(
+        "token", "issue", "--from", path, "--key", node.issuer.key, "--issuer", node.issuer.name, "--kind", "use",
+        "--node", status["node"], "--epoch", status["epoch"],
+    ).split()  # fmt: skip
+    assert len(made) == 100
+    before = node.ask("status")["verifier"]["signatures"]
+    with asking(node) as service:
+        for begin in (0, 50, 0):
+            checks = [Check(token, "connect", WEB, f"uid:{HOLDER}") for token in made[begin : begin + 50]]
+            assert all(verdict[0] == 0 for verdict in service.ask(checks))
+    wait_until(lambda: node.ask("status")["verifier"]["signatures"] == before + 1)
+
+
+# ---- bad input, and peers that are a burden ---------------------------------------------------------------
+
+
+def test_junk_is_told_so_and_let_go(node: Lab) -> None:
+    """G10: what is no frame gets a typed error and the end of its connection; others do not notice."""
+    lease = by_token(node)
+    check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
+    good = body_of([check])
+    header = lambda body, **changes: HEADER.pack(  # noqa: E731
+        *(changes.get(name, value) for name, value in
+          {"magic": b"HLDF", "version": 1, "kind": 6, "flags": 0, "length": len(body), "number": 9}.items())
+    )  # fmt: skip
+    with asking(node) as witness:
+        for datagram, code in [
+            (b"x", "bad_magic"),
+            (header(good, magic=b"HLDG") + good, "bad_magic"),
+            (header(good, version=2) + good, "unknown_version"),
+            (header(good, kind=9) + good, "unknown_type"),
+            (header(good, kind=2) + good, "unknown_type"),
+            (header(good, flags=1) + good, "unknown_flag"),
+            (header(good, length=len(good) - 1) + good, "frame_length"),
+            (header(b"\0" * 65521) + b"\0" * 65521, "frame_too_large"),
+        ]:
+            with asking(node) as peer:
+                peer.socket.sendall(datagram)
+                with pytest.raises(Refused) as refused:
+                    peer.answer()
+                assert refused.value.code == code
+                with pytest.raises(ConnectionError):
+                    peer.read()
+            assert witness.reason(check) == "good"
+
+
+def test_every_truncation_and_every_flipped_bit_of_a_frame(node: Lab) -> None:
+    """L5, G10: no damaged frame gets another answer than its own refusal, and the connection goes on."""
+    lease = by_token(node)
+    body = body_of([Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")])
+    slots = set()
+    with asking(node) as service:
+        for size in range(len(body)):
+            service.send(body[:size])
+            with pytest.raises(Refused) as refused:
+                service.answer()
+            assert refused.value.code == "malformed_cbor", size
+        bits = range(8 * len(body))
+        answered = 0
+        for begin in range(0, len(bits), 16):
+            chunk = bits[begin : begin + 16]
+            for bit in chunk:
+                flipped = bytearray(body)
+                flipped[bit // 8] ^= 1 << bit % 8
+                service.send(bytes(flipped))
+            for _ in chunk:
+                answered += 1
+                try:
+                    (verdict,) = service.answer()
+                    assert verdict[0] != 0, "a flipped bit in what is signed, hashed, asked or proved"
+                except Refused as error:
+                    assert error.code == "malformed_cbor"
+        assert answered == len(bits)
+        service.send(body)
+        assert service.answer()[0][0] == 0
+    del slots
+
+
+def test_who_does_not_read_is_not_read(node: Lab) -> None:
+    """L5: a peer that leaves its answers unread stalls itself; another user's questions are answered meanwhile."""
+    lease = by_token(node)
+    body = body_of([Check(lease["token"], "connect", WEB)] * 60)
+    with asking(node, STRANGER) as rude, asking(node, HOLDER) as kind:
+        rude.socket.setblocking(False)
+        sent = 0
+        for _ in range(20000):
+            try:
+                rude.send(body)
+                sent += 1
+            except BlockingIOError:
+                if sent and rude.last_id % 50 == 0:
+                    time.sleep(0.01)
+        assert sent < 20000, "everything was taken in, and nobody read"
+        begin = time.monotonic()
+        for _ in range(50):
+            assert kind.reason(Check(lease["token"], "connect", WEB)) == "good"
+        assert time.monotonic() - begin < 5 * SLOW
+    rss = int(open(f"/proc/{node.daemon.pid}/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert rss < 64 << 20
+
+
+def test_connections_come_and_go(node: Lab) -> None:
+    """A thousand connections one after the other, and as many at once as a user may have, leave nothing."""
+    lease = by_token(node)
+    check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
+    for number in range(300):
+        with asking(node) as service:
+            if number % 3 == 0:
+                assert service.reason(check) == "good"
+            elif number % 3 == 1:
+                service.send(body_of([check]))  # gone before the answer
+    held = [asking(node, STRANGER) for _ in range(200)]
+    time.sleep(0.2 * SLOW)
+    refused = sum(1 for each in held if is_closed(each.socket))
+    assert refused >= 200 - 2 * 64 * 2
+    for each in held:
+        each.socket.close()
+    with asking(node) as service:
+        assert service.reason(check) == "good"
+    wait_until(lambda: node.ask("status")["verifier"]["connections"] == 0, 10, "all connections are gone")
+
+
+def is_closed(peer: socket.socket) -> bool:
+    peer.setblocking(False)
+    try:
+        return peer.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.parametrize("refusal", ["seccomp", "sysctl"])
+def test_without_io_uring(refusal: str) -> None:
+    """H: refused by seccomp, or disabled by sysctl, it is epoll, which the log and status say."""
+    setting = "/proc/sys/kernel/io_uring_disabled"
+    if refusal == "sysctl" and not os.path.exists(setting):
+        pytest.skip("this kernel has no io_uring_disabled")
+    before = open(setting).read() if refusal == "sysctl" else ""
+    with Lab(daemon=False) as lab:
+        try:
+            if refusal == "sysctl":
+                open(setting, "w").write("2")
+            prefix = refusing(SYS["io_uring_setup"], 1) if refusal == "seccomp" else []
+            lab.start(prefix=prefix)
+        finally:
+            if refusal == "sysctl":
+                open(setting, "w").write(before)
+        assert lab.ask("status")["verifier"]["by"] == "epoll"
+        assert "without_io_uring" in lab.log
+        with asking(lab) as service:
+            assert service.ask([]) == []

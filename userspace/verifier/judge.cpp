@@ -1,0 +1,140 @@
+#include "userspace/verifier/judge.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "userspace/base/clock.hpp"
+
+namespace holdfast {
+namespace {
+
+using token::Refusal;
+using wire::Verdict;
+
+constexpr size_t checks_per_look = 8;  // at the clock
+
+Verdict refused(Refusal why) {
+  return {.reason = 1 + static_cast<uint64_t>(why)};
+}
+
+// Whether a token that names "web" or "web@10.1.0.2" speaks for "web@10.1.0.2:443".
+bool covers(const token::NamesView& names, std::string_view resource) {
+  return !names.all([&](std::string_view name) {
+    const bool same_or_part =
+        resource.starts_with(name) &&
+        (resource.size() == name.size() || resource[name.size()] == '@' ||
+         (resource[name.size()] == ':' && name.find('@') != std::string_view::npos));
+    return !same_or_part;
+  });
+}
+
+bool covers(const token::ClaimsView& claims, std::string_view resource) {
+  constexpr std::string_view egress = "egress:";
+  if (resource.starts_with(egress)) return claims.egress.has(resource.substr(egress.size()));
+  return covers(claims.endpoints, resource);
+}
+
+bool is_holder(const token::ClaimsView& claims, std::string_view presenter) {
+  if (claims.holder_key)
+    return presenter ==
+           fmt::format("key:{:02x}", fmt::join(token::thumbprint(*claims.holder_key), ""));
+  return claims.holder.empty() || claims.holder == presenter;
+}
+
+bool is_lease(const token::LeaseId& id, const Slots::Reading& there) {
+  const auto word = [&](size_t at) {
+    uint64_t value = 0;
+    for (size_t i = 0; i < 8; ++i) value = value << 8 | id[at + i];
+    return value;
+  };
+  return word(0) == there.lease_id[0] && word(8) == there.lease_id[1];
+}
+
+}  // namespace
+
+FrameJudge::FrameJudge(uint32_t request_id, std::span<const uint8_t> body)
+    : request_id_(request_id), in_(body) {}
+
+Verdict FrameJudge::judge(const wire::Check& check, token::Checker& checker,
+                          const VerifierState& state, const token::Beliefs& beliefs,
+                          const Asker& asker) {
+  const token::Checked<token::Proved> proved =
+      checker.check(heads_[check.head], check.index, check.path, check.claims, beliefs,
+                    wall_ns_ / ns_per_s);
+  if (!proved) return refused(proved.error().why);
+  const token::ClaimsView& claims = proved->claims;
+  if (proved->kind != token::Kind::use) return refused(Refusal::wrong_kind);
+  if (!check.presenter.empty() && !asker.relying) return refused(Refusal::not_relying);
+  if (!is_holder(claims, check.presenter.empty() ? asker.own_name : check.presenter))
+    return refused(Refusal::wrong_holder);
+  if (!claims.operations.has(check.operation)) return refused(Refusal::operation_not_named);
+  if (!covers(claims, check.resource)) return refused(Refusal::resource_not_named);
+  if (state.clock_in_doubt.load(std::memory_order_relaxed)) return refused(Refusal::clock_suspect);
+  const std::optional<uint32_t> slot =
+      state.names.find(state.names.hash(claims.tenant, check.resource));
+  if (!slot) return refused(Refusal::no_lease);
+  const std::optional<Slots::Reading> lease = state.slots.read(*slot);
+  if (!lease || !is_lease(claims.lease->id, *lease) || lease->deadline_boot_ns <= boot_ns_ ||
+      state.tenants[lease->tenant].epoch != lease->tenant_epoch)
+    return refused(Refusal::no_lease);
+  if (lease->generation != claims.lease->generation) return refused(Refusal::old_generation);
+  return {.reason = 0,
+          .slot = *slot,
+          .generation = lease->generation,
+          .valid_until_boot_ns = std::min(lease->deadline_boot_ns,
+                                          proved->expires_s * ns_per_s + boot_less_wall_ns_)};
+}
+
+bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
+                       const token::Beliefs& beliefs, const Asker& asker, uint64_t budget_ns,
+                       VerdictCounts& counts) {
+  if (!begun_) {
+    begun_ = true;
+    heads_.reserve(std::min<uint64_t>(in_.heads(), wire::check_heads_max));
+    for (wire::CheckHead head; in_.next_head(head);)
+      heads_.push_back({.header = head.header, .signature = head.signature.first<64>()});
+    verdicts_.reserve(std::min<uint64_t>(in_.begin_checks(), wire::checks_max));
+  }
+  // What a frame's heads were found to be holds under the beliefs they were judged by.
+  if (judged_by_ != 0 && judged_by_ != beliefs.version)
+    for (token::FramedHead& head : heads_) head = {.header = head.header, .signature = head.signature};
+  judged_by_ = beliefs.version;
+  wall_ns_ = wall_now_ns();
+  boot_ns_ = boot_now_ns();
+  boot_less_wall_ns_ = boot_ns_ - wall_ns_;
+  const uint64_t ends = boot_ns_ + budget_ns;
+  size_t until_look = checks_per_look;
+  for (wire::Check check; in_.next(check);) {
+    const uint64_t signatures = checker.signatures();
+    const Verdict verdict = judge(check, checker, state, beliefs, asker);
+    ++counts[verdict.reason];
+    verdicts_.push_back(verdict);
+    if (checker.signatures() != signatures) until_look = 1;  // that took long
+    if (--until_look > 0) continue;
+    until_look = checks_per_look;
+    boot_ns_ = boot_now_ns();
+    if (boot_ns_ >= ends) return false;
+  }
+  malformed_ = !in_.finish();
+  return true;
+}
+
+std::vector<uint8_t> FrameJudge::answer() {
+  std::vector<uint8_t> body;
+  std::vector<uint8_t> frame;
+  if (malformed_) {
+    const Error error = in_.error();
+    body = cbor::encode(wire::encode_error(error, wire::default_retry(error)));
+    wire::append_frame(frame, wire::FrameType::error, 0, request_id_, body);
+    return frame;
+  }
+  cbor::Writer out(body);
+  out.array(verdicts_.size());
+  for (const Verdict& each : verdicts_) wire::write_verdict(out, each);
+  out.end();
+  wire::append_frame(frame, wire::FrameType::verdicts, 0, request_id_, body);
+  return frame;
+}
+
+}  // namespace holdfast

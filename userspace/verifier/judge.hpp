@@ -1,0 +1,68 @@
+// One frame of checks, judged bit by bit: a token that is believed, what it allows, who shows it, and
+// whether its lease is in force at this moment, read from the very words that packets meet.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "userspace/dataplane/slots.hpp"
+#include "userspace/token/checker.hpp"
+#include "userspace/verifier/leased_names.hpp"
+#include "userspace/wire/check_frame.hpp"
+
+namespace holdfast {
+
+// What all verifying threads read. The daemon's loop replaces `beliefs` and writes the rest.
+struct VerifierState {
+  const Slots& slots;
+  const MappedArray<abi::tenant_state>& tenants;
+  const LeasedNames& names;
+  std::atomic<std::shared_ptr<const token::Beliefs>> beliefs;
+  std::atomic<bool> clock_in_doubt = false;
+};
+
+// Who sent a frame.
+struct Asker {
+  std::string own_name;  // "uid:1000"
+  bool relying = false;  // may name others as presenters: group holdfast, operators
+};
+
+// By reason; index 0 is good.
+using VerdictCounts = std::array<uint64_t, token::refusals + 1>;
+
+class FrameJudge {
+ public:
+  // `body` must stay until done.
+  FrameJudge(uint32_t request_id, std::span<const uint8_t> body);
+
+  // Judges on for a while. True when the whole frame is done, or malformed.
+  bool go_on(token::Checker& checker, const VerifierState& state, const token::Beliefs& beliefs,
+             const Asker& asker, uint64_t budget_ns, VerdictCounts& counts);
+
+  // The datagram to answer with, once done: verdicts, or an error.
+  std::vector<uint8_t> answer();
+
+ private:
+  wire::Verdict judge(const wire::Check& check, token::Checker& checker,
+                      const VerifierState& state, const token::Beliefs& beliefs,
+                      const Asker& asker);
+
+  uint32_t request_id_;
+  wire::CheckReader in_;
+  std::vector<token::FramedHead> heads_;
+  std::vector<wire::Verdict> verdicts_;
+  uint64_t judged_by_ = 0;  // the version of the beliefs
+  bool begun_ = false;
+  bool malformed_ = false;
+  uint64_t wall_ns_ = 0;
+  uint64_t boot_ns_ = 0;
+  uint64_t boot_less_wall_ns_ = 0;  // modulo 2^64
+};
+
+}  // namespace holdfast

@@ -1,0 +1,89 @@
+#include "userspace/verifier/leased_names.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <span>
+
+#include <sched.h>
+#include <sodium.h>
+#include <sys/mman.h>
+
+#include "userspace/base/check.hpp"
+
+namespace holdfast {
+
+void LeasedNames::Unmap::operator()(void* memory) const {
+  ::munmap(memory, bytes);
+}
+
+template <typename T>
+LeasedNames::Array<T> LeasedNames::array_of(size_t count) {
+  const size_t bytes = count * sizeof(T);
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  CHECK(memory != MAP_FAILED);
+  return Array<T>(static_cast<T*>(memory), Unmap{bytes});
+}
+
+LeasedNames::LeasedNames(uint32_t slots)
+    : mask_(std::bit_ceil(size_t{2} * slots) - 1),
+      places_(array_of<std::atomic<uint32_t>>(mask_ + 1)),
+      names_(array_of<std::atomic<uint64_t>>(slots)) {
+  randombytes_buf(key_.data(), key_.size());
+}
+
+uint64_t LeasedNames::hash(std::string_view tenant, std::string_view resource) const {
+  std::array<char, 520> text;  // two names of at most 256 bytes; what is longer names nothing
+  if (tenant.size() + resource.size() + 1 > text.size()) return 1;
+  char* end = std::ranges::copy(tenant, text.data()).out;
+  *end++ = '\0';
+  end = std::ranges::copy(resource, end).out;
+  uint64_t hash = 0;
+  crypto_shorthash(reinterpret_cast<uint8_t*>(&hash), reinterpret_cast<const uint8_t*>(text.data()),
+                   static_cast<size_t>(end - text.data()), key_.data());
+  return std::max<uint64_t>(hash, 1);
+}
+
+void LeasedNames::put(uint32_t slot, uint64_t hash) {
+  remove(slot);
+  names_[slot].store(hash, std::memory_order_relaxed);
+  size_t place = home_of(hash);
+  while (places_[place].load(std::memory_order_relaxed) != 0) place = after(place);
+  places_[place].store(slot + 1, std::memory_order_release);
+}
+
+// Closes the gap by moving back what stands behind it and may.
+void LeasedNames::remove(uint32_t slot) {
+  const uint64_t hash = names_[slot].load(std::memory_order_relaxed);
+  if (hash == 0) return;
+  size_t gap = home_of(hash);
+  while (places_[gap].load(std::memory_order_relaxed) != slot + 1) gap = after(gap);
+  changes_.fetch_add(1, std::memory_order_acq_rel);
+  for (size_t next = after(gap);; next = after(next)) {
+    const uint32_t moved = places_[next].load(std::memory_order_relaxed);
+    if (moved == 0) break;
+    const size_t home = home_of(names_[moved - 1].load(std::memory_order_relaxed));
+    if (((next - home) & mask_) < ((next - gap) & mask_)) continue;  // it would be before its home
+    places_[gap].store(moved, std::memory_order_release);
+    gap = next;
+  }
+  places_[gap].store(0, std::memory_order_release);
+  names_[slot].store(0, std::memory_order_relaxed);
+  changes_.fetch_add(1, std::memory_order_release);
+}
+
+std::optional<uint32_t> LeasedNames::find(uint64_t hash) const {
+  for (;; ::sched_yield()) {
+    const uint64_t before = changes_.load(std::memory_order_acquire);
+    for (size_t place = home_of(hash);; place = after(place)) {
+      const uint32_t there = places_[place].load(std::memory_order_acquire);
+      if (there == 0) break;
+      if (names_[there - 1].load(std::memory_order_relaxed) == hash) return there - 1;
+    }
+    // Not there, unless it was being moved.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (before % 2 == 0 && changes_.load(std::memory_order_relaxed) == before) return std::nullopt;
+  }
+}
+
+}  // namespace holdfast

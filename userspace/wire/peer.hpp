@@ -1,0 +1,40 @@
+// Who connected to a Unix socket, and what that makes it here.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "userspace/base/result.hpp"
+
+namespace holdfast::wire {
+
+// What a peer may ask for is the handler's business; this is only who it is. `operates` is root or
+// a member of holdfast-operator, `reads` a member of holdfast, `none` everyone else (holders of
+// tokens).
+enum class Role : uint8_t { none, reads, operates };
+std::string_view name_of(Role role);
+
+// The groups behind the roles; none when there is no such group.
+struct RoleGroups {
+  std::optional<gid_t> operators;
+  std::optional<gid_t> readers;
+};
+
+// Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have
+// inherited the socket. The pid is for logs only; it may have been reused.
+struct Peer {
+  uid_t uid = 0;
+  gid_t gid = 0;
+  pid_t pid = 0;
+  std::vector<gid_t> groups;
+  Role role = Role::none;
+};
+
+// Errors: denied / unmapped_uid; internal / peer_unknown.
+Result<Peer> read_peer(int fd, const RoleGroups& groups);
+
+}  // namespace holdfast::wire
