@@ -95,11 +95,13 @@ class Lab:
         self.name = f"hfbench{os.getpid()}"
         self.pins = pathlib.Path("/sys/fs/bpf") / self.name
         self.daemon = None
+        self.options = []  # further ones of holdfastd
         self.undo = contextlib.ExitStack()
 
     def __enter__(self):
         try:
             self.work = pathlib.Path(tempfile.mkdtemp(prefix="holdfast-bench."))
+            self.work.chmod(0o711)  # other users may use the sockets
             self.undo.callback(shutil.rmtree, self.work, ignore_errors=True)
             self.make_network()
             self.start_daemon()
@@ -143,7 +145,7 @@ class Lab:
             ["nsenter", f"--net=/run/netns/{self.name}-node", "--", binary("holdfastd"),
              "--config-dir", self.work / "etc", "--runtime-dir", self.work / "run",
              "--state-dir", self.work / "state", "--pin-dir", self.pins, "--table", "holdfast",
-             "--leases-max", str(self.leases_max)],
+             "--leases-max", str(self.leases_max), *self.options],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env=os.environ | {"NOTIFY_SOCKET": str(self.work / "ready")})
         self.undo.callback(self.stop_daemon)

@@ -18,6 +18,13 @@ uint64_t word_of(const Digest& digest) {
   return word;
 }
 
+// Of a head's key, for the set's line; the set itself comes from other bits.
+uint32_t tag_of(const Digest& key) {
+  uint32_t tag = 0;
+  std::memcpy(&tag, key.data() + 8, sizeof(tag));
+  return tag | 1;
+}
+
 Digest digest_at(std::span<const uint8_t> path, size_t i) {
   Digest digest;
   std::memcpy(digest.data(), path.data() + i * sizeof(Digest), sizeof(Digest));
@@ -66,19 +73,39 @@ SparseArray<T>::~SparseArray() {
 }
 
 Checker::Checker(size_t heads, size_t nodes)
-    : heads_(heads), nodes_(nodes), head_sets_(heads / ways), node_mask_(nodes - 1) {
-  CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes));
+    : head_tags_(heads),
+      heads_(heads),
+      nodes_(nodes / 2),
+      head_sets_(heads / ways),
+      node_mask_(nodes / 2 - 1) {
+  CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes) && nodes >= 2);
 }
 
 Checker::~Checker() = default;
 
+size_t Checker::set_of(const Digest& key) const {
+  return word_of(key) % head_sets_ * ways;
+}
+
+// The leaf, and what the head is found by.
+void Checker::hash(Item& item) {
+  FramedHead& head = *item.head;
+  if (head.state != FramedHead::State::fresh) {
+    item.leaf = leaf_hash(item.claims);
+    return;
+  }
+  leaf_hash_and(item.claims, item.leaf, {head.header, head.signature}, head.key);
+  head.state = FramedHead::State::hashed;
+  __builtin_prefetch(&head_tags_[set_of(head.key)]);
+}
+
 // Fills in what can be said of a head before a token of it was proved.
 void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) {
-  head.key = sha256({head.header, head.signature});
-  const size_t set = word_of(head.key) % head_sets_ * ways;
+  const size_t set = set_of(head.key);
+  const uint32_t tag = tag_of(head.key);
   KnownHead* known = nullptr;
   for (size_t i = set; i < set + ways; ++i)
-    if (heads_[i].serial != 0 && heads_[i].key == head.key) {
+    if (head_tags_[i] == tag && heads_[i].key == head.key) {
       known = &heads_[i];
       head.place = static_cast<uint32_t>(i);
     }
@@ -101,18 +128,16 @@ void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) 
   };
   Checked<Head> decoded = decode_head(head.header);
   if (!decoded) return refuse(std::move(decoded.error()));
-  Checked<const Anchor*> anchor = judge_head(
-      *decoded, beliefs.anchors,
-      {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s});
+  Checked<const Anchor*> anchor =
+      judge_head(*decoded, beliefs.anchors,
+                 {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s});
   if (!anchor) return refuse(std::move(anchor.error()));
   head.anchor = *anchor;
   head.kind = decoded->kind;
   head.tree_size = decoded->tree_size;
   head.expires_s = decoded->expires;
-  if (known == nullptr) {
-    head.state = FramedHead::State::unverified;
-    return;
-  }
+  head.state = FramedHead::State::unverified;
+  if (known == nullptr) return;
   // Its signature was good under the same key, which is still believed: the rest was found anew.
   known->version = beliefs.version;
   known->anchor = static_cast<uint16_t>(*anchor - beliefs.anchors.all().data());
@@ -122,7 +147,7 @@ void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) 
 
 // A free place, else that of an expired head, else the oldest's.
 uint32_t Checker::place_for(const Digest& key, uint64_t now_s) {
-  const size_t set = word_of(key) % head_sets_ * ways;
+  const size_t set = set_of(key);
   size_t best = set;
   for (size_t i = set; i < set + ways; ++i) {
     if (heads_[i].serial == 0 || heads_[i].expires_s <= now_s) return static_cast<uint32_t>(i);
@@ -131,81 +156,131 @@ uint32_t Checker::place_for(const Digest& key, uint64_t now_s) {
   return static_cast<uint32_t>(best);
 }
 
-Checker::KnownNode& Checker::node_at(uint64_t name) {
-  uint64_t h = name * 0x9e3779b97f4a7c15ULL;  // Fibonacci hashing (Knuth): the high bits are mixed
+Checker::NodeLine& Checker::line_of(uint64_t name) {
+  const uint64_t h = name * 0x9e3779b97f4a7c15ULL;  // Fibonacci hashing (Knuth): high bits are mixed
   return nodes_[h >> 32 & node_mask_];
 }
 
-// From the leaf up, to the first node that is known, at the latest the root.
-bool Checker::prove(const FramedHead& head, const Digest& leaf, uint64_t index,
-                    std::span<const uint8_t> path) {
-  Digest node = leaf;
+// The first nodes above the leaf: one of them is mostly known.
+void Checker::ask_for_nodes(const Item& item) {
+  constexpr size_t levels = 3;
+  if (item.head->state != FramedHead::State::known) return;
+  for (size_t level = 1; level <= levels && item.head->tree_size >> level != 0; ++level)
+    __builtin_prefetch(&line_of(node_name_of(item.head->serial, level, item.index >> level)));
+}
+
+// From the leaf up, to the first node that is known, at the latest the root. Leaves are not
+// remembered: each is shown seldom more than once, and its parent is as near.
+bool Checker::climb(const Item& item) {
+  const FramedHead& head = *item.head;
+  const auto tag_of_node = [](const Digest& digest) {
+    NodeTag tag;
+    std::memcpy(tag.data(), digest.data(), tag.size());
+    return tag;
+  };
+  Digest node = item.leaf;
   size_t used = 0;
-  std::array<std::pair<uint64_t, Digest>, 2 * (path_nodes_max + 1)> fresh;
+  struct Fresh {
+    uint64_t name;
+    NodeTag tag;
+  };
+  std::array<Fresh, 2 * path_nodes_max> fresh;  // only the first `count` are anything
   size_t count = 0;
-  for (Climb climb(index, head.tree_size); climb.below_root(); climb.up()) {
-    const uint64_t name = node_name_of(head.serial, climb.level, climb.at);
-    const KnownNode& known = node_at(name);
-    if (known.name == name) {
-      if (known.digest != node) return false;
-      node = heads_[head.place].root;  // it leads there
-      break;
+  bool proved = false;
+  for (Climb climb(item.index, head.tree_size); climb.below_root(); climb.up()) {
+    if (climb.level > 0) {
+      const uint64_t name = node_name_of(head.serial, climb.level, climb.at);
+      const NodeLine& line = line_of(name);
+      const size_t way = line.names[0] == name ? 0 : 1;
+      if (line.names[way] == name) {
+        if (line.tags[way] != tag_of_node(node)) return false;
+        proved = true;
+        break;
+      }
+      fresh[count++] = {name, tag_of_node(node)};
     }
-    fresh[count++] = {name, node};
     if (climb.alone()) continue;
-    const Digest sibling = digest_at(path, used++);
-    fresh[count++] = {node_name_of(head.serial, climb.level, climb.at ^ 1), sibling};
+    const Digest sibling = digest_at(item.path, used++);
+    if (climb.level > 0)
+      fresh[count++] = {node_name_of(head.serial, climb.level, climb.at ^ 1), tag_of_node(sibling)};
     node = parent_of(climb, node, sibling);
   }
-  if (node != heads_[head.place].root) return false;
-  for (size_t i = 0; i < count; ++i) node_at(fresh[i].first) = {fresh[i].first, fresh[i].second};
+  if (!proved && node != heads_[head.place].root) return false;
+  for (size_t i = 0; i < count; ++i) {
+    NodeLine& line = line_of(fresh[i].name);
+    if (line.names[0] == fresh[i].name || line.names[1] == fresh[i].name) continue;
+    line.names = {fresh[i].name, line.names[0]};
+    line.tags = {fresh[i].tag, line.tags[0]};
+  }
   return true;
 }
 
-Checked<Proved> Checker::check(FramedHead& head, uint64_t index, std::span<const uint8_t> path,
-                               std::span<const uint8_t> claims, const Beliefs& beliefs,
-                               uint64_t now_s) {
-  if (head.state == FramedHead::State::fresh) look_up(head, beliefs, now_s);
+Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s) {
+  FramedHead& head = *item.head;
+  Digest root = item.leaf;
+  size_t used = 0;
+  for (Climb climb(item.index, head.tree_size); climb.below_root(); climb.up())
+    if (!climb.alone()) root = parent_of(climb, root, digest_at(item.path, used++));
+  ++signatures_;
+  if (!verify_root(*head.anchor, head.kind, head.header, root, head.signature))
+    return std::unexpected(Refused{Refusal::bad_signature});
+  head.place = place_for(head.key, now_s);
+  head.serial = next_serial_++;
+  head.state = FramedHead::State::known;
+  head_tags_[head.place] = tag_of(head.key);
+  heads_[head.place] = {.key = head.key,
+                        .root = root,
+                        .serial = head.serial,
+                        .expires_s = head.expires_s,
+                        .version = beliefs.version,
+                        .tree_size = static_cast<uint32_t>(head.tree_size),
+                        .anchor =
+                            static_cast<uint16_t>(head.anchor - beliefs.anchors.all().data()),
+                        .kind = head.kind};
+  climb(item);
+  return {};
+}
+
+Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s) {
+  FramedHead& head = *item.head;
   if (head.state == FramedHead::State::refused) return std::unexpected(head.refused);
-  if (claims.size() > claims_bytes_max) return std::unexpected(Refused{Refusal::malformed});
-  if (index >= head.tree_size ||
-      path.size() != path_length(index, head.tree_size) * sizeof(Digest))
+  if (item.claims.size() > claims_bytes_max) return std::unexpected(Refused{Refusal::malformed});
+  if (item.index >= head.tree_size ||
+      item.path.size() != path_length(item.index, head.tree_size) * sizeof(Digest))
     return std::unexpected(Refused{Refusal::bad_proof});
-  // Another head of the same frame may have taken its place.
+  // Another head of the same batch may have taken its place.
   if (head.state == FramedHead::State::known && heads_[head.place].serial != head.serial)
     head.state = FramedHead::State::unverified;
-  const Digest leaf = leaf_hash(claims);
-  if (head.state == FramedHead::State::known) {
-    if (!prove(head, leaf, index, path)) return std::unexpected(Refused{Refusal::bad_signature});
-  } else {
-    Digest root = leaf;
-    size_t used = 0;
-    for (Climb climb(index, head.tree_size); climb.below_root(); climb.up())
-      if (!climb.alone()) root = parent_of(climb, root, digest_at(path, used++));
-    ++signatures_;
-    if (!verify_root(*head.anchor, head.kind, head.header, root, head.signature))
-      return std::unexpected(Refused{Refusal::bad_signature});
-    head.place = place_for(head.key, now_s);
-    head.serial = next_serial_++;
-    heads_[head.place] = {
-        .key = head.key,
-        .root = root,
-        .serial = head.serial,
-        .version = beliefs.version,
-        .expires_s = head.expires_s,
-        .tree_size = static_cast<uint32_t>(head.tree_size),
-        .anchor = static_cast<uint16_t>(head.anchor - beliefs.anchors.all().data()),
-        .kind = head.kind};
-    head.state = FramedHead::State::known;
-    prove(head, leaf, index, path);
+  if (head.state != FramedHead::State::known) return prove_by_signature(item, beliefs, now_s);
+  if (!climb(item)) return std::unexpected(Refused{Refusal::bad_signature});
+  return {};
+}
+
+void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s) {
+  const Place place{.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s};
+  for (Item& item : batch) hash(item);
+  for (const Item& item : batch) {
+    if (item.head->state != FramedHead::State::hashed) continue;
+    const size_t set = set_of(item.head->key);
+    const uint32_t tag = tag_of(item.head->key);
+    for (size_t i = set; i < set + ways; ++i)
+      if (head_tags_[i] == tag) {
+        const char* entry = reinterpret_cast<const char*>(&heads_[i]);
+        __builtin_prefetch(entry);
+        __builtin_prefetch(entry + 64);
+      }
   }
-  Checked<ClaimsView> believed = judge_claims(
-      claims, head.kind, *head.anchor,
-      {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s});
-  if (!believed) return std::unexpected(std::move(believed.error()));
-  return Proved{.claims = *believed,
-                .kind = head.kind,
-                .expires_s = std::min(believed->expires, head.expires_s)};
+  for (Item& item : batch) {
+    if (item.head->state == FramedHead::State::hashed) look_up(*item.head, beliefs, now_s);
+    ask_for_nodes(item);
+  }
+  for (Item& item : batch) {
+    item.verdict = prove(item, beliefs, now_s);
+    if (!item.verdict) continue;
+    item.verdict =
+        judge_claims(item.claims, item.head->kind, *item.head->anchor, place, item.said);
+    item.expires_s = std::min(item.said.expires, item.head->expires_s);
+  }
 }
 
 }  // namespace holdfast::token

@@ -3,6 +3,9 @@
 // about one more. What is remembered is only what a signature or a hash has shown. Everything that
 // may change is judged anew at each token: key, epoch, end, issuer's rights.
 //
+// Tokens come in batches, because the time goes to waiting for memory: each step asks for what the
+// next one reads, for all of a batch, before that reads any of it.
+//
 // One Checker belongs to one thread.
 #pragma once
 
@@ -37,7 +40,7 @@ struct Beliefs {
   std::string node;
   uint64_t epoch = 0;
   Anchors anchors;
-  uint64_t version = 1;  // never 0
+  uint32_t version = 1;  // never 0
 };
 
 // A head as it stands in a frame. What is known of it is found out at its first token.
@@ -45,62 +48,76 @@ struct FramedHead {
   std::span<const uint8_t> header;
   std::span<const uint8_t, 64> signature;
 
-  enum class State : uint8_t { fresh, refused, unverified, known } state = State::fresh;
+  enum class State : uint8_t { fresh, hashed, refused, unverified, known } state = State::fresh;
   Refused refused{Refusal::malformed};
   const Anchor* anchor = nullptr;
   Kind kind = Kind::grant;
   uint64_t tree_size = 0;
   uint64_t expires_s = 0;
-  Digest key{};         // of the cache
+  Digest key{};         // in the cache: SHA-256 of header and signature
   uint32_t place = 0;   // in the cache, when known
   uint64_t serial = 0;  // of what stood there
 };
 
-struct Proved {
-  ClaimsView claims;  // points into the token's bytes
-  Kind kind = Kind::grant;
+// One token of a batch: what stands in the frame, and what became of it.
+struct Item {
+  FramedHead* head = nullptr;
+  uint64_t index = 0;
+  std::span<const uint8_t> path;  // digests, one after the other
+  std::span<const uint8_t> claims;
+
+  Checked<void> verdict;
+  ClaimsView said;  // points into `claims`; when the verdict is good
   uint64_t expires_s = 0;
+  Digest leaf{};
 };
 
 class Checker {
  public:
   // Powers of two.
   static constexpr size_t heads_default = size_t{1} << 18;
-  static constexpr size_t nodes_default = size_t{1} << 18;
+  static constexpr size_t nodes_default = size_t{1} << 19;
   explicit Checker(size_t heads = heads_default, size_t nodes = nodes_default);
   ~Checker();
 
-  // Whether the claims at `index` of that head's tree are to be believed. `path` is whole digests.
-  Checked<Proved> check(FramedHead& head, uint64_t index, std::span<const uint8_t> path,
-                        std::span<const uint8_t> claims, const Beliefs& beliefs, uint64_t now_s);
+  // Whether each of them is to be believed.
+  void check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s);
 
   uint64_t signatures() const { return signatures_; }  // that were checked
 
  private:
-  struct KnownHead {
-    Digest key;  // SHA-256 of header and signature
+  struct alignas(64) KnownHead {
+    Digest key;
     Digest root;
     uint64_t serial;  // 0: free; never used twice, so that nodes of a former head mean nothing
-    uint64_t version;  // of the beliefs under which the rest was found out
     uint64_t expires_s;
+    uint32_t version;  // of the beliefs under which the rest was found out
     uint32_t tree_size;
     uint16_t anchor;
     Kind kind;
   };
-  struct KnownNode {
-    uint64_t name;  // serial, level and index; 0: free
-    Digest digest;
+  // Of a digest its first 192 bits: nobody finds another node that has the same ones.
+  using NodeTag = std::array<uint8_t, 24>;
+  // Two nodes, the newer one first.
+  struct alignas(64) NodeLine {
+    std::array<uint64_t, 2> names;  // serial, level and index; 0: free
+    std::array<NodeTag, 2> tags;
   };
-  static constexpr size_t ways = 8;
+  static constexpr size_t ways = 8;  // places where a head may stand
 
+  size_t set_of(const Digest& key) const;
+  void hash(Item& item);
   void look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s);
+  void ask_for_nodes(const Item& item);
+  Checked<void> prove(Item& item, const Beliefs& beliefs, uint64_t now_s);
+  Checked<void> prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s);
+  bool climb(const Item& item);
   uint32_t place_for(const Digest& key, uint64_t now_s);
-  KnownNode& node_at(uint64_t name);
-  bool prove(const FramedHead& head, const Digest& leaf, uint64_t index,
-             std::span<const uint8_t> path);
+  NodeLine& line_of(uint64_t name);
 
+  SparseArray<uint32_t> head_tags_;  // of the keys, so that a set is one line of memory; 0: free
   SparseArray<KnownHead> heads_;
-  SparseArray<KnownNode> nodes_;
+  SparseArray<NodeLine> nodes_;
   size_t head_sets_;
   size_t node_mask_;
   uint64_t next_serial_ = 1;

@@ -239,6 +239,12 @@ Result<std::vector<uint8_t>> encode_claims(const Claims& claims, Kind kind) {
 
 Result<ClaimsView> decode_claims(std::span<const uint8_t> bytes, Kind kind) {
   ClaimsView claims;
+  if (Status ok = decode_claims(bytes, kind, claims); !ok) return pass_on(ok);
+  return claims;
+}
+
+Status decode_claims(std::span<const uint8_t> bytes, Kind kind, ClaimsView& claims) {
+  claims = {};
   Reader in(bytes, {.depth_max = 4, .bytes_max = claims_bytes_max});
   uint32_t seen = 0;
   for (in.map(); in.more();) {
@@ -261,9 +267,7 @@ Result<ClaimsView> decode_claims(std::span<const uint8_t> bytes, Kind kind) {
   constexpr uint32_t wanted =
       1U | 1U << iss | 1U << aud | 1U << exp | 1U << nbf | 1U << iat | 1U << cti;
   if ((seen & wanted) != wanted) return bad("a claim that every token has is missing");
-  if (Status ok = check(claims, kind, !claims.endpoints.array.empty() || !claims.egress.array.empty()); !ok)
-    return pass_on(ok);
-  return claims;
+  return check(claims, kind, !claims.endpoints.array.empty() || !claims.egress.array.empty());
 }
 
 Claims ClaimsView::copy() const {

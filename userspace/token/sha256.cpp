@@ -81,9 +81,76 @@ bool has_sha_ni() {
   _mm_store_si128(reinterpret_cast<__m128i*>(right.data()), cdgh);
   state = {left[3], left[2], right[3], right[2], left[1], left[0], right[1], right[0]};
 }
+// As above, for two messages of as many blocks, step by step beside one another.
+struct NiState {
+  __m128i abef, cdgh;
+};
+
+[[gnu::target("sha,sse4.1,ssse3"), gnu::always_inline]] inline NiState load_ni(
+    const Sha256State& state) {
+  const auto word = [&state](size_t i) { return static_cast<int>(state[i]); };
+  return {_mm_set_epi32(word(0), word(1), word(4), word(5)),
+          _mm_set_epi32(word(2), word(3), word(6), word(7))};
+}
+
+[[gnu::target("sha,sse4.1,ssse3"), gnu::always_inline]] inline void store_ni(const NiState& from,
+                                                                             Sha256State& state) {
+  alignas(16) std::array<uint32_t, 4> left{};
+  alignas(16) std::array<uint32_t, 4> right{};
+  _mm_store_si128(reinterpret_cast<__m128i*>(left.data()), from.abef);
+  _mm_store_si128(reinterpret_cast<__m128i*>(right.data()), from.cdgh);
+  state = {left[3], left[2], right[3], right[2], left[1], left[0], right[1], right[0]};
+}
+
+[[gnu::target("sha,sse4.1,ssse3")]] void sha256_ni_two(Sha256State& a_state, const uint8_t* a,
+                                                       Sha256State& b_state, const uint8_t* b,
+                                                       size_t blocks) {
+  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+  const auto* constants = reinterpret_cast<const __m128i*>(round_constants.data());
+  std::array<NiState, 2> now{load_ni(a_state), load_ni(b_state)};
+  for (size_t block = 0; block < blocks; ++block) {
+    const std::array<NiState, 2> before = now;
+    const __m128i* const words[2] = {reinterpret_cast<const __m128i*>(a + block * block_size),
+                                     reinterpret_cast<const __m128i*>(b + block * block_size)};
+    __m128i schedule[2][4];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < 16; ++i) {
+      const __m128i constant = _mm_load_si128(constants + i);
+#pragma GCC unroll 2
+      for (size_t m = 0; m < 2; ++m) {
+        __m128i& next = schedule[m][i % 4];
+        if (i < 4) {
+          next = _mm_shuffle_epi8(_mm_loadu_si128(words[m] + i), swap);
+        } else {
+          const __m128i last = schedule[m][(i + 3) % 4];
+          const __m128i seven_back = _mm_alignr_epi8(last, schedule[m][(i + 2) % 4], 4);
+          next = _mm_sha256msg2_epu32(
+              _mm_add_epi32(_mm_sha256msg1_epu32(next, schedule[m][(i + 1) % 4]), seven_back),
+              last);
+        }
+        const __m128i keyed = _mm_add_epi32(next, constant);
+        now[m].cdgh = _mm_sha256rnds2_epu32(now[m].cdgh, now[m].abef, keyed);
+        now[m].abef =
+            _mm_sha256rnds2_epu32(now[m].abef, now[m].cdgh, _mm_shuffle_epi32(keyed, 0x0e));
+      }
+    }
+#pragma GCC unroll 2
+    for (size_t m = 0; m < 2; ++m) {
+      now[m].abef = _mm_add_epi32(now[m].abef, before[m].abef);
+      now[m].cdgh = _mm_add_epi32(now[m].cdgh, before[m].cdgh);
+    }
+  }
+  store_ni(now[0], a_state);
+  store_ni(now[1], b_state);
+}
 #else
 bool has_sha_ni() {
   return false;
+}
+void sha256_ni_two(Sha256State& a_state, const uint8_t* a, Sha256State& b_state, const uint8_t* b,
+                   size_t blocks) {
+  sha256_portable(a_state, {a, blocks * block_size});
+  sha256_portable(b_state, {b, blocks * block_size});
 }
 void sha256_ni(Sha256State& state, std::span<const uint8_t> blocks) {
   sha256_portable(state, blocks);
@@ -99,6 +166,33 @@ void compress(Sha256State& state, std::span<const uint8_t> blocks) {
     sha256_portable(state, blocks);
   }
 }
+
+Digest digest_of(const Sha256State& state) {
+  Digest digest;
+  for (size_t i = 0; i < state.size(); ++i) store_big_endian(digest.data() + 4 * i, state[i], 4);
+  return digest;
+}
+
+// A short message with its padding, in one piece.
+struct Padded {
+  static constexpr size_t blocks_max = 9;
+  std::array<uint8_t, blocks_max * block_size> bytes;
+  size_t blocks = 0;  // 0: it did not fit
+
+  explicit Padded(std::initializer_list<std::span<const uint8_t>> parts) {
+    size_t size = 0;
+    for (const std::span<const uint8_t> part : parts) size += part.size();
+    if (size + 9 > bytes.size()) return;
+    uint8_t* end = bytes.data();
+    for (const std::span<const uint8_t> part : parts)
+      end = std::copy_n(part.data(), part.size(), end);
+    blocks = (size + 9 + block_size - 1) / block_size;
+    uint8_t* length = bytes.data() + blocks * block_size - 8;
+    *end++ = 0x80;
+    std::fill(end, length, 0);
+    store_big_endian(length, 8 * size, 8);
+  }
+};
 
 }  // namespace
 
@@ -133,6 +227,10 @@ void sha256_portable(Sha256State& state, std::span<const uint8_t> blocks) {
 
 Digest sha256(std::initializer_list<std::span<const uint8_t>> parts) {
   Sha256State state = initial;
+  if (const Padded whole(parts); whole.blocks != 0) {
+    compress(state, std::span(whole.bytes).first(whole.blocks * block_size));
+    return digest_of(state);
+  }
   std::array<uint8_t, 2 * block_size> tail;  // what is not a whole block yet, and the padding
   size_t kept = 0;
   uint64_t total = 0;
@@ -158,9 +256,33 @@ Digest sha256(std::initializer_list<std::span<const uint8_t>> parts) {
             tail.begin() + static_cast<ptrdiff_t>(padded) - 8, 0);
   store_big_endian(tail.data() + padded - 8, 8 * total, 8);
   compress(state, std::span(tail).first(padded));
-  Digest digest;
-  for (size_t i = 0; i < state.size(); ++i) store_big_endian(digest.data() + 4 * i, state[i], 4);
-  return digest;
+  return digest_of(state);
+}
+
+void sha256_two(std::initializer_list<std::span<const uint8_t>> a, Digest& a_digest,
+                std::initializer_list<std::span<const uint8_t>> b, Digest& b_digest) {
+  if (use_sha_ni) {
+    const Padded first(a);
+    const Padded second(b);
+    const size_t both = std::min(first.blocks, second.blocks);
+    if (both != 0) {
+      Sha256State a_state = initial;
+      Sha256State b_state = initial;
+      sha256_ni_two(a_state, first.bytes.data(), b_state, second.bytes.data(), both);
+      const auto rest = [&](Sha256State& state, const Padded& message) {
+        compress(state, std::span(message.bytes)
+                            .first(message.blocks * block_size)
+                            .subspan(both * block_size));
+      };
+      rest(a_state, first);
+      rest(b_state, second);
+      a_digest = digest_of(a_state);
+      b_digest = digest_of(b_state);
+      return;
+    }
+  }
+  a_digest = sha256(a);
+  b_digest = sha256(b);
 }
 
 std::string_view sha256_code() {

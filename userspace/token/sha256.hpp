@@ -19,6 +19,11 @@ inline Digest sha256(std::span<const uint8_t> bytes) {
   return sha256({bytes});
 }
 
+// Two at once. The CPU's instructions wait for one another within a message; two messages fill the
+// gaps.
+void sha256_two(std::initializer_list<std::span<const uint8_t>> a, Digest& a_digest,
+                std::initializer_list<std::span<const uint8_t>> b, Digest& b_digest);
+
 // Which code runs, chosen at the first use: "sha-ni" or "portable".
 std::string_view sha256_code();
 

@@ -106,6 +106,8 @@ struct ClaimsView {
 // bad_claims, saying which.
 Result<std::vector<uint8_t>> encode_claims(const Claims& claims, Kind kind);
 Result<ClaimsView> decode_claims(std::span<const uint8_t> bytes, Kind kind);
+// The same, without a copy of the view: nothing is promised of `out` when it fails.
+Status decode_claims(std::span<const uint8_t> bytes, Kind kind, ClaimsView& out);
 
 // What the issuer signs once for all tokens of a tree: the protected header of the receipt.
 struct Head {

@@ -72,18 +72,15 @@ bool verify_root(const Anchor& anchor, Kind kind, std::span<const uint8_t> heade
   return verify_signature(anchor.key, signed_bytes(kind, header, root), signature);
 }
 
-Checked<ClaimsView> judge_claims(std::span<const uint8_t> bytes, Kind kind, const Anchor& anchor,
-                                 const Place& place) {
-  Result<ClaimsView> claims = decode_claims(bytes, kind);
-  if (!claims) return refuse(Refusal::bad_claims, std::move(claims.error().message));
+Checked<void> judge_claims(std::span<const uint8_t> bytes, Kind kind, const Anchor& anchor,
+                           const Place& place, ClaimsView& claims) {
+  if (Status ok = decode_claims(bytes, kind, claims); !ok)
+    return refuse(Refusal::bad_claims, std::move(ok.error().message));
   // The head names the anchor's issuer and this node.
-  if (claims->issuer != anchor.issuer || claims->audience != place.node)
+  if (claims.issuer != anchor.issuer || claims.audience != place.node)
     return refuse(Refusal::claims_differ);
-  if (Checked<void> ok = check_times(*claims, place.now_s); !ok)
-    return std::unexpected(std::move(ok.error()));
-  if (Checked<void> ok = check_authority(anchor, *claims); !ok)
-    return std::unexpected(std::move(ok.error()));
-  return *claims;
+  if (Checked<void> ok = check_times(claims, place.now_s); !ok) return ok;
+  return check_authority(anchor, claims);
 }
 
 Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
@@ -99,12 +96,13 @@ Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
   if (!root) return refuse(Refusal::bad_proof);
   if (!verify_root(**anchor, head.kind, parts->header, *root, parts->signature))
     return refuse(Refusal::bad_signature);
-  const Checked<ClaimsView> claims = judge_claims(parts->claims, head.kind, **anchor, place);
-  if (!claims) return std::unexpected(claims.error());
+  ClaimsView claims;
+  if (Checked<void> ok = judge_claims(parts->claims, head.kind, **anchor, place, claims); !ok)
+    return std::unexpected(std::move(ok.error()));
   return Verified{.head = head,
-                  .claims = claims->copy(),
+                  .claims = claims.copy(),
                   .id = leaf,
-                  .expires_s = std::min(claims->expires, head.expires)};
+                  .expires_s = std::min(claims.expires, head.expires)};
 }
 
 }  // namespace holdfast::token

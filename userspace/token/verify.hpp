@@ -74,7 +74,7 @@ Checked<const Anchor*> judge_head(const Head& head, const Anchors& anchors, cons
 bool verify_root(const Anchor& anchor, Kind kind, std::span<const uint8_t> header,
                  const Digest& root, std::span<const uint8_t, 64> signature);
 // Claims under a head that judge_head() let through.
-Checked<ClaimsView> judge_claims(std::span<const uint8_t> claims, Kind kind, const Anchor& anchor,
-                                 const Place& place);
+Checked<void> judge_claims(std::span<const uint8_t> bytes, Kind kind, const Anchor& anchor,
+                           const Place& place, ClaimsView& claims);
 
 }  // namespace holdfast::token

@@ -12,7 +12,14 @@ namespace {
 using token::Refusal;
 using wire::Verdict;
 
-constexpr size_t checks_per_look = 8;  // at the clock
+constexpr size_t checks_per_batch = 16;  // more of them wait for memory at once than it serves
+
+// A check of a batch. `why` no_lease: its lease is still to be looked for.
+struct Asked {
+  wire::Check check;
+  Refusal why = Refusal::no_lease;
+  uint64_t name = 0;
+};
 
 Verdict refused(Refusal why) {
   return {.reason = 1 + static_cast<uint64_t>(why)};
@@ -51,39 +58,45 @@ bool is_lease(const token::LeaseId& id, const Slots::Reading& there) {
   return word(0) == there.lease_id[0] && word(8) == there.lease_id[1];
 }
 
+// All but the lease: that is looked for next.
+Refusal judge_use(const wire::Check& check, const token::Item& item, const VerifierState& state,
+                  const Asker& asker) {
+  const token::ClaimsView& claims = item.said;
+  if (item.head->kind != token::Kind::use) return Refusal::wrong_kind;
+  if (!check.presenter.empty() && !asker.relying) return Refusal::not_relying;
+  if (!is_holder(claims, check.presenter.empty() ? asker.own_name : check.presenter))
+    return Refusal::wrong_holder;
+  if (!claims.operations.has(check.operation)) return Refusal::operation_not_named;
+  if (!covers(claims, check.resource)) return Refusal::resource_not_named;
+  if (state.clock_in_doubt.load(std::memory_order_relaxed)) return Refusal::clock_suspect;
+  return Refusal::no_lease;
+}
+
 }  // namespace
 
 FrameJudge::FrameJudge(uint32_t request_id, std::span<const uint8_t> body)
     : request_id_(request_id), in_(body) {}
 
-Verdict FrameJudge::judge(const wire::Check& check, token::Checker& checker,
-                          const VerifierState& state, const token::Beliefs& beliefs,
-                          const Asker& asker) {
-  const token::Checked<token::Proved> proved =
-      checker.check(heads_[check.head], check.index, check.path, check.claims, beliefs,
-                    wall_ns_ / ns_per_s);
-  if (!proved) return refused(proved.error().why);
-  const token::ClaimsView& claims = proved->claims;
-  if (proved->kind != token::Kind::use) return refused(Refusal::wrong_kind);
-  if (!check.presenter.empty() && !asker.relying) return refused(Refusal::not_relying);
-  if (!is_holder(claims, check.presenter.empty() ? asker.own_name : check.presenter))
-    return refused(Refusal::wrong_holder);
-  if (!claims.operations.has(check.operation)) return refused(Refusal::operation_not_named);
-  if (!covers(claims, check.resource)) return refused(Refusal::resource_not_named);
-  if (state.clock_in_doubt.load(std::memory_order_relaxed)) return refused(Refusal::clock_suspect);
-  const std::optional<uint32_t> slot =
-      state.names.find(state.names.hash(claims.tenant, check.resource));
-  if (!slot) return refused(Refusal::no_lease);
-  const std::optional<Slots::Reading> lease = state.slots.read(*slot);
-  if (!lease || !is_lease(claims.lease->id, *lease) || lease->deadline_boot_ns <= boot_ns_ ||
+Verdict FrameJudge::judge_lease(uint64_t name, const token::Item& item,
+                                const VerifierState& state) const {
+  const token::ClaimsView& claims = item.said;
+  uint32_t slot = 0;
+  std::optional<Slots::Reading> lease;
+  const bool found = state.names.find(name, [&](uint32_t candidate) {
+    slot = candidate;
+    lease = state.slots.read(slot);
+    return lease && is_lease(claims.lease->id, *lease);
+  });
+  if (!found || lease->deadline_boot_ns <= boot_ns_ ||
       state.tenants[lease->tenant].epoch != lease->tenant_epoch)
     return refused(Refusal::no_lease);
   if (lease->generation != claims.lease->generation) return refused(Refusal::old_generation);
   return {.reason = 0,
-          .slot = *slot,
+          .slot = slot,
           .generation = lease->generation,
-          .valid_until_boot_ns = std::min(lease->deadline_boot_ns,
-                                          proved->expires_s * ns_per_s + boot_less_wall_ns_)};
+          .valid_until_boot_ns =
+              std::min(lease->deadline_boot_ns,
+                       item.expires_s * ns_per_s + boot_less_wall_ns_)};
 }
 
 bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
@@ -104,17 +117,43 @@ bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
   boot_ns_ = boot_now_ns();
   boot_less_wall_ns_ = boot_ns_ - wall_ns_;
   const uint64_t ends = boot_ns_ + budget_ns;
-  size_t until_look = checks_per_look;
-  for (wire::Check check; in_.next(check);) {
-    const uint64_t signatures = checker.signatures();
-    const Verdict verdict = judge(check, checker, state, beliefs, asker);
-    ++counts[verdict.reason];
-    verdicts_.push_back(verdict);
-    if (checker.signatures() != signatures) until_look = 1;  // that took long
-    if (--until_look > 0) continue;
-    until_look = checks_per_look;
+  std::array<token::Item, checks_per_batch> items;
+  std::array<Asked, checks_per_batch> asked;
+  for (bool more = true; more;) {
+    size_t count = 0;
+    while (count < checks_per_batch && (more = in_.next(asked[count].check))) {
+      const wire::Check& check = asked[count].check;
+      items[count].head = &heads_[check.head];
+      items[count].index = check.index;
+      items[count].path = check.path;
+      items[count].claims = check.claims;
+      ++count;
+    }
+    if (!in_.ok()) break;
+    checker.check(std::span(items).first(count), beliefs, wall_ns_ / ns_per_s);
+    for (size_t i = 0; i < count; ++i) {
+      Asked& each = asked[i];
+      each.why = items[i].verdict ? judge_use(each.check, items[i], state, asker)
+                                  : items[i].verdict.error().why;
+      if (each.why != Refusal::no_lease) continue;
+      each.name = state.names.hash(items[i].said.tenant, each.check.resource);
+      state.names.ask_for(each.name);
+    }
+    for (size_t i = 0; i < count; ++i)
+      if (asked[i].why == Refusal::no_lease)
+        state.names.find(asked[i].name, [&](uint32_t slot) {
+          state.slots.ask_for(slot);
+          return true;
+        });
     boot_ns_ = boot_now_ns();
-    if (boot_ns_ >= ends) return false;
+    for (size_t i = 0; i < count; ++i) {
+      const Verdict verdict = asked[i].why == Refusal::no_lease
+                                  ? judge_lease(asked[i].name, items[i], state)
+                                  : refused(asked[i].why);
+      ++counts[verdict.reason];
+      verdicts_.push_back(verdict);
+    }
+    if (more && boot_ns_ >= ends) return false;
   }
   malformed_ = !in_.finish();
   return true;

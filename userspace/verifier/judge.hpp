@@ -49,9 +49,8 @@ class FrameJudge {
   std::vector<uint8_t> answer();
 
  private:
-  wire::Verdict judge(const wire::Check& check, token::Checker& checker,
-                      const VerifierState& state, const token::Beliefs& beliefs,
-                      const Asker& asker);
+  wire::Verdict judge_lease(uint64_t name, const token::Item& item,
+                            const VerifierState& state) const;
 
   uint32_t request_id_;
   wire::CheckReader in_;

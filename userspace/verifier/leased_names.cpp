@@ -4,7 +4,6 @@
 #include <bit>
 #include <span>
 
-#include <sched.h>
 #include <sodium.h>
 #include <sys/mman.h>
 
@@ -27,8 +26,8 @@ LeasedNames::Array<T> LeasedNames::array_of(size_t count) {
 
 LeasedNames::LeasedNames(uint32_t slots)
     : mask_(std::bit_ceil(size_t{2} * slots) - 1),
-      places_(array_of<std::atomic<uint32_t>>(mask_ + 1)),
-      names_(array_of<std::atomic<uint64_t>>(slots)) {
+      places_(array_of<std::atomic<uint64_t>>(mask_ + 1)),
+      names_(array_of<uint64_t>(slots)) {
   randombytes_buf(key_.data(), key_.size());
 }
 
@@ -41,49 +40,35 @@ uint64_t LeasedNames::hash(std::string_view tenant, std::string_view resource) c
   uint64_t hash = 0;
   crypto_shorthash(reinterpret_cast<uint8_t*>(&hash), reinterpret_cast<const uint8_t*>(text.data()),
                    static_cast<size_t>(end - text.data()), key_.data());
-  return std::max<uint64_t>(hash, 1);
+  return hash | 1;  // never 0
 }
 
 void LeasedNames::put(uint32_t slot, uint64_t hash) {
   remove(slot);
-  names_[slot].store(hash, std::memory_order_relaxed);
+  names_[slot] = hash;
   size_t place = home_of(hash);
   while (places_[place].load(std::memory_order_relaxed) != 0) place = after(place);
-  places_[place].store(slot + 1, std::memory_order_release);
+  places_[place].store(word_of(hash, slot), std::memory_order_release);
 }
 
 // Closes the gap by moving back what stands behind it and may.
 void LeasedNames::remove(uint32_t slot) {
-  const uint64_t hash = names_[slot].load(std::memory_order_relaxed);
+  const uint64_t hash = names_[slot];
   if (hash == 0) return;
   size_t gap = home_of(hash);
-  while (places_[gap].load(std::memory_order_relaxed) != slot + 1) gap = after(gap);
+  while (places_[gap].load(std::memory_order_relaxed) != word_of(hash, slot)) gap = after(gap);
   changes_.fetch_add(1, std::memory_order_acq_rel);
   for (size_t next = after(gap);; next = after(next)) {
-    const uint32_t moved = places_[next].load(std::memory_order_relaxed);
+    const uint64_t moved = places_[next].load(std::memory_order_relaxed);
     if (moved == 0) break;
-    const size_t home = home_of(names_[moved - 1].load(std::memory_order_relaxed));
+    const size_t home = home_of(moved);
     if (((next - home) & mask_) < ((next - gap) & mask_)) continue;  // it would be before its home
     places_[gap].store(moved, std::memory_order_release);
     gap = next;
   }
   places_[gap].store(0, std::memory_order_release);
-  names_[slot].store(0, std::memory_order_relaxed);
+  names_[slot] = 0;
   changes_.fetch_add(1, std::memory_order_release);
-}
-
-std::optional<uint32_t> LeasedNames::find(uint64_t hash) const {
-  for (;; ::sched_yield()) {
-    const uint64_t before = changes_.load(std::memory_order_acquire);
-    for (size_t place = home_of(hash);; place = after(place)) {
-      const uint32_t there = places_[place].load(std::memory_order_acquire);
-      if (there == 0) break;
-      if (names_[there - 1].load(std::memory_order_relaxed) == hash) return there - 1;
-    }
-    // Not there, unless it was being moved.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    if (before % 2 == 0 && changes_.load(std::memory_order_relaxed) == before) return std::nullopt;
-  }
 }
 
 }  // namespace holdfast

@@ -8,8 +8,9 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string_view>
+
+#include <sched.h>
 
 namespace holdfast {
 
@@ -24,11 +25,15 @@ class LeasedNames {
   void put(uint32_t slot, uint64_t hash);
   void remove(uint32_t slot);
 
-  // Any thread's.
-  std::optional<uint32_t> find(uint64_t hash) const;
+  // Any thread's. Calls `is_it` with each slot that may have the name until it answers true; whether
+  // it did. Two names may look alike here: who asks compares the lease.
+  template <typename IsIt>
+  bool find(uint64_t hash, IsIt is_it) const;
+  // Has the memory that find() reads fetched.
+  void ask_for(uint64_t hash) const { __builtin_prefetch(&places_[home_of(hash)]); }
 
  private:
-  size_t home_of(uint64_t hash) const { return hash & mask_; }
+  size_t home_of(uint64_t hash) const { return hash >> slot_bits & mask_; }
   size_t after(size_t place) const { return (place + 1) & mask_; }
 
   struct Unmap {
@@ -43,11 +48,35 @@ class LeasedNames {
 
   std::array<uint8_t, 16> key_;
   size_t mask_;
-  // A name's place holds its slot plus one; 0 is free. It stands at its home or in one of the taken
-  // places that follow (linear probing); half of them are free at the least.
-  Array<std::atomic<uint32_t>> places_;
-  Array<std::atomic<uint64_t>> names_;  // by slot
+  // A name's place holds the upper bits of its hash and below them its slot plus one; 0 is free. It
+  // stands at its home or in one of the taken places that follow (linear probing); half of them are
+  // free at the least.
+  static constexpr int slot_bits = 21;
+  static constexpr uint64_t slot_mask = (uint64_t{1} << slot_bits) - 1;
+  static uint64_t word_of(uint64_t hash, uint32_t slot) {
+    return (hash & ~slot_mask) | (uint64_t{slot} + 1);
+  }
+
+  Array<std::atomic<uint64_t>> places_;
+  Array<uint64_t> names_;               // by slot; the writer's
   std::atomic<uint64_t> changes_ = 0;   // odd while a place moves
 };
+
+template <typename IsIt>
+bool LeasedNames::find(uint64_t hash, IsIt is_it) const {
+  for (;; ::sched_yield()) {
+    const uint64_t before = changes_.load(std::memory_order_acquire);
+    for (size_t place = home_of(hash);; place = after(place)) {
+      const uint64_t there = places_[place].load(std::memory_order_acquire);
+      if (there == 0) break;
+      if (((there ^ hash) & ~slot_mask) == 0 &&
+          is_it(static_cast<uint32_t>((there & slot_mask) - 1)))
+        return true;
+    }
+    // Not there, unless it was being moved.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (before % 2 == 0 && changes_.load(std::memory_order_relaxed) == before) return false;
+  }
+}
 
 }  // namespace holdfast

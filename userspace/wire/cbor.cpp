@@ -143,7 +143,7 @@ bool Reader::begin(Head& head) {
   return true;
 }
 
-bool Reader::begin(Head& head, uint8_t major) {
+bool Reader::begin_slowly(Head& head, uint8_t major) {
   if (!begin(head)) return false;
   if (head.major != major) {
     set_fault(head.major == major_tag ? Fault::tag_refused : Fault::wrong_type, item_);
@@ -153,7 +153,7 @@ bool Reader::begin(Head& head, uint8_t major) {
 }
 
 // The current item, a scalar, is read. If it was a map key, its order is checked here.
-void Reader::complete() {
+void Reader::complete_slowly() {
   if (depth_ == 0) {
     root_taken_ = true;
     return;
@@ -209,13 +209,6 @@ Type Reader::peek() {
   return Type::end;
 }
 
-uint64_t Reader::u64() {
-  Head head;
-  if (!begin(head, major_unsigned)) return 0;
-  complete();
-  return ok() ? head.argument : 0;
-}
-
 uint64_t Reader::negative() {
   Head head;
   if (!begin(head, major_negative)) return 0;
@@ -238,33 +231,6 @@ int64_t Reader::i64() {
   if (!ok()) return 0;
   const auto magnitude = static_cast<int64_t>(head.argument);
   return head.major == major_unsigned ? magnitude : -1 - magnitude;
-}
-
-std::span<const uint8_t> Reader::string(uint8_t major) {
-  Head head;
-  if (!begin(head, major)) return {};
-  if (head.argument > input_.size() - position_) {
-    set_fault(Fault::truncated, item_);
-    return {};
-  }
-  const auto content = input_.subspan(position_, head.argument);
-  position_ += head.argument;
-  if (major == major_text &&
-      !is_utf8({reinterpret_cast<const char*>(content.data()), content.size()})) {
-    set_fault(Fault::bad_utf8, item_);
-    return {};
-  }
-  complete();
-  return ok() ? content : std::span<const uint8_t>();
-}
-
-std::span<const uint8_t> Reader::bytes() {
-  return string(major_bytes);
-}
-
-std::string_view Reader::text() {
-  const auto content = string(major_text);
-  return {reinterpret_cast<const char*>(content.data()), content.size()};
 }
 
 bool Reader::boolean() {
@@ -336,7 +302,7 @@ void Reader::array_of(uint64_t count) {
   if (array() != count) set_fault(Fault::wrong_type, item_);
 }
 
-void Reader::end() {
+void Reader::end_slowly() {
   if (fault_ != Fault::none) return;
   CHECK(depth_ > 0);
   if (frames_[depth_ - 1].left != 0) return set_fault(Fault::items_left, position_);

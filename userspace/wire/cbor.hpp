@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "userspace/base/result.hpp"
+#include "userspace/wire/utf8.hpp"
 
 namespace holdfast::cbor {
 
@@ -144,13 +145,20 @@ class Reader {
     uint64_t argument;
   };
 
+  // The major types (RFC 8949, 3.1) that the inlined part below knows.
+  static constexpr uint8_t major_unsigned = 0, major_bytes = 2, major_text = 3, major_array = 4,
+                           major_map = 5;
+
   void set_fault(Fault fault, size_t at);
   bool at_key() const {
     return depth_ > 0 && frames_[depth_ - 1].is_map && frames_[depth_ - 1].left % 2 == 0;
   }
   bool begin(Head& head);
   bool begin(Head& head, uint8_t major);
+  bool begin_slowly(Head& head, uint8_t major);
   void complete();
+  void complete_slowly();
+  void end_slowly();
   uint64_t enter(uint8_t major);
   std::span<const uint8_t> string(uint8_t major);
 
@@ -164,6 +172,90 @@ class Reader {
   size_t fault_offset_ = 0;
   std::array<Nesting, depth_limit> frames_;  // only the first depth_ are meaningful
 };
+
+// What every item takes, in the callers: a call each would cost as much as reading it. The common
+// case is decided here; everything else, and everything that is refused, is not.
+
+inline bool Reader::begin(Head& head, uint8_t major) {
+  const bool expected = depth_ > 0 ? frames_[depth_ - 1].left != 0 : !root_taken_;
+  if (fault_ == Fault::none && expected && position_ + 1 < input_.size()) [[likely]] {
+    const uint8_t first = input_[position_];
+    const uint8_t info = first & 0x1f;
+    const uint8_t next = input_[position_ + 1];
+    const bool one_byte = info < 24;
+    if (first >> 5 == major && (one_byte || (info == 24 && next >= 24))) [[likely]] {
+      item_ = position_;
+      head = {major, info, one_byte ? info : next};
+      position_ += one_byte ? 1 : 2;
+      return true;
+    }
+  }
+  return begin_slowly(head, major);
+}
+
+inline void Reader::complete() {
+  if (depth_ > 0) [[likely]] {
+    Nesting& frame = frames_[depth_ - 1];
+    if (!frame.is_map || frame.left % 2 != 0) {
+      --frame.left;
+      return;
+    }
+    // A key of one byte after another such one, or the first.
+    const uint8_t* key = input_.data() + item_;
+    if (position_ - item_ == 1 &&
+        (frame.key == nullptr || (frame.key_size == 1 && *frame.key < *key))) {
+      frame.key = key;
+      frame.key_size = 1;
+      --frame.left;
+      return;
+    }
+  }
+  complete_slowly();
+}
+
+inline uint64_t Reader::u64() {
+  Head head;
+  if (!begin(head, major_unsigned)) return 0;
+  complete();
+  return ok() ? head.argument : 0;
+}
+
+inline std::span<const uint8_t> Reader::string(uint8_t major) {
+  Head head;
+  if (!begin(head, major)) return {};
+  if (head.argument > input_.size() - position_) {
+    set_fault(Fault::truncated, item_);
+    return {};
+  }
+  const auto content = input_.subspan(position_, head.argument);
+  position_ += head.argument;
+  if (major == major_text) {
+    const std::string_view text(reinterpret_cast<const char*>(content.data()), content.size());
+    if (!is_ascii(text) && !is_utf8(text)) {
+      set_fault(Fault::bad_utf8, item_);
+      return {};
+    }
+  }
+  complete();
+  return ok() ? content : std::span<const uint8_t>();
+}
+
+inline std::span<const uint8_t> Reader::bytes() {
+  return string(major_bytes);
+}
+
+inline std::string_view Reader::text() {
+  const auto content = string(major_text);
+  return {reinterpret_cast<const char*>(content.data()), content.size()};
+}
+
+inline void Reader::end() {
+  if (fault_ == Fault::none && depth_ > 0 && frames_[depth_ - 1].left == 0) [[likely]] {
+    --depth_;
+    return;
+  }
+  end_slowly();
+}
 
 // Appends one item after another. Counts come first, so array() and map() take them, and end()
 // closes. Wrong counts and keys out of order are bugs of the caller and abort (CHECK). Text that is

@@ -81,6 +81,7 @@ class CheckReader {
   uint64_t begin_checks();
   bool next(Check& check);
   bool finish();
+  bool ok() const { return in_.ok(); }
   Error error() const { return in_.error(); }
 
  private:

@@ -43,6 +43,8 @@ std::unexpected<Error> timed_out(std::string what) {
               "see whether the daemon is well: holdfast doctor; journalctl -u holdfastd");
 }
 
+}  // namespace
+
 Error connect_error(int sys, const std::string& path) {
   switch (sys) {
     case ENOENT:
@@ -70,8 +72,6 @@ Error connect_error(int sys, const std::string& path) {
               {}};
   }
 }
-
-}  // namespace
 
 uint64_t Client::call_deadline() const {
   return options_.call_timeout_ns == 0 ? 0 : boot_now_ns() + options_.call_timeout_ns;

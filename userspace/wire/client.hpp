@@ -27,6 +27,9 @@ struct ClientOptions {
       30 * ns_per_s;  // without any frame; a teardown may take its class's deadline
 };
 
+// What a failed connect(2) to a socket of the daemon's means, and what to do.
+Error connect_error(int sys, const std::string& path);
+
 class Client {
  public:
   static Result<Client> connect(const std::string& path, const ClientOptions& options = {});

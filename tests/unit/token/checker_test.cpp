@@ -2,6 +2,7 @@
 #include "userspace/token/checker.hpp"
 
 #include <algorithm>
+#include <array>
 #include <random>
 
 #include "tests/unit/token/fixture.hpp"
@@ -41,13 +42,27 @@ Beliefs beliefs() {
   return beliefs;
 }
 
+// One token as a batch of its own.
+Checked<ClaimsView> check_one(Checker& checker, FramedHead& head, uint64_t index,
+                              std::span<const uint8_t> path, std::span<const uint8_t> claims,
+                              const Beliefs& beliefs, uint64_t now) {
+  std::array<Item, 1> batch;
+  batch[0].head = &head;
+  batch[0].index = index;
+  batch[0].path = path;
+  batch[0].claims = claims;
+  checker.check(batch, beliefs, now);
+  if (!batch[0].verdict) return std::unexpected(batch[0].verdict.error());
+  return batch[0].said;
+}
+
 std::optional<Refusal> asked(Checker& checker, const Framed& framed, const Beliefs& beliefs,
                              uint64_t now = now_s) {
   FramedHead head = framed.head();
-  const Checked<Proved> proved =
-      checker.check(head, framed.parts.index, framed.path, framed.parts.claims, beliefs, now);
+  const Checked<ClaimsView> proved =
+      check_one(checker, head, framed.parts.index, framed.path, framed.parts.claims, beliefs, now);
   if (!proved) return proved.error().why;
-  EXPECT_EQ(proved->claims.id[0], static_cast<uint8_t>(framed.parts.index));
+  EXPECT_EQ(proved->id[0], static_cast<uint8_t>(framed.parts.index));
   return std::nullopt;
 }
 
@@ -73,13 +88,13 @@ TEST(Checker, ASignatureOfAnotherTreeProvesNothing) {
     FramedHead head = good[0].head();
     // Claims of the other tree, under its path and under the good one's.
     for (const std::vector<uint8_t>& path : {other[i].path, good[i].path}) {
-      const Checked<Proved> proved =
-          checker.check(head, i, path, other[i].parts.claims, believed, now_s);
+      const Checked<ClaimsView> proved =
+          check_one(checker, head, i, path, other[i].parts.claims, believed, now_s);
       ASSERT_FALSE(proved);
       EXPECT_EQ(proved.error().why, Refusal::bad_signature);
     }
     // The good claims at a place that is not theirs.
-    const Checked<Proved> moved = checker.check(head, (i + 1) % good.size(), good[i].path,
+    const Checked<ClaimsView> moved = check_one(checker, head, (i + 1) % good.size(), good[i].path,
                                                 good[i].parts.claims, believed, now_s);
     ASSERT_FALSE(moved);
     EXPECT_EQ(moved.error().why, Refusal::bad_signature);
@@ -144,7 +159,7 @@ TEST(Checker, SaysWhatThePlainWaySaysOfEveryDamage) {
         const Framed framed(bad);
         const Checked<Verified> plain = verify(bad, believed.anchors, place);
         FramedHead head = framed.head();
-        const Checked<Proved> fast = checker.check(head, framed.parts.index, framed.path,
+        const Checked<ClaimsView> fast = check_one(checker, head, framed.parts.index, framed.path,
                                                    framed.parts.claims, believed, now_s);
         ASSERT_FALSE(plain) << bit;
         // A proof is not what a token is known by: under a known node it is not looked at.
@@ -174,7 +189,7 @@ TEST(Checker, ForgetsWithinItsBoundsAndNeverMixesUp) {
     ASSERT_EQ(asked(checker, right, believed), std::nullopt);
     const Framed& wrong = trees[(which + 1) % trees.size()][right.parts.index];
     FramedHead head = right.head();
-    ASSERT_FALSE(checker.check(head, right.parts.index, right.path, wrong.parts.claims, believed, now_s));
+    ASSERT_FALSE(check_one(checker, head, right.parts.index, right.path, wrong.parts.claims, believed, now_s));
   }
   EXPECT_GT(checker.signatures(), 1000U) << "more heads than there is room for";
 }

@@ -17,8 +17,9 @@ inline SecretKey key_of(uint8_t number) {
   return SecretKey::from_seed(seed);
 }
 
-inline std::string node() {
-  return node_name(key_of(9).public_key());
+inline const std::string& node() {
+  static const std::string name = node_name(key_of(9).public_key());
+  return name;
 }
 
 inline Claims claims_of(Kind kind, uint8_t number = 1) {
