@@ -41,8 +41,8 @@ inline const Anchors& anchors() {
 }
 
 inline const Place& place() {
-  static const Place made{
-      .node = node_name(key_of(9).public_key()), .epoch = 4, .now_s = 1'800'000'000};
+  static const std::string name = node_name(key_of(9).public_key());
+  static const Place made{.node = name, .epoch = 4, .now_s = 1'800'000'000};
   return made;
 }
 

@@ -18,11 +18,13 @@ import sys
 import time
 from collections.abc import Callable
 
+from issuer import Issuer, as_uid, trust
 from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, sweep, wait_until
 
 TENANT_A, TENANT_B, CLIENT = HOSTS["tenant-a"], HOSTS["tenant-b"], HOSTS["client"]
 COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 MANY_LEASES = 500
+HOLDER = 4001  # a uid in none of our groups
 
 
 def paint(code: str, text: str) -> str:
@@ -241,6 +243,69 @@ def disable(lab: Lab, show: Show) -> None:
     show.step(f"holdfast tenant enable {A}", "nothing revives", f"{passing} of {len(ports)} answer", passing == 0)
 
 
+def tokens(lab: Lab, show: Show) -> None:
+    show.chapter("A token instead of an operator")
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    asked = {"tenant": A, "endpoints": ["web"], "operations": ["connect"], "holder": f"uid:{HOLDER}"}
+    requests = lab.dir / "requests.json"
+    requests.write_text(json.dumps([asked, asked | {"endpoints": ["echo"]}, asked | {"endpoints": ["perf"]}]))
+    status = lab.ask("status")
+    batch = issuer.tokens("--from", requests)
+    show.step(
+        "holdfast token issue --from requests.json: three tokens, one signature",
+        "three tokens under one head",
+        f"{len(batch)} tokens for node {status['node'][:24]}..., epoch {status['epoch']}",
+        len(batch) == 3,
+    )
+    done = present(lab, issuer.keep(batch[0]))
+    lease = json.loads(done.stdout) if done.returncode == 0 else {}
+    show.step(
+        f"uid {HOLDER}, in none of our groups: holdfast lease grant --token FILE",
+        "a lease, and a token to show",
+        f"lease {lease['id']}: {', '.join(lease['resources'])}" if lease else done.stderr,
+        lease,
+    )
+    passed, what = curl(lab, "client", f"http://{TENANT_A.v4}:{WEB}/")
+    show.step(f"curl http://{TENANT_A.v4}:{WEB}/", "HTTP 200", what, passed)
+
+    shown = lab.dir / "shown"
+    shown.write_text(lease["token"])
+    words = ["--operation", "connect", "--resource", f"web@{TENANT_A.v4}:{WEB}", "--holder", f"uid:{HOLDER}"]
+    done = lab.try_cli("token", "verify", shown, *words, json_output=False)
+    show.step("a service asks the node: holdfast token verify", "good", done.stdout.strip(), done.returncode == 0)
+
+    other = "ni:///sha-256;" + "A" * 43
+    expired = issuer.issue(A, "--endpoint", "echo", life="1s")
+    time.sleep(2)
+    for what, token, uid, reason in [
+        ("a stolen one: another user presents it", issuer.keep(batch[1]), HOLDER + 1, "wrong_holder"),
+        ("another node's", issuer.issue(A, "--endpoint", "echo", node=other), 0, "wrong_audience"),
+        ("a stale epoch's", issuer.issue(A, "--endpoint", "echo", epoch=status["epoch"] - 1), 0, "stale_epoch"),
+        ("one that has expired", expired, 0, "head_expired"),
+    ]:
+        refused = lab.try_cli("lease", "grant", "--token", token, prefix=as_uid(uid))
+        said = json.loads(refused.stderr)["error"] if refused.returncode == 1 else {"code": "granted", "detail": ""}
+        show.step(what, reason, f"{said['code']}: {said['detail']}", said["code"] == reason)
+    renewal = ["--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect"]
+    renewed = present(lab, issuer.issue(A, *renewal, kind="renew"), "renew")
+    done = lab.try_cli("token", "verify", shown, *words, json_output=False)
+    show.step(
+        "the lease is renewed; the token of the generation before",
+        "old_generation",
+        done.stdout.strip(),
+        renewed.returncode == 0 and "old_generation" in done.stdout,
+    )
+    trust(lab, issuer.anchor(state="revoked"))
+    passed, what = curl(lab, "client", f"http://{TENANT_A.v4}:{WEB}/")
+    show.step("the issuer's key is revoked: its lease has ended; curl again", "a timeout", what, not passed)
+    trust(lab)
+
+
+def present(lab: Lab, token: object, verb: str = "grant") -> subprocess.CompletedProcess:
+    return lab.try_cli("lease", verb, "--token", token, prefix=as_uid(HOLDER))
+
+
 def main() -> int:
     def interrupted(number: int, _frame: object) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -255,7 +320,7 @@ def main() -> int:
             lab.serve("tenant-a", f"page:{WEB}", f"http:{FILES}", f"udp:{ECHO}", *many_ports())
             lab.serve("tenant-b", f"page:{WEB}")
             print(f"lab: a client, a node with holdfastd, two tenants, in network namespaces {lab.tag}-*")
-            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable):
+            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable, tokens):
                 try:
                     chapter(lab, show)
                 except (AssertionError, OSError, subprocess.SubprocessError) as error:

@@ -28,16 +28,22 @@ class Issuer:
         plain = {"issuer": self.name, "key": self.line, "uses": ["token"], "tenants": ["*"], "operations": ["connect"]}
         return plain | changes
 
-    def issue(self, *words: object, kind: str = "grant", node: str = "", epoch: int = 0, life: str = "60s") -> pathlib.Path:
-        """A token in a file that anybody may read. WORDS are tenant and options."""
+    def tokens(self, *words: object, kind: str = "grant", node: str = "", epoch: int = 0, life: str = "60s") -> list[str]:
+        """What `token issue WORDS` prints. WORDS are tenant and options, or --from and a file."""
         status = self.lab.ask("status")
-        text = self.lab.cli_text(
+        return self.lab.cli_text(
             "token", "issue", *words, "--key", self.key, "--issuer", self.name, "--kind", kind, "--life", life,
             "--node", node or status["node"], "--epoch", epoch or status["epoch"],
-        )  # fmt: skip
-        count = len(list(self.lab.dir.glob("token-*")))
-        path = self.lab.dir / f"token-{count}"
-        path.write_text(text)
+        ).split()  # fmt: skip
+
+    def issue(self, *words: object, **options: object) -> pathlib.Path:
+        """One token, in a file that anybody may read."""
+        (token,) = self.tokens(*words, **options)
+        return self.keep(token)
+
+    def keep(self, token: str) -> pathlib.Path:
+        path = self.lab.dir / f"token-{len(list(self.lab.dir.glob('token-*')))}"
+        path.write_text(token + "\n")
         path.chmod(0o444)
         return path
 

@@ -4,17 +4,17 @@ Both transports answer alike. Covers G3, G5, G10 and L2, L5, L13, P5. Each refus
 counter of the named reason rises by exactly the tokens asked about.
 """
 
+import json
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterator
 
 import pytest
-from control import HEADER, Control, Refused
+from control import HEADER, Refused
 from issuer import Issuer, trust
 from lab import A, B, HOSTS, SLOW, SYS, Lab, policy, refusing, wait_until
-from verify_sock import Check, VerifySock, body_of, take_apart
+from verify_sock import Check, VerifySock, body_of
 
 HOLDER, STRANGER = 4001, 4002
 WEB = f"web@{HOSTS['tenant-a'].v4}:8080"
@@ -200,14 +200,8 @@ def test_many_in_a_frame_one_signature(node: Lab) -> None:
         {"tenant": A, "endpoints": [WEB], "operations": ["connect"], "lease": lease["id"], "generation": str(lease["generation"])}
     ] * 100
     path = node.dir / "requests.json"
-    import json
-
     path.write_text(json.dumps(requests))
-    status = node.ask("status")
-    made = node.cli_text(
-        "token", "issue", "--from", path, "--key", node.issuer.key, "--issuer", node.issuer.name, "--kind", "use",
-        "--node", status["node"], "--epoch", status["epoch"],
-    ).split()  # fmt: skip
+    made = node.issuer.tokens("--from", path, kind="use")
     assert len(made) == 100
     before = node.ask("status")["verifier"]["signatures"]
     with asking(node) as service:
@@ -225,10 +219,11 @@ def test_junk_is_told_so_and_let_go(node: Lab) -> None:
     lease = by_token(node)
     check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
     good = body_of([check])
-    header = lambda body, **changes: HEADER.pack(  # noqa: E731
-        *(changes.get(name, value) for name, value in
-          {"magic": b"HLDF", "version": 1, "kind": 6, "flags": 0, "length": len(body), "number": 9}.items())
-    )  # fmt: skip
+
+    def header(body: bytes, **changes: object) -> bytes:
+        right = {"magic": b"HLDF", "version": 1, "kind": 6, "flags": 0, "length": len(body), "number": 9}
+        return HEADER.pack(*(right | changes).values())
+
     with asking(node) as witness:
         for datagram, code in [
             (b"x", "bad_magic"),
@@ -254,7 +249,6 @@ def test_every_truncation_and_every_flipped_bit_of_a_frame(node: Lab) -> None:
     """L5, G10: no damaged frame gets another answer than its own refusal, and the connection goes on."""
     lease = by_token(node)
     body = body_of([Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")])
-    slots = set()
     with asking(node) as service:
         for size in range(len(body)):
             service.send(body[:size])
@@ -279,7 +273,6 @@ def test_every_truncation_and_every_flipped_bit_of_a_frame(node: Lab) -> None:
         assert answered == len(bits)
         service.send(body)
         assert service.answer()[0][0] == 0
-    del slots
 
 
 def test_who_does_not_read_is_not_read(node: Lab) -> None:

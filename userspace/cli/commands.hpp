@@ -99,6 +99,10 @@ struct TokenCheckWords {
   std::string node;
   uint64_t epoch = 0;
   std::string at;  // RFC 3339; empty: now
+  // Without anchors the node is asked, about this use.
+  std::string operation;
+  std::string resource;
+  std::string presenter;  // empty: whoever asks
 };
 Outcome run_token_inspect(Session& session, const TokenCheckWords& words);
 Outcome run_token_verify(Session& session, const TokenCheckWords& words);

@@ -277,19 +277,28 @@ void add_token(CLI::App& app, Words& words, Run& run) {
   examples(inspect, "  holdfast token inspect - < token\n  holdfast token inspect token --json");
 
   CLI::App* verify = token->add_subcommand(
-      "verify", "Whether tokens would be believed, and if not, why: by the keys of a file");
+      "verify",
+      "Whether tokens hold, and if not, why: asks the node whether they allow a use now, or\n"
+      "judges by the keys of a file, without the node");
   verify->add_option("FILE", c.file, "A token a line, - is standard input")->required();
   verify->add_option("--anchors", c.anchors, "The keys and what they may sign")
-      ->required()
       ->type_name("FILE");
   verify->add_option("--node", c.node, "The node's name: ni:///sha-256;...")
-      ->required()
       ->type_name("NAME");
-  verify->add_option("--epoch", c.epoch, "The node's epoch")->required()->type_name("NUMBER");
+  verify->add_option("--epoch", c.epoch, "The node's epoch")->type_name("NUMBER");
+  verify->add_option("--operation", c.operation, "Asking the node: what is to be done")
+      ->type_name("NAME");
+  verify->add_option("--resource", c.resource, "Asking the node: on what, as lease ls names it")
+      ->type_name("NAME");
+  verify
+      ->add_option("--holder", c.presenter,
+                   "Asking the node: who shows the token: uid:N or cgroup:PATH; default: whoever asks")
+      ->type_name("HOLDER");
   verify->add_option("--at", c.at, "At this time in UTC instead of now")->type_name("TIME");
   verify->callback([&] { run = [&](Session& s) { return run_token_verify(s, words.check); }; });
   examples(
       verify,
+      "  holdfast token verify token --operation connect --resource web@10.1.0.2:443\n"
       "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1");
 }
 

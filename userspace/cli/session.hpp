@@ -48,6 +48,7 @@ class Session {
   explicit Session(SessionOptions options);
 
   bool json() const { return options_.json; }
+  const std::string& socket() const { return options_.socket; }
   const Style& style() const { return out_style_; }
   bool errors_on_terminal() const { return error_terminal_; }
 

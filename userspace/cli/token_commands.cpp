@@ -14,6 +14,7 @@
 #include "userspace/cli/human.hpp"
 #include "userspace/token/fields.hpp"
 #include "userspace/token/verify.hpp"
+#include "userspace/wire/verify_client.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -362,6 +363,81 @@ ExitCode verify_one(Session& session, uint64_t line, std::span<const uint8_t> by
   return verified ? ExitCode::done : ExitCode::failed;
 }
 
+// verify.sock stands beside control.sock.
+std::string verify_socket(const std::string& control) {
+  const size_t slash = control.rfind('/');
+  return control.substr(0, slash == std::string::npos ? 0 : slash + 1) + "verify.sock";
+}
+
+ExitCode print_verdict(Session& session, uint64_t line, const wire::Verdict& verdict,
+                       const std::string& reason) {
+  const uint64_t now = boot_now_ns();
+  const uint64_t left = verdict.valid_until_boot_ns > now ? verdict.valid_until_boot_ns - now : 0;
+  if (session.json()) {
+    Value json =
+        Value::map({{"line", line}, {"verdict", verdict.reason == 0 ? "good" : "refused"}});
+    if (verdict.reason == 0) {
+      json.set("slot", verdict.slot);
+      json.set("generation", verdict.generation);
+      json.set("valid_for_ns", left);
+    } else {
+      json.set("reason", reason);
+    }
+    session.print_json(json);
+  } else if (verdict.reason == 0) {
+    session.print(fmt::format("{}: good: generation {}, for {} more\n", line, verdict.generation,
+                              human_duration(left)));
+  } else {
+    const bool known = verdict.reason <= token::refusals;
+    session.print(fmt::format(
+        "{}: refused: {}{}{}\n", line, printable(reason), known ? ": " : "",
+        known ? token::describe(static_cast<token::Refusal>(verdict.reason - 1)) : ""));
+  }
+  return verdict.reason == 0 ? ExitCode::done : ExitCode::failed;
+}
+
+// Whether each token allows this use by this holder, now, as the node sees it.
+Outcome ask_node(Session& session, const TokenCheckWords& words) {
+  if (words.operation.empty() || words.resource.empty())
+    return usage("token verify: may it do what, on what?", "give both --operation and --resource");
+  std::string presenter;
+  if (!words.presenter.empty()) {
+    Result<std::string> holder = parse_holder(words.presenter);
+    if (!holder) return pass_on(holder, "--holder");
+    presenter = std::move(*holder);
+  }
+  Result<wire::VerifyClient> node = wire::VerifyClient::connect(verify_socket(session.socket()));
+  if (!node) return pass_on(node);
+  std::optional<Error> lost;
+  const Outcome worst = for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
+    if (lost) return ExitCode::failed;
+    const token::Checked<token::Parts> parts = token::take_apart(bytes);
+    if (!parts) {
+      const auto why = static_cast<uint64_t>(parts.error().why) + 1;
+      return print_verdict(session, line, {.reason = why}, node->reason(why));
+    }
+    std::vector<uint8_t> path;
+    for (const token::Digest& each : parts->path()) path.insert(path.end(), each.begin(), each.end());
+    wire::CheckFrame frame;
+    frame.add({.head = frame.add_head(parts->header, parts->signature),
+               .index = parts->index,
+               .path = path,
+               .claims = parts->claims,
+               .operation = words.operation,
+               .resource = words.resource,
+               .presenter = presenter});
+    Result<std::vector<wire::Verdict>> verdicts = node->ask(frame);
+    if (verdicts && verdicts->size() == 1)
+      return print_verdict(session, line, verdicts->front(), node->reason(verdicts->front().reason));
+    lost = verdicts ? Error{ErrorKind::internal, "malformed_answer", 0,
+                            "the daemon answered something else", {}}
+                    : std::move(verdicts.error());
+    return ExitCode::failed;
+  });
+  if (lost) return std::unexpected(std::move(*lost));
+  return worst;
+}
+
 }  // namespace
 
 Outcome run_token_issue(Session& session, const TokenIssueWords& words) {
@@ -425,6 +501,15 @@ Outcome run_token_inspect(Session& session, const TokenCheckWords& words) {
 }
 
 Outcome run_token_verify(Session& session, const TokenCheckWords& words) {
+  const bool asks = !words.operation.empty() || !words.resource.empty();
+  if (asks != words.anchors.empty() || (asks && (!words.node.empty() || !words.at.empty())))
+    return usage("token verify: by the node, or by a file?",
+                 "ask the node with --operation and --resource, or judge by --anchors, --node and "
+                 "--epoch");
+  if (asks) return ask_node(session, words);
+  if (words.node.empty() || words.epoch == 0)
+    return usage("token verify: for which node?",
+                 "give --node and --epoch, as holdfast status shows them");
   const Result<std::optional<token::Anchors>> anchors = read_anchors(words.anchors);
   if (!anchors) return std::unexpected(anchors.error());
   token::Place place{.node = words.node, .epoch = words.epoch, .now_s = wall_now_ns() / ns_per_s};

@@ -24,7 +24,7 @@ std::vector<uint8_t> random_bytes(size_t size) {
 }
 
 TEST(Sha256, EveryLengthAroundTheBlocks) {
-  for (size_t size = 0; size <= 300; ++size) {
+  for (size_t size = 0; size <= 1300; ++size) {
     const std::vector<uint8_t> bytes = random_bytes(size);
     EXPECT_EQ(sha256(bytes), by_openssl(bytes)) << size;
   }
@@ -38,6 +38,20 @@ TEST(Sha256, PartsAreOneMessage) {
       if (first + second > 200) continue;
       EXPECT_EQ(sha256({all.first(first), all.subspan(first, second), all.subspan(first + second)}),
                 by_openssl(bytes));
+    }
+}
+
+TEST(Sha256, TwoAtOnceAreAsEachByItself) {
+  const std::vector<uint8_t> bytes = random_bytes(1300);
+  const std::span<const uint8_t> all(bytes);
+  for (size_t a = 0; a <= 700; a += 7)
+    for (const size_t b : {0U, 1U, 55U, 56U, 64U, 119U, 239U, 500U, 566U, 567U, 568U, 600U}) {
+      Digest first{};
+      Digest second{};
+      sha256_two({all.first(a)}, first, {all.subspan(700, b / 2), all.subspan(700 + b / 2, b - b / 2)},
+                 second);
+      ASSERT_EQ(first, by_openssl(all.first(a))) << a << ", " << b;
+      ASSERT_EQ(second, by_openssl(all.subspan(700, b))) << a << ", " << b;
     }
 }
 
