@@ -237,10 +237,12 @@ void add_token(CLI::App& app, Words& words, Run& run) {
   issue->add_option("--issuer", i.issuer, "The issuer's name, as the node's anchors have it")
       ->required()
       ->type_name("NAME");
-  issue->add_option("--node", i.node, "The node's name: ni:///sha-256;...")
-      ->required()
+  issue
+      ->add_option("--node", i.node,
+                   "The node's name: ni:///sha-256;...; default: asked of the node that runs here")
       ->type_name("NAME");
-  issue->add_option("--epoch", i.epoch, "The node's epoch")->required()->type_name("NUMBER");
+  issue->add_option("--epoch", i.epoch, "The node's epoch; default: likewise")
+      ->type_name("NUMBER");
   issue->add_option("--kind", i.kind, "grant, renew or use; default: grant")->type_name("KIND");
   issue->add_option("--life", i.life, "How long the token is good, 300s at most; default: 60s")
       ->type_name("DURATION");

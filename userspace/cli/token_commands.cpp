@@ -193,6 +193,19 @@ Result<std::vector<Request>> requests_of(const TokenIssueWords& words) {
   return RequestReader(*document, name).read();
 }
 
+// The node that runs here says who it is.
+Status this_node(Session& session, TokenIssueWords& words) {
+  Result<wire::Client*> daemon = session.daemon();
+  if (!daemon) return pass_on(daemon, "asking for the node's name, since there is no --node");
+  const Result<std::string_view> node = (*daemon)->hello().get_text("node");
+  const Result<uint64_t> epoch = (*daemon)->hello().get_u64("epoch");
+  if (!node) return std::unexpected(node.error());
+  if (!epoch) return std::unexpected(epoch.error());
+  words.node = std::string(*node);
+  words.epoch = *epoch;
+  return {};
+}
+
 // ---- inspect and verify ----
 
 Result<std::optional<token::Anchors>> read_anchors(const std::string& path) {
@@ -440,7 +453,8 @@ Outcome ask_node(Session& session, const TokenCheckWords& words) {
 
 }  // namespace
 
-Outcome run_token_issue(Session& session, const TokenIssueWords& words) {
+Outcome run_token_issue(Session& session, const TokenIssueWords& given) {
+  TokenIssueWords words = given;
   constexpr std::array kinds{Kind::grant, Kind::renew, Kind::use};
   const auto* kind =
       std::ranges::find(kinds, words.kind, [](Kind each) { return token::name_of(each); });
@@ -449,6 +463,10 @@ Outcome run_token_issue(Session& session, const TokenIssueWords& words) {
                  "grant, renew or use");
   const Result<uint64_t> life_s = whole_seconds("--life", words.life);
   if (!life_s) return std::unexpected(life_s.error());
+  if (words.node.empty() != (words.epoch == 0))
+    return usage("a node has both a name and an epoch", "give both --node and --epoch, or neither");
+  if (words.node.empty())
+    if (Status ok = this_node(session, words); !ok) return pass_on(ok);
   Result<std::vector<Request>> requests = requests_of(words);
   if (!requests) return pass_on(requests);
   const Result<token::SecretKey> key = token::SecretKey::read(words.key);

@@ -371,6 +371,7 @@ class Daemon {
     nft_fd_watch_.reset();
     for (wire::Timer* timer : {&network_timer_, &nft_timer_, &drift_timer_}) timer->reset();
     Result<std::vector<std::string>> removed = detach_node(*node_, options_.node);
+    tokens_->release();
     // The answer goes out first.
     loop_->defer(
         [this] { stop_timer_ = loop_->after(notice_delay_ns, [this] { loop_->stop(); }); });

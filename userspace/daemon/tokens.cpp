@@ -209,6 +209,12 @@ bool Tokens::clock_in_doubt() const {
   return clock_.doubt(wall_now_ns(), boot_now_ns()).has_value();
 }
 
+void Tokens::release() {
+  Result<Identity::Moment> now = Identity::Moment::now();
+  const Status ok = now ? identity_.begin_epoch(*now) : Status(pass_on(now));
+  if (!ok) log::error("identity_not_written", {{"cause", ok.error().text()}});
+}
+
 void Tokens::remember_time() {
   const uint64_t wall_ns = wall_now_ns();
   if (clock_.doubt(wall_ns, boot_now_ns())) return;

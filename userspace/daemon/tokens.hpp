@@ -68,6 +68,8 @@ class Tokens {
   // What shows a service that this lease is in force, until the lease's end: a use token, as text.
   Result<std::string> use_token(const LeaseView& lease, const std::vector<std::string>& operations);
 
+  // Enforcement was removed: whatever comes next is another epoch.
+  void release();
   // Raises the durable floor of wall time, unless that is in doubt.
   void remember_time();
   cbor::Value status() const;

@@ -24,7 +24,7 @@ _holdfast() {
         ;;
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
-        --holder-key | --lease | --anchors | --at) ((++i)) ;;
+        --holder-key | --lease | --anchors | --at | --resource) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -32,7 +32,7 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir | --key | --holder-key | --anchors) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --anchors | --token) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -43,7 +43,7 @@ _holdfast() {
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup:" ;;
-    --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --lease | --at)
+    --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at)
       return
       ;;
     *)
@@ -58,7 +58,7 @@ _holdfast() {
         node) candidates="detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
-          flags+=" --from --holder --ttl --grace"
+          flags+=" --from --token --holder --ttl --grace"
           ;;
         "lease grant "*) flags+=" --endpoint --egress --each --peer --holder --ttl --grace" ;;
         "tenant disable" | "tenant enable") candidates=$(_holdfast_ask 1 tenant ls) ;;
@@ -70,7 +70,7 @@ _holdfast() {
         "lease show" | "lease release"*) candidates=$(_holdfast_ask 1 lease ls --limit 200) ;;
         "lease renew")
           candidates=$(_holdfast_ask 1 lease ls --limit 200)
-          flags+=" --ttl --generation"
+          flags+=" --ttl --generation --token"
           ;;
         "lease renew "*) flags+=" --ttl --generation" ;;
         "lease revoke"*)
@@ -84,7 +84,7 @@ _holdfast() {
           flags+=" --holder-key --lease --generation --from"
           ;;
         "token inspect") files=1 flags+=" --anchors" ;;
-        "token verify") files=1 flags+=" --anchors --node --epoch --at" ;;
+        "token verify") files=1 flags+=" --operation --resource --holder --anchors --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0

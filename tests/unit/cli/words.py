@@ -30,7 +30,9 @@ USAGE = [
     "token", "token issue acme/shop/prod", "token issue --key k --issuer i --node n --epoch 1",
     "token issue a --key k --issuer i --node n --epoch 1 --kind loan",
     "token issue a --key k --issuer i --node n --epoch 1 --life 301s",
-    "token issue a --from x --key k --issuer i --node n --epoch 1", "token inspect", "token verify x",
+    "token issue a --from x --key k --issuer i --node n --epoch 1", "token inspect",
+    "token verify x", "token verify x --operation o", "token verify x --operation o --resource r --anchors y",
+    "token issue a --endpoint b --key k --issuer i --node n", "lease grant --token x --each", "lease renew 0 --token x",
     "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
 ]
 
