@@ -1,6 +1,7 @@
-// The asking side of `scripts/bench tokens`: makes an issuer's tokens for the leases that are there,
-// and asks about them as fast as the daemon answers, or at a rate. Commands come on standard input, a
-// line each; each is answered by a line of JSON. tokens.py says what is asked, and README.md why.
+// The asking side of `scripts/bench tokens`: makes an issuer's tokens for the leases that are
+// there, and asks about them as fast as the daemon answers, or at a rate. Commands come on standard
+// input, a line each; each is answered by a line of JSON. tokens.py says what is asked, and
+// README.md why.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -35,8 +36,9 @@ using token::Refusal;
 
 constexpr size_t checks_per_frame = 64;
 constexpr size_t frames_ahead = 8;
-// Answers are taken in bursts: who sleeps for each of them is woken for each of them, which costs the
-// daemon's core more than the answer. (A service that checks so many tokens has other things to do.)
+// Answers are taken in bursts: who sleeps for each of them is woken for each of them, which costs
+// the daemon's core more than the answer. (A service that checks so many tokens has other things to
+// do.)
 constexpr long burst_ns = 150'000;
 constexpr uint64_t life_s = 290;
 constexpr std::string_view issuer = "bench.example";
@@ -166,8 +168,8 @@ class Bench {
         (cpu_s() - cpu) / took);
   }
 
-  // At a rate, for so long: what was answered of what was offered, and how long each frame took. What
-  // cannot be sent in its turn is not made up for.
+  // At a rate, for so long: what was answered of what was offered, and how long each frame took.
+  // What cannot be sent in its turn is not made up for.
   std::string pace(const Run& run, double per_s, double seconds) {
     wire::VerifyClient client = must(wire::VerifyClient::connect(verify_));
     std::map<uint64_t, uint64_t> counted;
@@ -200,7 +202,10 @@ class Bench {
     const double took = seconds;
     std::sort(took_us.begin(), took_us.end());
     const auto percentile = [&](double p) {
-      return took_us.empty() ? 0.0 : took_us[std::min(took_us.size() - 1, static_cast<size_t>(p * static_cast<double>(took_us.size())))];
+      return took_us.empty()
+                 ? 0.0
+                 : took_us[std::min(took_us.size() - 1,
+                                    static_cast<size_t>(p * static_cast<double>(took_us.size())))];
     };
     return fmt::format(
         R"({{"offered_per_s": {:.1f}, "per_s": {:.1f}, "p50_us": {:.1f}, "p99_us": {:.1f}, "good": {}}})",
@@ -209,8 +214,8 @@ class Bench {
         counted.size() == 1 && counted.contains(0));
   }
 
-  // A peer that nobody would want, until the process is ended: heads that look right under signatures
-  // that nobody made, good heads again and again, and answers that nobody reads.
+  // A peer that nobody would want, until the process is ended: heads that look right under
+  // signatures that nobody made, good heads again and again, and answers that nobody reads.
   [[noreturn]] void flood(uid_t uid) {
     if (::setresuid(uid, uid, uid) != 0) give_up("becoming another user failed");
     std::vector<Made> unknown = singles(checks_per_frame * 8);
@@ -231,7 +236,8 @@ class Bench {
             ::send(peers[i].fd(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
         // A third never reads.
         if (i % 3 != 2)
-          while ((done = ::recv(peers[i].fd(), answer.data(), answer.size(), MSG_DONTWAIT)) > 0) {}
+          while ((done = ::recv(peers[i].fd(), answer.data(), answer.size(), MSG_DONTWAIT)) > 0) {
+          }
       }
       if (turn % 16 == 0) ::usleep(200);
     }
@@ -263,7 +269,8 @@ class Bench {
       for (size_t at = 0; at < all.size(); at += batch.size()) {
         heads.clear();
         for (size_t i = 0; i < batch.size(); ++i)
-          heads.push_back({.header = all[at + i].parts.header, .signature = all[at + i].parts.signature});
+          heads.push_back(
+              {.header = all[at + i].parts.header, .signature = all[at + i].parts.signature});
         for (size_t i = 0; i < batch.size(); ++i) {
           batch[i].head = &heads[i];
           batch[i].index = all[at + i].parts.index;
@@ -306,7 +313,9 @@ class Bench {
       const Lease& lease = leases_[next_lease_++ % leases_.size()];
       claims.push_back(claims_for(lease, wall_s));
       resources.push_back(lease.resource);
-      if (fault == 3) claims.back().expires = wall_s, claims.back().issued_at = claims.back().not_before = wall_s - 60;
+      if (fault == 3)
+        claims.back().expires = wall_s,
+        claims.back().issued_at = claims.back().not_before = wall_s - 60;
       if (fault == 6) claims.back().lease->id[3] ^= 1;
       if (fault == 7) --claims.back().lease->generation;
     }
@@ -322,15 +331,16 @@ class Bench {
     const token::SecretKey stranger = token::SecretKey::from_seed(seed);
     std::vector<std::vector<uint8_t>> tokens =
         must(token::issue(fault == 2 ? stranger : key_, head, claims));
-    constexpr std::array verdicts{Refusal::stale_epoch,         Refusal::wrong_audience,
-                                  Refusal::unknown_key,         Refusal::expired,
-                                  Refusal::operation_not_named, Refusal::resource_not_named,
-                                  Refusal::no_lease,            Refusal::old_generation,
-                                  Refusal::wrong_holder,        Refusal::bad_signature};
+    constexpr std::array verdicts{
+        Refusal::stale_epoch,  Refusal::wrong_audience,      Refusal::unknown_key,
+        Refusal::expired,      Refusal::operation_not_named, Refusal::resource_not_named,
+        Refusal::no_lease,     Refusal::old_generation,      Refusal::wrong_holder,
+        Refusal::bad_signature};
     for (size_t i = 0; i < size; ++i) {
       const token::Parts parts = *token::take_apart(tokens[i]);
       // Its parts point into its bytes, which stay where they are.
-      all.push_back({.bytes = std::move(tokens[i]), .parts = parts, .path = {}, .resource = resources[i]});
+      all.push_back(
+          {.bytes = std::move(tokens[i]), .parts = parts, .path = {}, .resource = resources[i]});
       Made& there = all.back();
       for (const Digest& node : there.parts.path())
         there.path.insert(there.path.end(), node.begin(), node.end());

@@ -70,7 +70,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const holdfast::Result<ClaimsView> claims = decode_claims(parts->claims, head.kind);
   CHECK(verified.has_value() == (claims && in_force(head, claims->copy())));
   // The fast way says the same, whatever it remembers of the inputs before.
-  CHECK(fast_refusal(signed_token) == (verified ? std::nullopt : std::optional(verified.error().why)));
+  CHECK(fast_refusal(signed_token) ==
+        (verified ? std::nullopt : std::optional(verified.error().why)));
   if (!verified) return 0;
   CHECK(verified->head == head && verified->claims == claims->copy() && verified->id == leaf);
   CHECK(verified->expires_s == std::min(head.expires, claims->expires));

@@ -38,7 +38,7 @@ struct GrantWords {
   std::string ttl = "60s";
   std::string grace;
   bool each = false;
-  std::string from;  // a file, or "-"; then none of the others but holder, ttl and grace
+  std::string from;   // a file, or "-"; then none of the others but holder, ttl and grace
   std::string token;  // a file, or "-"; then none of the others
 };
 Outcome run_lease_grant(Session& session, const GrantWords& words);

@@ -241,8 +241,7 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       ->add_option("--node", i.node,
                    "The node's name: ni:///sha-256;...; default: asked of the node that runs here")
       ->type_name("NAME");
-  issue->add_option("--epoch", i.epoch, "The node's epoch; default: likewise")
-      ->type_name("NUMBER");
+  issue->add_option("--epoch", i.epoch, "The node's epoch; default: likewise")->type_name("NUMBER");
   issue->add_option("--kind", i.kind, "grant, renew or use; default: grant")->type_name("KIND");
   issue->add_option("--life", i.life, "How long the token is good, 300s at most; default: 60s")
       ->type_name("DURATION");
@@ -283,18 +282,17 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       "Whether tokens hold, and if not, why: asks the node whether they allow a use now, or\n"
       "judges by the keys of a file, without the node");
   verify->add_option("FILE", c.file, "A token a line, - is standard input")->required();
-  verify->add_option("--anchors", c.anchors, "The keys and what they may sign")
-      ->type_name("FILE");
-  verify->add_option("--node", c.node, "The node's name: ni:///sha-256;...")
-      ->type_name("NAME");
+  verify->add_option("--anchors", c.anchors, "The keys and what they may sign")->type_name("FILE");
+  verify->add_option("--node", c.node, "The node's name: ni:///sha-256;...")->type_name("NAME");
   verify->add_option("--epoch", c.epoch, "The node's epoch")->type_name("NUMBER");
   verify->add_option("--operation", c.operation, "Asking the node: what is to be done")
       ->type_name("NAME");
   verify->add_option("--resource", c.resource, "Asking the node: on what, as lease ls names it")
       ->type_name("NAME");
   verify
-      ->add_option("--holder", c.presenter,
-                   "Asking the node: who shows the token: uid:N or cgroup:PATH; default: whoever asks")
+      ->add_option(
+          "--holder", c.presenter,
+          "Asking the node: who shows the token: uid:N or cgroup:PATH; default: whoever asks")
       ->type_name("HOLDER");
   verify->add_option("--at", c.at, "At this time in UTC instead of now")->type_name("TIME");
   verify->callback([&] { run = [&](Session& s) { return run_token_verify(s, words.check); }; });

@@ -144,10 +144,10 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
     for (const Value::Entry& each : *reasons)
       refused += fmt::format("{}{} {}", refused.empty() ? "" : ", ", printable(each.key),
                              human_count(each.value.as_u64().value_or(0)));
-  facts.add("tokens", fmt::format("{} believed, {}; wall clock {}",
-                                  human_count(number_of(tokens, "believed")),
-                                  refused.empty() ? "none refused" : "refused: " + refused,
-                                  safe(tokens, "clock")));
+  facts.add(
+      "tokens",
+      fmt::format("{} believed, {}; wall clock {}", human_count(number_of(tokens, "believed")),
+                  refused.empty() ? "none refused" : "refused: " + refused, safe(tokens, "clock")));
   const Value& hooks = part_of(reply, "hooks");
   std::string where = "tenant ports by " + safe(hooks, "tenant");
   for (const Value& uplink : list_of(hooks, "uplinks"))

@@ -402,9 +402,9 @@ ExitCode print_verdict(Session& session, uint64_t line, const wire::Verdict& ver
                               human_duration(left)));
   } else {
     const bool known = verdict.reason <= token::refusals;
-    session.print(fmt::format(
-        "{}: refused: {}{}{}\n", line, printable(reason), known ? ": " : "",
-        known ? token::describe(static_cast<token::Refusal>(verdict.reason - 1)) : ""));
+    session.print(
+        fmt::format("{}: refused: {}{}{}\n", line, printable(reason), known ? ": " : "",
+                    known ? token::describe(static_cast<token::Refusal>(verdict.reason - 1)) : ""));
   }
   return verdict.reason == 0 ? ExitCode::done : ExitCode::failed;
 }
@@ -422,31 +422,37 @@ Outcome ask_node(Session& session, const TokenCheckWords& words) {
   Result<wire::VerifyClient> node = wire::VerifyClient::connect(verify_socket(session.socket()));
   if (!node) return pass_on(node);
   std::optional<Error> lost;
-  const Outcome worst = for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
-    if (lost) return ExitCode::failed;
-    const token::Checked<token::Parts> parts = token::take_apart(bytes);
-    if (!parts) {
-      const auto why = static_cast<uint64_t>(parts.error().why) + 1;
-      return print_verdict(session, line, {.reason = why}, node->reason(why));
-    }
-    std::vector<uint8_t> path;
-    for (const token::Digest& each : parts->path()) path.insert(path.end(), each.begin(), each.end());
-    wire::CheckFrame frame;
-    frame.add({.head = frame.add_head(parts->header, parts->signature),
-               .index = parts->index,
-               .path = path,
-               .claims = parts->claims,
-               .operation = words.operation,
-               .resource = words.resource,
-               .presenter = presenter});
-    Result<std::vector<wire::Verdict>> verdicts = node->ask(frame);
-    if (verdicts && verdicts->size() == 1)
-      return print_verdict(session, line, verdicts->front(), node->reason(verdicts->front().reason));
-    lost = verdicts ? Error{ErrorKind::internal, "malformed_answer", 0,
-                            "the daemon answered something else", {}}
-                    : std::move(verdicts.error());
-    return ExitCode::failed;
-  });
+  const Outcome worst =
+      for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
+        if (lost) return ExitCode::failed;
+        const token::Checked<token::Parts> parts = token::take_apart(bytes);
+        if (!parts) {
+          const auto why = static_cast<uint64_t>(parts.error().why) + 1;
+          return print_verdict(session, line, {.reason = why}, node->reason(why));
+        }
+        std::vector<uint8_t> path;
+        for (const token::Digest& each : parts->path())
+          path.insert(path.end(), each.begin(), each.end());
+        wire::CheckFrame frame;
+        frame.add({.head = frame.add_head(parts->header, parts->signature),
+                   .index = parts->index,
+                   .path = path,
+                   .claims = parts->claims,
+                   .operation = words.operation,
+                   .resource = words.resource,
+                   .presenter = presenter});
+        Result<std::vector<wire::Verdict>> verdicts = node->ask(frame);
+        if (verdicts && verdicts->size() == 1)
+          return print_verdict(session, line, verdicts->front(),
+                               node->reason(verdicts->front().reason));
+        lost = verdicts ? Error{ErrorKind::internal,
+                                "malformed_answer",
+                                0,
+                                "the daemon answered something else",
+                                {}}
+                        : std::move(verdicts.error());
+        return ExitCode::failed;
+      });
   if (lost) return std::unexpected(std::move(*lost));
   return worst;
 }

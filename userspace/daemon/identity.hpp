@@ -1,7 +1,7 @@
 // Who this node is: the key whose name tokens are made out to, and the epoch they are made for.
 // Both live in the state directory. The epoch grows whenever it is not certain that the node still
-// knows what it took: with every boot of the machine, and with lost, restored or damaged state. So a
-// token of before is refused by its epoch, and no list of tokens has to outlive that.
+// knows what it took: with every boot of the machine, and with lost, restored or damaged state. So
+// a token of before is refused by its epoch, and no list of tokens has to outlive that.
 #pragma once
 
 #include <cstdint>

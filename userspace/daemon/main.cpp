@@ -59,11 +59,13 @@ struct Options {
 int parse_options(int argc, char** argv, Options& options) {
   CLI::App app{"holdfastd: leases on a node's network, enforced in the kernel"};
   app.set_version_flag("--version", HOLDFAST_VERSION);
-  app.add_option("--config-dir", options.config_dir, "where policy.yaml and anchors.yaml are, read at SIGHUP")
+  app.add_option("--config-dir", options.config_dir,
+                 "where policy.yaml and anchors.yaml are, read at SIGHUP")
       ->capture_default_str();
   app.add_option("--runtime-dir", options.runtime_dir, "where control.sock is made")
       ->capture_default_str();
-  app.add_option("--state-dir", options.node.state_dir, "where the policy in force and the node's key are kept")
+  app.add_option("--state-dir", options.node.state_dir,
+                 "where the policy in force and the node's key are kept")
       ->capture_default_str();
   app.add_option("--pin-dir", options.node.plane.kernel.pin_dir,
                  "directory on a bpffs for our pins")
@@ -105,8 +107,8 @@ int parse_options(int argc, char** argv, Options& options) {
       ->check(CLI::Range(1, 64));
   app.add_option("--verify-transport", options.verify_uring,
                  "how they wait for frames: auto (io_uring, else epoll) or epoll")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, bool>{{"auto", true}, {"epoll", false}}));
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, bool>{{"auto", true}, {"epoll", false}}));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -580,8 +580,8 @@ std::string Node::resource_text(uint32_t slot) const {
   resource.address = address_of(record.endpoint.address);
   resource.listen = port_of(record.endpoint);
   if (tenant != nullptr)
-    resource.endpoint = index_->endpoint_at(*tenant, resource.address,
-                                            protocol_of(record.endpoint), resource.listen);
+    resource.endpoint = index_->endpoint_at(*tenant, resource.address, protocol_of(record.endpoint),
+                                            resource.listen);
   return resource.endpoint != nullptr ? resource_name(resource)
                                       : "?@" + format_address(resource.address);
 }

@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::string_view file_name = "spent";
 constexpr size_t spent_max = size_t{1} << 20;  // 3500 grants a second for 300 s; about 80 MiB
-constexpr size_t entries_min = 1024;  // a file so small is left alone
+constexpr size_t entries_min = 1024;           // a file so small is left alone
 constexpr uint64_t kept_after_expiry_s = 60;
 
 // Id, expiry (0: taken back), and the first 8 bytes of the hash of both.

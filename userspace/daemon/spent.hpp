@@ -1,6 +1,6 @@
 // Grant tokens that were used: each makes one lease. The file STATE_DIR/spent is appended to and
-// fsynced before a lease opens, so that no crash makes a token good again (G11). An id is kept until
-// its token has expired for a minute.
+// fsynced before a lease opens, so that no crash makes a token good again (G11). An id is kept
+// until its token has expired for a minute.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,8 @@ namespace holdfast {
 class Spent {
  public:
   // An entry cut short at the end was of a grant that nobody was answered. `whole` is false when
-  // there is no file, or anything else is wrong with it: then it is not known which tokens were used.
+  // there is no file, or anything else is wrong with it: then it is not known which tokens were
+  // used.
   static Result<Spent> open(const std::string& state_dir, uint64_t now_s, bool& whole);
 
   bool has(const token::Digest& id) const { return expiry_.contains(id); }

@@ -119,8 +119,7 @@ Value verifier_value(const verifier::Server& server) {
 
 LeaseId lease_id_of(const token::LeaseId& bytes) {
   LeaseId id;
-  for (size_t i = 0; i < bytes.size(); ++i)
-    id.words[i / 8] = id.words[i / 8] << 8 | bytes[i];
+  for (size_t i = 0; i < bytes.size(); ++i) id.words[i / 8] = id.words[i / 8] << 8 | bytes[i];
   return id;
 }
 
@@ -451,13 +450,13 @@ Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
   if (!lease || lease->tenant != claims.tenant)
     return tokens_.refuse(token::Refusal::no_lease, format_lease_id(id), presenter);
   if (lease->generation != claims.lease->generation)
-    return tokens_.refuse(token::Refusal::old_generation,
-                          fmt::format("generation {}, and it is at {}", claims.lease->generation,
-                                      lease->generation),
-                          presenter);
+    return tokens_.refuse(
+        token::Refusal::old_generation,
+        fmt::format("generation {}, and it is at {}", claims.lease->generation, lease->generation),
+        presenter);
   if (!presenter.operates && lease->holder != Holder{Holder::Kind::uid, presenter.uid})
-    return tokens_.refuse(token::Refusal::wrong_holder, "the lease is " + holder_text(lease->holder),
-                          presenter);
+    return tokens_.refuse(token::Refusal::wrong_holder,
+                          "the lease is " + holder_text(lease->holder), presenter);
   const uint64_t ttl_ns =
       std::min(claims.ttl_s * ns_per_s, renewal->expires_s * ns_per_s - wall_now_ns());
   const Result<LeaseView> renewed =
@@ -514,8 +513,7 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
 }
 
 Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
-  if (args.has("token"))
-    return renew_by_token({peer.uid, peer.role == wire::Role::operates}, args);
+  if (args.has("token")) return renew_by_token({peer.uid, peer.role == wire::Role::operates}, args);
   if (Status ok = args.only_keys({"id", "ttl_ns", "generation"}); !ok) return pass_on(ok);
   const Result<std::string_view> text = args.get_text("id");
   if (!text) return std::unexpected(text.error());

@@ -128,9 +128,8 @@ void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) 
   };
   Checked<Head> decoded = decode_head(head.header);
   if (!decoded) return refuse(std::move(decoded.error()));
-  Checked<const Anchor*> anchor =
-      judge_head(*decoded, beliefs.anchors,
-                 {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s});
+  Checked<const Anchor*> anchor = judge_head(
+      *decoded, beliefs.anchors, {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s});
   if (!anchor) return refuse(std::move(anchor.error()));
   head.anchor = *anchor;
   head.kind = decoded->kind;
@@ -157,7 +156,8 @@ uint32_t Checker::place_for(const Digest& key, uint64_t now_s) {
 }
 
 Checker::NodeLine& Checker::line_of(uint64_t name) {
-  const uint64_t h = name * 0x9e3779b97f4a7c15ULL;  // Fibonacci hashing (Knuth): high bits are mixed
+  const uint64_t h =
+      name * 0x9e3779b97f4a7c15ULL;  // Fibonacci hashing (Knuth): high bits are mixed
   return nodes_[h >> 32 & node_mask_];
 }
 
@@ -234,8 +234,7 @@ Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, ui
                         .expires_s = head.expires_s,
                         .version = beliefs.version,
                         .tree_size = static_cast<uint32_t>(head.tree_size),
-                        .anchor =
-                            static_cast<uint16_t>(head.anchor - beliefs.anchors.all().data()),
+                        .anchor = static_cast<uint16_t>(head.anchor - beliefs.anchors.all().data()),
                         .kind = head.kind};
   climb(item);
   return {};
@@ -277,8 +276,7 @@ void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_
   for (Item& item : batch) {
     item.verdict = prove(item, beliefs, now_s);
     if (!item.verdict) continue;
-    item.verdict =
-        judge_claims(item.claims, item.head->kind, *item.head->anchor, place, item.said);
+    item.verdict = judge_claims(item.claims, item.head->kind, *item.head->anchor, place, item.said);
     item.expires_s = std::min(item.said.expires, item.head->expires_s);
   }
 }

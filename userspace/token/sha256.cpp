@@ -270,9 +270,9 @@ void sha256_two(std::initializer_list<std::span<const uint8_t>> a, Digest& a_dig
       Sha256State b_state = initial;
       sha256_ni_two(a_state, first.bytes.data(), b_state, second.bytes.data(), both);
       const auto rest = [&](Sha256State& state, const Padded& message) {
-        compress(state, std::span(message.bytes)
-                            .first(message.blocks * block_size)
-                            .subspan(both * block_size));
+        compress(
+            state,
+            std::span(message.bytes).first(message.blocks * block_size).subspan(both * block_size));
       };
       rest(a_state, first);
       rest(b_state, second);

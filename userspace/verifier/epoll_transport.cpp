@@ -88,8 +88,7 @@ class EpollTransport final : public Transport {
       if (links_.contains(id)) events.on_closed(id);
     std::array<epoll_event, 64> ready;
     const bool waits = sent.empty() && broken.empty();
-    const int count =
-        ::epoll_wait(epoll_.get(), ready.data(), ready.size(), waits ? wait_ms : 0);
+    const int count = ::epoll_wait(epoll_.get(), ready.data(), ready.size(), waits ? wait_ms : 0);
     for (int i = 0; i < count; ++i) {
       if (ready[i].data.u64 == wake_id) {
         uint64_t value = 0;

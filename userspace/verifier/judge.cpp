@@ -95,8 +95,7 @@ Verdict FrameJudge::judge_lease(uint64_t name, const token::Item& item,
           .slot = slot,
           .generation = lease->generation,
           .valid_until_boot_ns =
-              std::min(lease->deadline_boot_ns,
-                       item.expires_s * ns_per_s + boot_less_wall_ns_)};
+              std::min(lease->deadline_boot_ns, item.expires_s * ns_per_s + boot_less_wall_ns_)};
 }
 
 bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
@@ -111,7 +110,8 @@ bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
   }
   // What a frame's heads were found to be holds under the beliefs they were judged by.
   if (judged_by_ != 0 && judged_by_ != beliefs.version)
-    for (token::FramedHead& head : heads_) head = {.header = head.header, .signature = head.signature};
+    for (token::FramedHead& head : heads_)
+      head = {.header = head.header, .signature = head.signature};
   judged_by_ = beliefs.version;
   wall_ns_ = wall_now_ns();
   boot_ns_ = boot_now_ns();

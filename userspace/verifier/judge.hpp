@@ -1,5 +1,5 @@
-// One frame of checks, judged bit by bit: a token that is believed, what it allows, who shows it, and
-// whether its lease is in force at this moment, read from the very words that packets meet.
+// One frame of checks, judged bit by bit: a token that is believed, what it allows, who shows it,
+// and whether its lease is in force at this moment, read from the very words that packets meet.
 #pragma once
 
 #include <array>

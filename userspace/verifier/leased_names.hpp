@@ -25,8 +25,8 @@ class LeasedNames {
   void put(uint32_t slot, uint64_t hash);
   void remove(uint32_t slot);
 
-  // Any thread's. Calls `is_it` with each slot that may have the name until it answers true; whether
-  // it did. Two names may look alike here: who asks compares the lease.
+  // Any thread's. Calls `is_it` with each slot that may have the name until it answers true;
+  // whether it did. Two names may look alike here: who asks compares the lease.
   template <typename IsIt>
   bool find(uint64_t hash, IsIt is_it) const;
   // Has the memory that find() reads fetched.
@@ -58,8 +58,8 @@ class LeasedNames {
   }
 
   Array<std::atomic<uint64_t>> places_;
-  Array<uint64_t> names_;               // by slot; the writer's
-  std::atomic<uint64_t> changes_ = 0;   // odd while a place moves
+  Array<uint64_t> names_;              // by slot; the writer's
+  std::atomic<uint64_t> changes_ = 0;  // odd while a place moves
 };
 
 template <typename IsIt>

@@ -58,15 +58,16 @@ void Server::accept_some() {
     if (!fd) return;
     const Result<wire::Peer> peer = wire::read_peer(fd.get(), options_.groups);
     if (!peer) {
-      log::info("connection_refused", {{"code", peer.error().code}, {"detail", peer.error().text()}});
+      log::info("connection_refused",
+                {{"code", peer.error().code}, {"detail", peer.error().text()}});
       send_frame(fd.get(), wire::FrameType::error,
                  wire::encode_error(peer.error(), wire::default_retry(peer.error())));
       continue;
     }
     send_frame(fd.get(), wire::FrameType::hello, hello_(*peer));
-    workers_[next_]->take(std::move(fd), peer->uid,
-                          {.own_name = fmt::format("uid:{}", peer->uid),
-                           .relying = peer->role != wire::Role::none});
+    workers_[next_]->take(
+        std::move(fd), peer->uid,
+        {.own_name = fmt::format("uid:{}", peer->uid), .relying = peer->role != wire::Role::none});
     next_ = (next_ + 1) % workers_.size();
   }
 }

@@ -51,7 +51,8 @@ class UringTransport final : public Transport {
   Status add_group(uint16_t number) override {
     Group group;
     constexpr size_t ring_bytes = buffers_per_uid * sizeof(io_uring_buf);
-    void* ring = ::mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* ring =
+        ::mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     void* memory = ::mmap(nullptr, buffers_per_uid * buffer_bytes, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (ring == MAP_FAILED || memory == MAP_FAILED)
@@ -220,9 +221,9 @@ class UringTransport final : public Transport {
                 Events& events) {
     if (result > 0 && has_buffer) {
       if (!watched.armed && watched.wanted) arm(id, watched);
-      return events.on_datagram(id, buffer,
-                                {groups_.at(watched.group).memory + buffer * buffer_bytes,
-                                 static_cast<size_t>(result)});
+      return events.on_datagram(
+          id, buffer,
+          {groups_.at(watched.group).memory + buffer * buffer_bytes, static_cast<size_t>(result)});
     }
     if (has_buffer) give_back(watched.group, buffer);
     if (result == -ENOBUFS) {

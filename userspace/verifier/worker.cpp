@@ -45,9 +45,9 @@ Result<std::unique_ptr<Worker>> Worker::start(const VerifierState& state,
   std::promise<Status> made;
   std::future<Status> ready = made.get_future();
   worker->thread_ = std::jthread([&made, self = worker.get()](const std::stop_token& stop) {
-    Result<std::unique_ptr<Transport>> transport =
-        self->options_.uring ? Transport::uring(self->wake_.get())
-                             : Transport::epoll(self->wake_.get());
+    Result<std::unique_ptr<Transport>> transport = self->options_.uring
+                                                       ? Transport::uring(self->wake_.get())
+                                                       : Transport::epoll(self->wake_.get());
     if (!transport) return made.set_value(std::unexpected(std::move(transport.error())));
     self->transport_ = std::move(*transport);
     self->transport_name_ = self->transport_->name();
@@ -174,8 +174,11 @@ void Worker::go_on_with(User& user) {
       frame.judge = std::make_unique<FrameJudge>(datagram->request_id, datagram->body);
     } else {
       // It does not speak our protocol: told so, and let go.
-      const Error error = datagram ? Error{ErrorKind::invalid, "unknown_type", 0,
-                                           "only check frames are answered here", {}}
+      const Error error = datagram ? Error{ErrorKind::invalid,
+                                           "unknown_type",
+                                           0,
+                                           "only check frames are answered here",
+                                           {}}
                                    : datagram.error();
       wire::append_frame(reply, wire::FrameType::error, 0, 0,
                          cbor::encode(wire::encode_error(error, wire::default_retry(error))));
@@ -185,8 +188,8 @@ void Worker::go_on_with(User& user) {
   }
   if (frame.judge != nullptr) {
     const std::shared_ptr<const token::Beliefs> beliefs = state_.beliefs.load();
-    done = frame.judge->go_on(checker_, state_, *beliefs, connection.asker, options_.slice_ns,
-                              fresh_);
+    done =
+        frame.judge->go_on(checker_, state_, *beliefs, connection.asker, options_.slice_ns, fresh_);
     if (done) reply = frame.judge->answer();
   }
   if (done) {

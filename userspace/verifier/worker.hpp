@@ -23,10 +23,10 @@ struct WorkerOptions {
   bool uring = true;  // if it is to be had; else epoll
   uint32_t connections_max = 1024;
   uint32_t uid_connections_max = 64;
-  uint32_t uids_max = 64;           // each has half a MiB of buffers
-  uint32_t unanswered_max = 4;      // frames of a connection that are received and not answered
-  uint32_t unsent_max = 16;         // answers that a connection has not taken
-  uint64_t slice_ns = 300'000;      // of one user, before another is looked at
+  uint32_t uids_max = 64;       // each has half a MiB of buffers
+  uint32_t unanswered_max = 4;  // frames of a connection that are received and not answered
+  uint32_t unsent_max = 16;     // answers that a connection has not taken
+  uint64_t slice_ns = 300'000;  // of one user, before another is looked at
   uint64_t stall_timeout_ns = 10'000'000'000;  // no answer taken for so long
 };
 

@@ -46,7 +46,9 @@ class CheckFrame {
   void add(const Check& check);
   size_t checks() const { return checks_; }
   // The datagram's size if it were finished now, at most.
-  size_t bytes_at_most() const { return frame_header_bytes + 16 + heads_body_.size() + body_.size(); }
+  size_t bytes_at_most() const {
+    return frame_header_bytes + 16 + heads_body_.size() + body_.size();
+  }
   std::vector<uint8_t> finish(uint32_t request_id);  // empty again
 
  private:
@@ -56,7 +58,8 @@ class CheckFrame {
   size_t checks_ = 0;
 };
 
-// A datagram's header, and what follows it. Errors: those of FrameReader, and invalid / frame_length.
+// A datagram's header, and what follows it. Errors: those of FrameReader, and invalid /
+// frame_length.
 struct Datagram {
   FrameType type;
   uint32_t request_id;

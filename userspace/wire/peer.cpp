@@ -43,9 +43,10 @@ Result<Peer> read_peer(int fd, const RoleGroups& groups) {
   }
   if (credentials.uid == overflow_uid()) {
     // Several users may hide behind it: no budget, no role and no log line would name one of them.
-    return fail(ErrorKind::denied, "unmapped_uid",
-                fmt::format("uid {} stands for users this namespace does not know", credentials.uid),
-                "connect as a user that is mapped in the daemon's user namespace");
+    return fail(
+        ErrorKind::denied, "unmapped_uid",
+        fmt::format("uid {} stands for users this namespace does not know", credentials.uid),
+        "connect as a user that is mapped in the daemon's user namespace");
   }
   Peer peer{credentials.uid, credentials.gid, credentials.pid, {}, Role::none};
   peer.groups.resize(32);

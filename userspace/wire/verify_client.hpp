@@ -1,6 +1,6 @@
-// The asking side of verify.sock. Frames may be sent ahead of their answers, which come in the order
-// of the frames; a caller that leaves answers unread is not read either. Blocking; not shared between
-// threads.
+// The asking side of verify.sock. Frames may be sent ahead of their answers, which come in the
+// order of the frames; a caller that leaves answers unread is not read either. Blocking; not shared
+// between threads.
 #pragma once
 
 #include <cstdint>

@@ -50,7 +50,8 @@ TEST(Identity, EveryDamageBeginsAnEpoch) {
   const std::string good = state.read("identity");
   for (size_t at = 0; at < good.size(); ++at) {
     for (const std::string& bad :
-         {good.substr(0, at), good.substr(0, at) + static_cast<char>(good[at] ^ 1) + good.substr(at + 1)}) {
+         {good.substr(0, at),
+          good.substr(0, at) + static_cast<char>(good[at] ^ 1) + good.substr(at + 1)}) {
       state.write("identity", bad);
       EXPECT_EQ(epoch_at(state, later), later.wall_ms) << at;
     }

@@ -1,4 +1,5 @@
-// Names of leases: found while they are there, under names that come and go, also by another thread.
+// Names of leases: found while they are there, under names that come and go, also by another
+// thread.
 #include "userspace/verifier/leased_names.hpp"
 
 #include <atomic>

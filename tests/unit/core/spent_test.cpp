@@ -55,7 +55,8 @@ TEST(Spent, EveryTruncationLosesOnlyWhatWasUnderWay) {
     state.write("spent", good.substr(0, size));
     const Spent spent = open_at(state, now_s, whole);
     EXPECT_TRUE(whole) << size;
-    for (uint8_t i = 1; i <= 3; ++i) EXPECT_EQ(spent.has(id_of(i)), size >= i * entry_bytes) << size;
+    for (uint8_t i = 1; i <= 3; ++i)
+      EXPECT_EQ(spent.has(id_of(i)), size >= i * entry_bytes) << size;
   }
 }
 

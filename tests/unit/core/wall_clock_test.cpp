@@ -27,9 +27,10 @@ TEST(WallClock, DoubtsSteps) {
            Case{"an hour forward", 3'600'000, 0, true},
            Case{"to 1970", -1'800'000'000'000, 0, true},
        })
-    EXPECT_EQ(clock.doubt(wall + each.wall_moves_ms * ns_per_ms, boot + each.boot_moves_ms * ns_per_ms)
-                  .has_value(),
-              each.doubted)
+    EXPECT_EQ(
+        clock.doubt(wall + each.wall_moves_ms * ns_per_ms, boot + each.boot_moves_ms * ns_per_ms)
+            .has_value(),
+        each.doubted)
         << each.what;
 }
 

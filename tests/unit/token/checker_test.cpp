@@ -189,7 +189,8 @@ TEST(Checker, ForgetsWithinItsBoundsAndNeverMixesUp) {
     ASSERT_EQ(asked(checker, right, believed), std::nullopt);
     const Framed& wrong = trees[(which + 1) % trees.size()][right.parts.index];
     FramedHead head = right.head();
-    ASSERT_FALSE(check_one(checker, head, right.parts.index, right.path, wrong.parts.claims, believed, now_s));
+    ASSERT_FALSE(check_one(checker, head, right.parts.index, right.path, wrong.parts.claims,
+                           believed, now_s));
   }
   EXPECT_GT(checker.signatures(), 1000U) << "more heads than there is room for";
 }

@@ -48,8 +48,8 @@ TEST(Sha256, TwoAtOnceAreAsEachByItself) {
     for (const size_t b : {0U, 1U, 55U, 56U, 64U, 119U, 239U, 500U, 566U, 567U, 568U, 600U}) {
       Digest first{};
       Digest second{};
-      sha256_two({all.first(a)}, first, {all.subspan(700, b / 2), all.subspan(700 + b / 2, b - b / 2)},
-                 second);
+      sha256_two({all.first(a)}, first,
+                 {all.subspan(700, b / 2), all.subspan(700 + b / 2, b - b / 2)}, second);
       ASSERT_EQ(first, by_openssl(all.first(a))) << a << ", " << b;
       ASSERT_EQ(second, by_openssl(all.subspan(700, b))) << a << ", " << b;
     }

@@ -35,8 +35,7 @@ std::vector<uint8_t> frame_of(size_t heads, size_t checks) {
 std::vector<uint8_t> read_and_write(std::span<const uint8_t> body, uint32_t id) {
   CheckReader in(body);
   CheckFrame again;
-  for (CheckHead head; in.next_head(head);)
-    again.add_head(head.header, head.signature.first<64>());
+  for (CheckHead head; in.next_head(head);) again.add_head(head.header, head.signature.first<64>());
   in.begin_checks();
   for (Check check; in.next(check);) again.add(check);
   return in.finish() ? again.finish(id) : std::vector<uint8_t>();
@@ -73,7 +72,8 @@ TEST(CheckFrame, WhatIsReadHasOneEncoding) {
   for (size_t bit = 8 * frame_header_bytes; bit < 8 * frame.size(); ++bit) {
     std::vector<uint8_t> bad = frame;
     bad[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
-    const std::vector<uint8_t> again = read_and_write(std::span(bad).subspan(frame_header_bytes), 7);
+    const std::vector<uint8_t> again =
+        read_and_write(std::span(bad).subspan(frame_header_bytes), 7);
     if (again.empty()) continue;
     ++read;
     EXPECT_EQ(again, bad) << bit;
