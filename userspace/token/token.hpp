@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
@@ -163,9 +164,9 @@ enum class Refusal : uint8_t {
   HF_TOKEN_REFUSALS(X) HF_USE_REFUSALS(X)
 #undef X
 };
+#define X(name, text) Refusal::name,
 constexpr size_t refusals =
-#define X(name, text) +1
-    0 HF_TOKEN_REFUSALS(X) HF_USE_REFUSALS(X);
+    std::initializer_list<Refusal>{HF_TOKEN_REFUSALS(X) HF_USE_REFUSALS(X)}.size();
 #undef X
 std::string_view name_of(Refusal refusal);
 std::string_view describe(Refusal refusal);
