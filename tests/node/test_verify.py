@@ -6,6 +6,7 @@ counter of the named reason rises by exactly the tokens asked about.
 
 import json
 import os
+import pathlib
 import socket
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from control import HEADER, Refused
 from issuer import Issuer, trust
-from lab import A, B, HOSTS, SLOW, SYS, Lab, build_dir, policy, refusing, wait_until
+from lab import A, B, HOSTS, PYTHON, SLOW, SYS, Lab, build_dir, policy, refusing, wait_until
 from verify_sock import Check, VerifySock, body_of
 
 HOLDER, STRANGER = 4001, 4002
@@ -349,3 +350,14 @@ def test_without_io_uring(refusal: str) -> None:
         assert "without_io_uring" in lab.log
         with asking(lab) as service:
             assert service.ask([]) == []
+
+
+def test_the_example_in_python(node: Lab) -> None:
+    """A1: the one-file example issues, presents and checks a token, by the sockets alone."""
+    example = pathlib.Path(__file__).parents[2] / "userspace" / "dist" / "token_example.py"
+    words = ["--key", node.issuer.key, "--issuer", node.issuer.name, "--tenant", A, "--endpoint", "web"]
+    done = node.run("node", [PYTHON, str(example), *map(str, words), "--sockets", str(node.dir / "run")])
+    said = done.stdout.splitlines()
+    assert sum(line.startswith("granted") for line in said) == 1
+    asked = [line.rsplit(": ", 1)[1] for line in said if line.startswith("asked")]
+    assert asked == ["good", "operation_not_named"] * 2, done.stdout

@@ -101,6 +101,13 @@ std::string wall_of(uint64_t boot_ns) {
   return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
 }
 
+// Of a token that was good a moment ago; 0 if it has expired since.
+uint64_t time_left_ns(const token::Verified& token) {
+  const uint64_t now = wall_now_ns();
+  const uint64_t end = token.expires_s * ns_per_s;
+  return end > now ? end - now : 0;
+}
+
 Value verifier_value(const verifier::Server& server) {
   const verifier::WorkerCounts counts = server.counts();
   Value refused = Value::map();
@@ -417,7 +424,7 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
     request.peer = *peer;
   }
   // No lease outlives the token it was made by.
-  request.ttl_ns = std::min(claims.ttl_s * ns_per_s, grant->expires_s * ns_per_s - wall_now_ns());
+  request.ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*grant));
 
   bool spent = false;
   const ByToken by_token{.id = id, .issuer = Tokens::issuer_of(grant->head), .spend = [&] {
@@ -457,8 +464,7 @@ Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
   if (!presenter.operates && lease->holder != Holder{Holder::Kind::uid, presenter.uid})
     return tokens_.refuse(token::Refusal::wrong_holder,
                           "the lease is " + holder_text(lease->holder), presenter);
-  const uint64_t ttl_ns =
-      std::min(claims.ttl_s * ns_per_s, renewal->expires_s * ns_per_s - wall_now_ns());
+  const uint64_t ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*renewal));
   const Result<LeaseView> renewed =
       node_.renew({presenter.uid, true}, id, ttl_ns, claims.lease->generation);
   if (!renewed) return std::unexpected(renewed.error());

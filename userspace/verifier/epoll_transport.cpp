@@ -33,11 +33,6 @@ class EpollTransport final : public Transport {
     for (uint16_t i = 0; i < buffers_per_uid; ++i) group.free.push_back(i);
     return {};
   }
-  void remove_group(uint16_t number) override {
-    unmap(groups_.at(number));
-    groups_.erase(number);
-  }
-
   Status add(const Link& link) override {
     epoll_event event{.events = EPOLLIN, .data = {.u64 = link.id}};
     if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, link.fd.get(), &event) != 0)

@@ -43,9 +43,11 @@ bool covers(const token::ClaimsView& claims, std::string_view resource) {
 }
 
 bool is_holder(const token::ClaimsView& claims, std::string_view presenter) {
+  // Who shows it is one or the other: a token that asks for both is nobody's.
   if (claims.holder_key)
-    return presenter ==
-           fmt::format("key:{:02x}", fmt::join(token::thumbprint(*claims.holder_key), ""));
+    return claims.holder.empty() &&
+           presenter ==
+               fmt::format("key:{:02x}", fmt::join(token::thumbprint(*claims.holder_key), ""));
   return claims.holder.empty() || claims.holder == presenter;
 }
 

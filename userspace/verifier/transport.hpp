@@ -46,8 +46,8 @@ class Transport {
   static Result<std::unique_ptr<Transport>> epoll(int wake);
 
   virtual std::string_view name() const = 0;
+  // Of buffers. There for good: a receive that is being ended may still be about to take one.
   virtual Status add_group(uint16_t group) = 0;
-  virtual void remove_group(uint16_t group) = 0;  // no link is in it any more
   virtual Status add(const Link& link) = 0;
   virtual void remove(const Link& link) = 0;  // before the descriptor is closed
   // Receive on from a link, or stop: a peer that does not read its answers is not read either.

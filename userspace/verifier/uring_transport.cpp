@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 #include <liburing.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -72,12 +73,6 @@ class UringTransport final : public Transport {
     groups_.emplace(number, std::move(group));
     return {};
   }
-  void remove_group(uint16_t number) override {
-    ::io_uring_unregister_buf_ring(&ring_, number);
-    unmap(groups_.at(number));
-    groups_.erase(number);
-  }
-
   Status add(const Link& link) override {
     Watched& watched = links_[link.id];
     watched.fd = link.fd.get();
@@ -179,7 +174,7 @@ class UringTransport final : public Transport {
 
   void arm_wake() {
     io_uring_sqe* sqe = entry();
-    ::io_uring_prep_read(sqe, wake_, &wake_value_, sizeof(wake_value_), 0);
+    ::io_uring_prep_poll_add(sqe, wake_, POLLIN);
     sqe->user_data = data_of(Op::wake, 0);
   }
 
@@ -196,6 +191,8 @@ class UringTransport final : public Transport {
     const auto op = static_cast<Op>(cqe.user_data & 0xff);
     const auto id = static_cast<uint32_t>(cqe.user_data >> 8);
     if (op == Op::wake) {
+      uint64_t value = 0;
+      [[maybe_unused]] const ssize_t got = ::read(wake_, &value, sizeof(value));
       arm_wake();
       return events.on_wake();
     }
@@ -212,7 +209,7 @@ class UringTransport final : public Transport {
       const bool has_buffer = (cqe.flags & IORING_CQE_F_BUFFER) != 0;
       const auto buffer = static_cast<uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT);
       if (found != links_.end()) return received(id, watched, cqe.res, has_buffer, buffer, events);
-      if (has_buffer && groups_.contains(watched.group)) give_back(watched.group, buffer);
+      if (has_buffer) give_back(watched.group, buffer);
     }
     if (!watched.armed && !watched.sending) gone_.erase(left);
   }
@@ -238,7 +235,6 @@ class UringTransport final : public Transport {
   io_uring ring_{};
   bool open_ = false;
   int wake_;
-  uint64_t wake_value_ = 0;
   std::unordered_map<uint16_t, Group> groups_;
   std::unordered_map<uint32_t, Watched> links_;
   std::unordered_map<uint32_t, Watched> gone_;  // removed, with something under way

@@ -42,20 +42,21 @@ Result<std::unique_ptr<Worker>> Worker::start(const VerifierState& state,
   worker->wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!worker->wake_) return fail_sys(errno, "eventfd", "making an eventfd");
   // An io_uring belongs to the thread that makes it.
-  std::promise<Status> made;
-  std::future<Status> ready = made.get_future();
-  worker->thread_ = std::jthread([&made, self = worker.get()](const std::stop_token& stop) {
-    Result<std::unique_ptr<Transport>> transport = self->options_.uring
-                                                       ? Transport::uring(self->wake_.get())
-                                                       : Transport::epoll(self->wake_.get());
-    if (!transport) return made.set_value(std::unexpected(std::move(transport.error())));
-    self->transport_ = std::move(*transport);
-    self->transport_name_ = self->transport_->name();
-    made.set_value({});
-    self->run(stop);
-    self->connections_.clear();
-    self->transport_.reset();
-  });
+  std::promise<Status> promise;
+  std::future<Status> ready = promise.get_future();
+  worker->thread_ = std::jthread(
+      [made = std::move(promise), self = worker.get()](const std::stop_token& stop) mutable {
+        Result<std::unique_ptr<Transport>> transport = self->options_.uring
+                                                           ? Transport::uring(self->wake_.get())
+                                                           : Transport::epoll(self->wake_.get());
+        if (!transport) return made.set_value(std::unexpected(std::move(transport.error())));
+        self->transport_ = std::move(*transport);
+        self->transport_name_ = self->transport_->name();
+        made.set_value({});
+        self->run(stop);
+        self->connections_.clear();
+        self->transport_.reset();
+      });
   if (Status ok = ready.get(); !ok) return pass_on(ok);
   return worker;
 }
@@ -103,9 +104,12 @@ void Worker::admit(Arrival arrival) {
     return;  // its descriptor is closed: the peer sees the end
   if (is_new) {
     User user;
-    user.group = free_groups_.empty() ? next_group_++ : free_groups_.back();
-    if (!free_groups_.empty()) free_groups_.pop_back();
-    if (!transport_->add_group(user.group)) return;
+    if (free_groups_.empty()) {
+      if (!transport_->add_group(next_group_)) return;
+      free_groups_.push_back(next_group_++);
+    }
+    user.group = free_groups_.back();
+    free_groups_.pop_back();
     user.virtual_ns = virtual_now_;
     found = users_.emplace(arrival.uid, std::move(user)).first;
   }
@@ -234,7 +238,6 @@ void Worker::close(uint32_t id) {
   const uid_t uid = connection.uid;
   connections_.erase(found);
   if (--user.connections > 0) return;
-  transport_->remove_group(user.group);
   free_groups_.push_back(user.group);
   users_.erase(uid);
 }

@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from issuer import Issuer, trust
 from lab import A, B, Lab, wait_until
 from packets import PACKETS, PROTOCOLS, Probe, denied, passes, watching
+from verify_sock import Check, VerifySock
 
 UDP = PROTOCOLS["udp"][0]
 YEAR_S = 365 * 86400
@@ -96,3 +98,27 @@ def test_suspend_counts(lab: Lab) -> None:
     denied(lab, short, "no_lease", "from_uplink")
     lab.revoke(kept)
     denied(lab, long, "no_lease", "from_uplink")
+
+
+def test_a_clock_that_was_stepped_judges_no_tokens(lab: Lab) -> None:
+    """L2, PROTOCOL 3: `clock_suspect`. Ten seconds off, and no token is taken, made or found good; the lease runs on."""
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    use = ("--endpoint", "web", "--operation", "connect")
+    lease = lab.cli("lease", "grant", "--token", issuer.issue(A, *use, life="300s"))
+    another = issuer.issue(A, "--endpoint", "echo", life="300s")
+    check = Check(lease["token"], "connect", lease["resources"][0], "uid:0")
+    with VerifySock(lab.dir / "run" / "verify.sock") as service:
+        assert service.reason(check) == "good"
+        for by_s in (10, -10):
+            with wall_clock_at(time.time() + by_s):
+                wait_until(lambda: service.reason(check) == "clock_suspect", what="the step is noticed")
+                refused = lab.cli_refused("lease", "grant", "--token", another)
+                assert "clock" in refused and "restart" in refused
+                assert "suspect" in lab.ask("status")["tokens"]["clock"]
+                assert lease["id"] in lab.leases()
+            wait_until(lambda: service.reason(check) == "good", what="the clock is back")
+    assert lab.ask("status")["tokens"]["refused"]["clock_suspect"] == 2
+    lab.cli("lease", "grant", "--token", another)
+    for each in lab.leases():
+        lab.cli("lease", "revoke", each)
