@@ -265,6 +265,7 @@ class Bench {
       const double begin = now_s();
       size_t good = 0;
       std::vector<token::FramedHead> heads;
+      heads.reserve(16);
       std::array<token::Item, 16> batch;
       for (size_t at = 0; at < all.size(); at += batch.size()) {
         heads.clear();
@@ -412,7 +413,7 @@ int main(int argc, char** argv) {
   Bench bench(argv[1], argv[2], argv[3]);
   Run run;
   std::vector<Made> pool;
-  const auto say = [](const std::string& line) { std::cout << line << std::endl; };
+  const auto say = [](const std::string& line) { std::cout << line << '\n' << std::flush; };
   say(fmt::format(R"({{"leases": {}}})", bench.leases()));
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream words(line);
