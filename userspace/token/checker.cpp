@@ -243,7 +243,7 @@ Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, ui
 Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s) {
   FramedHead& head = *item.head;
   if (head.state == FramedHead::State::refused) return std::unexpected(head.refused);
-  if (item.claims.size() > claims_bytes_max) return std::unexpected(Refused{Refusal::malformed});
+  if (item.claims.size() > token_bytes_max) return std::unexpected(Refused{Refusal::malformed});
   if (item.index >= head.tree_size ||
       item.path.size() != path_length(item.index, head.tree_size) * sizeof(Digest))
     return std::unexpected(Refused{Refusal::bad_proof});
