@@ -225,8 +225,10 @@ class Bench {
     }
     const Run dear = framed(unknown, unknown.size());
     const Run replayed = make(64, 64, false);
+    constexpr size_t connections = 9;
     std::vector<wire::VerifyClient> peers;
-    for (int i = 0; i < 9; ++i) peers.push_back(must(wire::VerifyClient::connect(verify_)));
+    peers.reserve(connections);
+    while (peers.size() < connections) peers.push_back(must(wire::VerifyClient::connect(verify_)));
     std::vector<uint8_t> answer(1 << 16);
     for (size_t turn = 0;; ++turn) {
       for (size_t i = 0; i < peers.size(); ++i) {
