@@ -206,6 +206,10 @@ Result<GrantPlan> decide_grant(const PolicyIndex& index, const GrantRequest& req
   return plan;
 }
 
+std::string holder_name(const Holder& holder) {
+  return fmt::format("{}:{}", holder.kind == Holder::Kind::uid ? "uid" : "cgroup", holder.id);
+}
+
 std::string resource_name(const Resource& resource) {
   if (resource.kind == Resource::Kind::egress) return "egress:" + resource.port->name;
   if (resource.endpoint->protocol == Protocol::icmp_echo)

@@ -26,6 +26,8 @@ struct Holder {
   bool operator==(const Holder&) const = default;
 };
 
+std::string holder_name(const Holder& holder);  // "uid:1000", "cgroup:4711"
+
 // One thing that can be leased. An endpoint names its address and listen port, egress only its
 // port.
 struct Resource {

@@ -42,6 +42,19 @@ LeaseId LeaseId::random() {
   return id;
 }
 
+LeaseId LeaseId::of(const std::array<uint8_t, 16>& bytes) {
+  LeaseId id;
+  for (size_t i = 0; i < bytes.size(); ++i) id.words[i / 8] = id.words[i / 8] << 8 | bytes[i];
+  return id;
+}
+
+std::array<uint8_t, 16> LeaseId::bytes() const {
+  std::array<uint8_t, 16> out;
+  for (size_t i = 0; i < out.size(); ++i)
+    out[i] = static_cast<uint8_t>(words[i / 8] >> (56 - 8 * (i % 8)));
+  return out;
+}
+
 std::string format_lease_id(const LeaseId& id) {
   return fmt::format("{:016x}{:016x}", id.words[0], id.words[1]);
 }

@@ -23,6 +23,10 @@ struct LeaseId {
   static LeaseId of(const abi::lease_record& record) {
     return {{record.lease_id[0], record.lease_id[1]}};
   }
+  // As tokens have it: the words' bytes, the highest first.
+  static LeaseId of(const std::array<uint8_t, 16>& bytes);
+  std::array<uint8_t, 16> bytes() const;
+
   bool operator==(const LeaseId&) const = default;
   auto operator<=>(const LeaseId&) const = default;
 };

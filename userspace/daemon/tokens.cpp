@@ -30,7 +30,14 @@ uint64_t big_endian(const uint8_t* bytes) {
 }
 
 std::string holder_of(const Actor& actor) {
-  return fmt::format("uid:{}", actor.uid);
+  return holder_name({Holder::Kind::uid, actor.uid});
+}
+
+// Of resources as they are shown, what a token names: all of each endpoint, where one by one they
+// do not fit. The lease itself says which of them it holds.
+void name_whole_endpoints(std::vector<std::string>& endpoints) {
+  for (std::string& each : endpoints) each.resize(std::min(each.size(), each.find('@')));
+  endpoints.erase(std::unique(endpoints.begin(), endpoints.end()), endpoints.end());
 }
 
 }  // namespace
@@ -110,8 +117,9 @@ std::unexpected<Error> Tokens::refuse(Refusal why, const std::string& detail,
   ++refused_[static_cast<size_t>(why)];
   log::notice("token_refused",
               {{"reason", token::name_of(why)}, {"detail", detail}, {"uid", presenter.uid}});
-  if (why <= Refusal::bad_signature && !presenter.operates)
-    return fail(ErrorKind::denied, "denied", "this node does not accept that token",
+  if (token::is_before_signature(why) && !presenter.operates)
+    return fail(ErrorKind::denied, token::name_of(Refusal::denied),
+                "this node does not accept that token",
                 "an operator sees why in the log, and in `holdfast status`");
   return fail(ErrorKind::denied, token::name_of(why),
               fmt::format("the token is refused: {}{}{}{}", token::describe(why),
@@ -150,7 +158,9 @@ LeaseId Tokens::lease_of(const token::Verified& grant) const {
   const std::string& node = identity_.name();
   const token::Digest digest = token::sha256(
       {std::span(reinterpret_cast<const uint8_t*>(node.data()), node.size()), grant.id});
-  return {{big_endian(digest.data()), big_endian(digest.data() + 8)}};
+  std::array<uint8_t, 16> id;
+  std::copy_n(digest.begin(), id.size(), id.begin());
+  return LeaseId::of(id);
 }
 
 Status Tokens::spend(const token::Verified& grant) {
@@ -187,13 +197,9 @@ Result<std::string> Tokens::use_token(const LeaseView& lease,
   std::ranges::sort(claims.egress);
   claims.operations = operations;
   if (lease.peer) claims.peer = format_prefix(*lease.peer);
-  claims.holder = fmt::format("{}:{}", lease.holder.kind == Holder::Kind::uid ? "uid" : "cgroup",
-                              lease.holder.id);
-  token::LeaseAt at;
-  for (size_t i = 0; i < at.id.size(); ++i)
-    at.id[i] = static_cast<uint8_t>(lease.id.words[i / 8] >> (56 - 8 * (i % 8)));
-  at.generation = lease.generation;
-  claims.lease = at;
+  claims.holder = holder_name(lease.holder);
+  claims.lease = token::LeaseAt{.id = lease.id.bytes(), .generation = lease.generation};
+  if (!token::encode_claims(claims, token::Kind::use)) name_whole_endpoints(claims.endpoints);
   const token::Head head{.kind = token::Kind::use,
                          .issuer = claims.issuer,
                          .audience = claims.audience,

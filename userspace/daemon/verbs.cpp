@@ -79,10 +79,6 @@ Result<uint64_t> number_or(const Value& args, std::string_view key, uint64_t min
   return args.has(key) ? args.get_u64(key, min, max) : otherwise;
 }
 
-std::string holder_text(const Holder& holder) {
-  return fmt::format("{}:{}", holder.kind == Holder::Kind::uid ? "uid" : "cgroup", holder.id);
-}
-
 Value error_value(const std::string& interface, const Error& error) {
   return Value::map({{"interface", interface}, {"code", error.code}, {"cause", error.text()}});
 }
@@ -122,12 +118,6 @@ Value verifier_value(const verifier::Server& server) {
                      {"signatures", counts.signatures},
                      {"good", counts.verdicts[0]},
                      {"refused", std::move(refused)}});
-}
-
-LeaseId lease_id_of(const token::LeaseId& bytes) {
-  LeaseId id;
-  for (size_t i = 0; i < bytes.size(); ++i) id.words[i / 8] = id.words[i / 8] << 8 | bytes[i];
-  return id;
 }
 
 // One item of a bulk grant; what it names are views of the body. Unknown keys are refused: a
@@ -348,7 +338,7 @@ Value Verbs::lease_value(const LeaseView& lease) const {
        {"state", name_of(lease.state)},
        {"tenant", lease.tenant},
        {"resources", std::move(resources)},
-       {"holder", holder_text(lease.holder)},
+       {"holder", holder_name(lease.holder)},
        {"peer", lease.peer ? Value(format_prefix(*lease.peer)) : Value()},
        {"granted_at", wall_of(lease.granted_boot_ns)},
        {"expires_at", wall_of(lease.deadline_boot_ns)},
@@ -387,10 +377,13 @@ Verbs::Answer Verbs::lease_show(const Value& args) const {
 Verbs::Answer Verbs::with_use_token(const LeaseId& id, const std::vector<std::string>& operations) {
   const Result<LeaseView> lease = node_.lease(id);
   if (!lease) return std::unexpected(lease.error());
-  Result<std::string> token = tokens_.use_token(*lease, operations);
-  if (!token) return pass_on(token);
   Value reply = lease_value(*lease);
-  reply.set("token", std::move(*token));
+  // The lease is in force, whatever becomes of its token.
+  if (Result<std::string> token = tokens_.use_token(*lease, operations))
+    reply.set("token", std::move(*token));
+  else
+    log::error("use_token_not_made",
+               {{"lease", format_lease_id(id)}, {"cause", token.error().text()}});
   return reply;
 }
 
@@ -451,7 +444,7 @@ Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
   const Result<token::Verified> renewal = tokens_.judge(*bytes, token::Kind::renew, presenter);
   if (!renewal) return std::unexpected(renewal.error());
   const token::Claims& claims = renewal->claims;
-  const LeaseId id = lease_id_of(claims.lease->id);
+  const LeaseId id = LeaseId::of(claims.lease->id);
   const Result<LeaseView> lease = node_.lease(id);
   // Of another tenant's lease not even its existence is told.
   if (!lease || lease->tenant != claims.tenant)
@@ -463,7 +456,7 @@ Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
         presenter);
   if (!presenter.operates && lease->holder != Holder{Holder::Kind::uid, presenter.uid})
     return tokens_.refuse(token::Refusal::wrong_holder,
-                          "the lease is " + holder_text(lease->holder), presenter);
+                          "the lease is " + holder_name(lease->holder), presenter);
   const uint64_t ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*renewal));
   const Result<LeaseView> renewed =
       node_.renew({presenter.uid, true}, id, ttl_ns, claims.lease->generation);

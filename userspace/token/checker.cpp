@@ -25,10 +25,10 @@ uint32_t tag_of(const Digest& key) {
   return tag | 1;
 }
 
-Digest digest_at(std::span<const uint8_t> path, size_t i) {
-  Digest digest;
-  std::memcpy(digest.data(), path.data() + i * sizeof(Digest), sizeof(Digest));
-  return digest;
+// A path as it stands in a frame; its length was checked.
+std::span<const Digest> digests_of(std::span<const uint8_t> path) {
+  static_assert(alignof(Digest) == 1);
+  return {reinterpret_cast<const Digest*>(path.data()), path.size() / sizeof(Digest)};
 }
 
 // A node of a tree, by its head's serial, its level (the leaves' is 0), and where it stands there.
@@ -173,6 +173,7 @@ void Checker::ask_for_nodes(const Item& item) {
 // remembered: each is shown seldom more than once, and its parent is as near.
 bool Checker::climb(const Item& item) {
   const FramedHead& head = *item.head;
+  const std::span<const Digest> path = digests_of(item.path);
   const auto tag_of_node = [](const Digest& digest) {
     NodeTag tag;
     std::memcpy(tag.data(), digest.data(), tag.size());
@@ -200,7 +201,7 @@ bool Checker::climb(const Item& item) {
       fresh[count++] = {name, tag_of_node(node)};
     }
     if (climb.alone()) continue;
-    const Digest sibling = digest_at(item.path, used++);
+    const Digest& sibling = path[used++];
     if (climb.level > 0)
       fresh[count++] = {node_name_of(head.serial, climb.level, climb.at ^ 1), tag_of_node(sibling)};
     node = parent_of(climb, node, sibling);
@@ -217,19 +218,17 @@ bool Checker::climb(const Item& item) {
 
 Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s) {
   FramedHead& head = *item.head;
-  Digest root = item.leaf;
-  size_t used = 0;
-  for (Climb climb(item.index, head.tree_size); climb.below_root(); climb.up())
-    if (!climb.alone()) root = parent_of(climb, root, digest_at(item.path, used++));
+  const std::optional<Digest> root =
+      root_of_path(item.leaf, item.index, head.tree_size, digests_of(item.path));
   ++signatures_;
-  if (!verify_root(*head.anchor, head.kind, head.header, root, head.signature))
+  if (!root || !verify_root(*head.anchor, head.kind, head.header, *root, head.signature))
     return std::unexpected(Refused{Refusal::bad_signature});
   head.place = place_for(head.key, now_s);
   head.serial = next_serial_++;
   head.state = FramedHead::State::known;
   head_tags_[head.place] = tag_of(head.key);
   heads_[head.place] = {.key = head.key,
-                        .root = root,
+                        .root = *root,
                         .serial = head.serial,
                         .expires_s = head.expires_s,
                         .version = beliefs.version,

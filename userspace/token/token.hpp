@@ -157,7 +157,8 @@ struct Head {
   X(clock_suspect, "this node's wall clock cannot be relied on, so no token can be judged") \
   X(already_used, "it has made its lease already, and that has ended")                      \
   X(no_lease, "its lease is not in force")                                                  \
-  X(old_generation, "its lease has been renewed since")
+  X(old_generation, "its lease has been renewed since")                                     \
+  X(denied, "this node does not accept it, and tells only those who may read why")
 
 enum class Refusal : uint8_t {
 #define X(name, text) name,
@@ -170,6 +171,11 @@ constexpr size_t refusals =
 #undef X
 std::string_view name_of(Refusal refusal);
 std::string_view describe(Refusal refusal);
+
+// Found before the signature held: told to nobody but those who may read (G10, PROTOCOL.md 1).
+constexpr bool is_before_signature(Refusal why) {
+  return why <= Refusal::bad_signature;
+}
 
 struct Refused {
   Refusal why;

@@ -149,10 +149,11 @@ bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
         });
     boot_ns_ = boot_now_ns();
     for (size_t i = 0; i < count; ++i) {
-      const Verdict verdict = asked[i].why == Refusal::no_lease
-                                  ? judge_lease(asked[i].name, items[i], state)
-                                  : refused(asked[i].why);
+      const Refusal why = asked[i].why;
+      Verdict verdict =
+          why == Refusal::no_lease ? judge_lease(asked[i].name, items[i], state) : refused(why);
       ++counts[verdict.reason];
+      if (token::is_before_signature(why) && !asker.relying) verdict = refused(Refusal::denied);
       verdicts_.push_back(verdict);
     }
     if (more && boot_ns_ >= ends) return false;

@@ -3,9 +3,9 @@
 #include <cerrno>
 #include <cstring>
 
-#include <fmt/format.h>
 #include <sys/socket.h>
 
+#include "policy/decide.hpp"
 #include "userspace/base/log.hpp"
 
 namespace holdfast::verifier {
@@ -65,9 +65,9 @@ void Server::accept_some() {
       continue;
     }
     send_frame(fd.get(), wire::FrameType::hello, hello_(*peer));
-    workers_[next_]->take(
-        std::move(fd), peer->uid,
-        {.own_name = fmt::format("uid:{}", peer->uid), .relying = peer->role != wire::Role::none});
+    workers_[next_]->take(std::move(fd), peer->uid,
+                          {.own_name = holder_name({Holder::Kind::uid, peer->uid}),
+                           .relying = peer->role != wire::Role::none});
     next_ = (next_ + 1) % workers_.size();
   }
 }
