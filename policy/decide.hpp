@@ -27,6 +27,8 @@ struct Holder {
 };
 
 std::string holder_name(const Holder& holder);  // "uid:1000", "cgroup:4711"
+// Errors: invalid / bad_holder.
+Result<Holder> parse_holder_name(std::string_view text);
 
 // One thing that can be leased. An endpoint names its address and listen port, egress only its
 // port.

@@ -59,21 +59,6 @@ Result<Protocol> parse_protocol(std::string_view text) {
               fmt::format("\"{}\" is no protocol of ours", text), "tcp, udp or icmp_echo");
 }
 
-// "uid:1000" or "cgroup:4711".
-Result<Holder> parse_holder(std::string_view text) {
-  Holder holder;
-  const size_t colon = text.find(':');
-  const std::string_view kind = text.substr(0, colon);
-  const std::string_view id = colon == std::string_view::npos ? "" : text.substr(colon + 1);
-  const auto end = std::from_chars(id.data(), id.data() + id.size(), holder.id);
-  const bool number = !id.empty() && end.ec == std::errc() && end.ptr == id.data() + id.size();
-  if (number && kind == "uid" && holder.id <= UINT32_MAX) return holder;
-  holder.kind = Holder::Kind::cgroup;
-  if (number && kind == "cgroup") return holder;
-  return fail(ErrorKind::invalid, "bad_holder", fmt::format("\"{}\" is not a holder", text),
-              "uid:NUMBER or cgroup:ID");
-}
-
 Result<uint64_t> number_or(const Value& args, std::string_view key, uint64_t min, uint64_t max,
                            uint64_t otherwise) {
   return args.has(key) ? args.get_u64(key, min, max) : otherwise;
@@ -95,13 +80,6 @@ std::string hex(const uint8_t* bytes, size_t size) {
 
 std::string wall_of(uint64_t boot_ns) {
   return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
-}
-
-// Of a token that was good a moment ago; 0 if it has expired since.
-uint64_t time_left_ns(const token::Verified& token) {
-  const uint64_t now = wall_now_ns();
-  const uint64_t end = token.expires_s * ns_per_s;
-  return end > now ? end - now : 0;
 }
 
 Value verifier_value(const verifier::Server& server) {
@@ -156,7 +134,7 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
       else
         bad = std::move(peer.error());
     } else if (key == "holder") {
-      Result<Holder> holder = parse_holder(in.text());
+      Result<Holder> holder = parse_holder_name(in.text());
       if (holder)
         request.holder = *holder;
       else
@@ -371,97 +349,6 @@ Verbs::Answer Verbs::lease_show(const Value& args) const {
   const Result<LeaseView> lease = node_.lease(*id);
   if (!lease) return std::unexpected(lease.error());
   return lease_value(*lease);
-}
-
-// The lease as it is, and what shows a service that it is in force.
-Verbs::Answer Verbs::with_use_token(const LeaseId& id, const std::vector<std::string>& operations) {
-  const Result<LeaseView> lease = node_.lease(id);
-  if (!lease) return std::unexpected(lease.error());
-  Value reply = lease_value(*lease);
-  // The lease is in force, whatever becomes of its token.
-  if (Result<std::string> token = tokens_.use_token(*lease, operations))
-    reply.set("token", std::move(*token));
-  else
-    log::error("use_token_not_made",
-               {{"lease", format_lease_id(id)}, {"cause", token.error().text()}});
-  return reply;
-}
-
-Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
-  if (Status ok = args.only_keys({"token"}); !ok) return pass_on(ok);
-  const Result<std::span<const uint8_t>> bytes = args.get_bytes("token");
-  if (!bytes) return std::unexpected(bytes.error());
-  const Result<token::Verified> grant = tokens_.judge(*bytes, token::Kind::grant, presenter);
-  if (!grant) return std::unexpected(grant.error());
-  const token::Claims& claims = grant->claims;
-  const LeaseId id = tokens_.lease_of(*grant);
-  // Asked again, perhaps because the answer was lost: the same lease.
-  if (tokens_.is_spent(*grant)) {
-    if (node_.lease(id)) return with_use_token(id, claims.operations);
-    return tokens_.refuse(token::Refusal::already_used, format_lease_id(id), presenter);
-  }
-
-  GrantRequest request;
-  request.tenant = claims.tenant;
-  request.endpoints.assign(claims.endpoints.begin(), claims.endpoints.end());
-  request.egress.assign(claims.egress.begin(), claims.egress.end());
-  request.holder = {Holder::Kind::uid, presenter.uid};
-  if (!claims.holder.empty()) {
-    const Result<Holder> holder = parse_holder(claims.holder);
-    if (!holder) return std::unexpected(holder.error());
-    request.holder = *holder;
-  }
-  if (!claims.peer.empty()) {
-    const Result<Prefix> peer = parse_prefix(claims.peer);
-    if (!peer) return std::unexpected(peer.error());
-    request.peer = *peer;
-  }
-  // No lease outlives the token it was made by.
-  request.ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*grant));
-
-  bool spent = false;
-  const ByToken by_token{.id = id, .issuer = Tokens::issuer_of(grant->head), .spend = [&] {
-                           const Status ok = tokens_.spend(*grant);
-                           spent = ok.has_value();
-                           return ok;
-                         }};
-  bool taken = false;
-  const auto next = [&](GrantRequest& out) -> Result<bool> {
-    if (std::exchange(taken, true)) return false;
-    out = request;
-    return true;
-  };
-  const Result<Grant> granted = node_.grant({presenter.uid, true}, next, &by_token);
-  if (granted) return with_use_token(id, claims.operations);
-  if (spent) tokens_.take_back(*grant);
-  return std::unexpected(granted.error());
-}
-
-Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
-  if (Status ok = args.only_keys({"token"}); !ok) return pass_on(ok);
-  const Result<std::span<const uint8_t>> bytes = args.get_bytes("token");
-  if (!bytes) return std::unexpected(bytes.error());
-  const Result<token::Verified> renewal = tokens_.judge(*bytes, token::Kind::renew, presenter);
-  if (!renewal) return std::unexpected(renewal.error());
-  const token::Claims& claims = renewal->claims;
-  const LeaseId id = LeaseId::of(claims.lease->id);
-  const Result<LeaseView> lease = node_.lease(id);
-  // Of another tenant's lease not even its existence is told.
-  if (!lease || lease->tenant != claims.tenant)
-    return tokens_.refuse(token::Refusal::no_lease, format_lease_id(id), presenter);
-  if (lease->generation != claims.lease->generation)
-    return tokens_.refuse(
-        token::Refusal::old_generation,
-        fmt::format("generation {}, and it is at {}", claims.lease->generation, lease->generation),
-        presenter);
-  if (!presenter.operates && lease->holder != Holder{Holder::Kind::uid, presenter.uid})
-    return tokens_.refuse(token::Refusal::wrong_holder,
-                          "the lease is " + holder_name(lease->holder), presenter);
-  const uint64_t ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*renewal));
-  const Result<LeaseView> renewed =
-      node_.renew({presenter.uid, true}, id, ttl_ns, claims.lease->generation);
-  if (!renewed) return std::unexpected(renewed.error());
-  return with_use_token(id, claims.operations);
 }
 
 Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& request) {
