@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "policy/holder.hpp"
 #include "policy/types.hpp"
 #include "userspace/base/result.hpp"
 
@@ -18,17 +19,6 @@ namespace holdfast {
 constexpr uint64_t lease_term_min_ns = 10'000'000;       // 10 ms: ten ticks of the gate's clock
 constexpr uint64_t lease_term_max_ns = 300'000'000'000;  // G3
 constexpr size_t lease_resources_max = 64;               // slots of one lease
-
-// Who uses a lease.
-struct Holder {
-  enum class Kind { uid, cgroup } kind = Kind::uid;
-  uint64_t id = 0;  // uid, or cgroup id (the inode of its directory)
-  bool operator==(const Holder&) const = default;
-};
-
-std::string holder_name(const Holder& holder);  // "uid:1000", "cgroup:4711"
-// Errors: invalid / bad_holder.
-Result<Holder> parse_holder_name(std::string_view text);
 
 // One thing that can be leased. An endpoint names its address and listen port, egress only its
 // port.

@@ -1,18 +1,13 @@
-// token issue|inspect|verify: on files, without the daemon.
+// token inspect|verify: on files, or by asking the node.
 #include <algorithm>
-#include <array>
-#include <charconv>
 
 #include <fmt/format.h>
-#include <sys/random.h>
 
-#include "policy/address.hpp"
-#include "policy/decide.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/cli/bulk.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
-#include "userspace/token/fields.hpp"
+#include "userspace/token/ask.hpp"
 #include "userspace/token/verify.hpp"
 #include "userspace/wire/verify_client.hpp"
 
@@ -21,16 +16,9 @@ namespace {
 
 using cbor::Value;
 using token::Claims;
-using token::Kind;
 
-constexpr size_t requests_bytes_max = size_t{16} << 20;
+constexpr size_t anchors_bytes_max = size_t{16} << 20;
 constexpr size_t tokens_bytes_max = size_t{512} << 20;
-
-std::string hex(std::span<const uint8_t> bytes) {
-  std::string text;
-  for (const uint8_t byte : bytes) text += fmt::format("{:02x}", byte);
-  return text;
-}
 
 std::string time_json(uint64_t seconds) {
   return rfc3339_utc(seconds * ns_per_s);
@@ -42,175 +30,9 @@ Value list_of(const std::vector<std::string>& names) {
   return list;
 }
 
-// ---- issue ----
-
-// What a request says, before it is claims: from options, or from an entry of a file.
-struct Request {
-  std::string tenant, peer, holder, ttl, lease, generation;
-  std::vector<std::string> endpoints, egress, operations;
-};
-
-Result<uint64_t> whole_seconds(std::string_view option, const std::string& text) {
-  Result<uint64_t> ns = parse_duration(text);
-  if (!ns) return pass_on(ns, option);
-  if (*ns == 0 || *ns % ns_per_s != 0 || *ns > token::life_max_s * ns_per_s)
-    return usage(
-        fmt::format("{}: {} is not 1 to {} whole seconds", option, text, token::life_max_s),
-        "write it like 60s or 5m");
-  return *ns / ns_per_s;
-}
-
-Result<token::LeaseAt> lease_of(const Request& request) {
-  token::LeaseAt lease;
-  bool good = request.lease.size() == 2 * lease.id.size();
-  for (size_t i = 0; good && i < lease.id.size(); ++i) {
-    const char* at = request.lease.data() + 2 * i;
-    good = std::from_chars(at, at + 2, lease.id[i], 16).ptr == at + 2;
-  }
-  if (!good)
-    return usage("the lease is not 32 hexadecimal digits", "as holdfast lease ls --json shows it");
-  const char* end = request.generation.data() + request.generation.size();
-  if (request.generation.empty() ||
-      std::from_chars(request.generation.data(), end, lease.generation).ptr != end)
-    return usage("the lease's generation is not a number", "as holdfast lease show shows it");
-  return lease;
-}
-
-Result<Claims> claims_of(Request request, const TokenIssueWords& words, Kind kind, uint64_t now_s,
-                         uint64_t life_s) {
-  Claims claims;
-  claims.issuer = words.issuer;
-  claims.audience = words.node;
-  claims.issued_at = now_s;
-  claims.not_before = now_s - token::clock_skew_s;  // the node's clock may be behind this one
-  claims.expires = now_s + life_s;
-  if (::getrandom(claims.id.data(), claims.id.size(), 0) != static_cast<ssize_t>(claims.id.size()))
-    return fail_sys(errno, "random", "asking the kernel for random bytes");
-  claims.tenant = std::move(request.tenant);
-  const auto sorted = [](std::vector<std::string>& names) {
-    std::ranges::sort(names);
-    names.erase(std::unique(names.begin(), names.end()), names.end());
-    return std::move(names);
-  };
-  claims.endpoints = sorted(request.endpoints);
-  claims.egress = sorted(request.egress);
-  claims.operations = sorted(request.operations);
-  if (!request.peer.empty()) {
-    if (const Result<Prefix> peer = parse_prefix(request.peer); !peer)
-      return usage("the peer: " + peer.error().message, peer.error().next_step);
-    claims.peer = std::move(request.peer);
-  }
-  if (!request.holder.empty()) {
-    Result<std::string> holder = parse_holder(request.holder);
-    if (!holder) return pass_on(holder, "the holder");
-    claims.holder = std::move(*holder);
-  }
-  if (kind != Kind::use) {
-    Result<uint64_t> ttl_s = whole_seconds("--ttl", request.ttl.empty() ? words.ttl : request.ttl);
-    if (!ttl_s) return pass_on(ttl_s);
-    claims.ttl_s = *ttl_s;
-  }
-  if (!request.lease.empty() || !request.generation.empty()) {
-    const Result<token::LeaseAt> lease = lease_of(request);
-    if (!lease) return std::unexpected(lease.error());
-    claims.lease = *lease;
-  }
-  return claims;
-}
-
-class RequestReader : token::FileReader {
- public:
-  RequestReader(const Document& document, std::string_view file)
-      : FileReader(document, file, "requests_syntax") {}
-
-  Result<std::vector<Request>> read() const {
-    const Node& root = document().root();
-    if (root.kind != NodeKind::list)
-      return refuse(root, "a list is expected here", "write [{\"tenant\": ...}, ...]");
-    std::vector<Request> requests;
-    for (const Node& each : document().children(root)) {
-      Result<Request> request = read_one(each);
-      if (!request) return pass_on(request);
-      requests.push_back(std::move(*request));
-    }
-    return requests;
-  }
-
- private:
-  Result<Request> read_one(const Node& node) const {
-    const Result<Fields> found = fields(node,
-                                        {"tenant", "endpoints", "egress", "operations", "peer",
-                                         "holder", "ttl", "lease", "generation"},
-                                        {"tenant"});
-    if (!found) return std::unexpected(found.error());
-    Request request;
-    for (const auto& [name, where] :
-         {std::pair("tenant", &request.tenant), std::pair("peer", &request.peer),
-          std::pair("holder", &request.holder), std::pair("ttl", &request.ttl),
-          std::pair("lease", &request.lease), std::pair("generation", &request.generation)}) {
-      if (!found->contains(name)) continue;
-      Result<std::string> value = text(*found->at(name), name);
-      if (!value) return pass_on(value);
-      *where = std::move(*value);
-    }
-    for (const auto& [name, where] :
-         {std::pair("endpoints", &request.endpoints), std::pair("egress", &request.egress),
-          std::pair("operations", &request.operations)}) {
-      if (!found->contains(name)) continue;
-      Result<std::vector<std::string>> value = texts(*found->at(name), name);
-      if (!value) return pass_on(value);
-      *where = std::move(*value);
-    }
-    return request;
-  }
-};
-
-Result<std::vector<Request>> requests_of(const TokenIssueWords& words) {
-  if (words.from.empty()) {
-    if (words.tenant.empty())
-      return usage("token issue: for which tenant?", "name it, or a file of tokens with --from");
-    Request request;
-    request.tenant = words.tenant;
-    request.peer = words.peer;
-    request.holder = words.holder;
-    request.lease = words.lease;
-    request.generation = words.generation;
-    request.endpoints = words.endpoints;
-    request.egress = words.egress;
-    request.operations = words.operations;
-    return std::vector{std::move(request)};
-  }
-  if (!words.tenant.empty() || !words.endpoints.empty() || !words.egress.empty() ||
-      !words.operations.empty() || !words.peer.empty() || !words.holder.empty() ||
-      !words.lease.empty())
-    return usage("--from takes its tokens from the file, and the command line names one too",
-                 "leave out the tenant and what it may use; --ttl and --life may stay");
-  const Result<std::string> text = read_file(words.from, requests_bytes_max);
-  if (!text) return std::unexpected(text.error());
-  const std::string name = shown_name(words.from);
-  const Result<Document> document = read_document(*text, name, requests_bytes_max);
-  if (!document) return std::unexpected(document.error());
-  return RequestReader(*document, name).read();
-}
-
-// The node that runs here says who it is.
-Status this_node(Session& session, TokenIssueWords& words) {
-  Result<wire::Client*> daemon = session.daemon();
-  if (!daemon) return pass_on(daemon, "asking for the node's name, since there is no --node");
-  const Result<std::string_view> node = (*daemon)->hello().get_text("node");
-  const Result<uint64_t> epoch = (*daemon)->hello().get_u64("epoch");
-  if (!node) return std::unexpected(node.error());
-  if (!epoch) return std::unexpected(epoch.error());
-  words.node = std::string(*node);
-  words.epoch = *epoch;
-  return {};
-}
-
-// ---- inspect and verify ----
-
 Result<std::optional<token::Anchors>> read_anchors(const std::string& path) {
   if (path.empty()) return std::nullopt;
-  const Result<std::string> text = read_file(path, requests_bytes_max);
+  const Result<std::string> text = read_file(path, anchors_bytes_max);
   if (!text) return std::unexpected(text.error());
   Result<token::Anchors> anchors = token::Anchors::parse(*text, shown_name(path));
   if (!anchors) return pass_on(anchors);
@@ -425,22 +247,13 @@ Outcome ask_node(Session& session, const TokenCheckWords& words) {
   const Outcome worst =
       for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
         if (lost) return ExitCode::failed;
-        const token::Checked<token::Parts> parts = token::take_apart(bytes);
-        if (!parts) {
-          const auto why = static_cast<uint64_t>(parts.error().why) + 1;
+        wire::CheckFrame frame;
+        const token::Checked<void> added =
+            token::add_check(frame, bytes, words.operation, words.resource, presenter);
+        if (!added) {
+          const auto why = static_cast<uint64_t>(added.error().why) + 1;
           return print_verdict(session, line, {.reason = why}, node->reason(why));
         }
-        std::vector<uint8_t> path;
-        for (const token::Digest& each : parts->path())
-          path.insert(path.end(), each.begin(), each.end());
-        wire::CheckFrame frame;
-        frame.add({.head = frame.add_head(parts->header, parts->signature),
-                   .index = parts->index,
-                   .path = path,
-                   .claims = parts->claims,
-                   .operation = words.operation,
-                   .resource = words.resource,
-                   .presenter = presenter});
         Result<std::vector<wire::Verdict>> verdicts = node->ask(frame);
         if (verdicts && verdicts->size() == 1)
           return print_verdict(session, line, verdicts->front(),
@@ -458,63 +271,6 @@ Outcome ask_node(Session& session, const TokenCheckWords& words) {
 }
 
 }  // namespace
-
-Outcome run_token_issue(Session& session, const TokenIssueWords& given) {
-  TokenIssueWords words = given;
-  constexpr std::array kinds{Kind::grant, Kind::renew, Kind::use};
-  const auto* kind =
-      std::ranges::find(kinds, words.kind, [](Kind each) { return token::name_of(each); });
-  if (kind == kinds.end())
-    return usage(fmt::format("--kind: there is no {} token", printable(words.kind)),
-                 "grant, renew or use");
-  const Result<uint64_t> life_s = whole_seconds("--life", words.life);
-  if (!life_s) return std::unexpected(life_s.error());
-  if (words.node.empty() != (words.epoch == 0))
-    return usage("a node has both a name and an epoch", "give both --node and --epoch, or neither");
-  if (words.node.empty())
-    if (Status ok = this_node(session, words); !ok) return pass_on(ok);
-  Result<std::vector<Request>> requests = requests_of(words);
-  if (!requests) return pass_on(requests);
-  const Result<token::SecretKey> key = token::SecretKey::read(words.key);
-  if (!key) return std::unexpected(key.error());
-  std::optional<token::PublicKey> holder_key;
-  if (!words.holder_key.empty()) {
-    const Result<std::string> pem = read_file(words.holder_key, requests_bytes_max);
-    if (!pem) return std::unexpected(pem.error());
-    Result<token::PublicKey> parsed = token::parse_public_key(*pem);
-    if (!parsed) return pass_on(parsed, words.holder_key);
-    holder_key = *parsed;
-  }
-
-  const uint64_t now_s = wall_now_ns() / ns_per_s;
-  std::vector<Claims> all;
-  for (Request& request : *requests) {
-    Result<Claims> claims = claims_of(std::move(request), words, *kind, now_s, *life_s);
-    if (!claims) return pass_on(claims, fmt::format("token {}", all.size() + 1));
-    claims->holder_key = holder_key;
-    all.push_back(std::move(*claims));
-  }
-  token::Head head;
-  head.kind = *kind;
-  head.issuer = words.issuer;
-  head.audience = words.node;
-  head.expires = now_s + *life_s;
-  head.epoch = words.epoch;
-  const Result<std::vector<std::vector<uint8_t>>> tokens = token::issue(*key, head, all);
-  if (!tokens) return std::unexpected(tokens.error());
-  for (size_t i = 0; i < tokens->size(); ++i) {
-    const std::string text = token::to_text((*tokens)[i]);
-    if (session.json()) {
-      session.print_json(Value::map({{"token", text},
-                                     {"id", hex(all[i].id)},
-                                     {"tenant", all[i].tenant},
-                                     {"expires", time_json(all[i].expires)}}));
-    } else {
-      session.print(text + "\n");
-    }
-  }
-  return ExitCode::done;
-}
 
 Outcome run_token_inspect(Session& session, const TokenCheckWords& words) {
   const Result<std::optional<token::Anchors>> anchors = read_anchors(words.anchors);

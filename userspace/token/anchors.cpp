@@ -57,12 +57,8 @@ class Reader : FileReader {
     Result<std::string> name = text(issuer, "issuer");
     if (!name) return pass_on(name);
     anchor.issuer = std::move(*name);
-    const Node& line = *found->at("key");
-    Result<PublicKey> key = parse_public_key(fmt::format(
-        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", document().text(line)));
-    if (!key)
-      return refuse(line, "no Ed25519 public key",
-                    "write the line between BEGIN and END of `openssl pkey -in KEY -pubout`");
+    Result<PublicKey> key = public_key(*found->at("key"));
+    if (!key) return pass_on(key);
     anchor.key = *key;
     anchor.thumbprint = thumbprint(*key);
     if (found->contains("state")) {

@@ -52,4 +52,13 @@ Result<std::vector<std::string>> FileReader::texts(const Node& node, std::string
   return list;
 }
 
+Result<PublicKey> FileReader::public_key(const Node& node) const {
+  Result<PublicKey> key = parse_public_key(fmt::format(
+      "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", document_.text(node)));
+  if (!key)
+    return refuse(node, "no Ed25519 public key",
+                  "write the line between BEGIN and END of `openssl pkey -in KEY -pubout`");
+  return key;
+}
+
 }  // namespace holdfast::token

@@ -9,6 +9,7 @@
 
 #include "policy/document.hpp"
 #include "userspace/base/result.hpp"
+#include "userspace/token/key.hpp"
 
 namespace holdfast::token {
 
@@ -27,6 +28,8 @@ class FileReader {
   Result<Fields> fields(const Node& node, Names known, Names needed) const;
   Result<std::string> text(const Node& node, std::string_view name) const;
   Result<std::vector<std::string>> texts(const Node& node, std::string_view name) const;
+  // The line between BEGIN and END of an Ed25519 public key in PEM.
+  Result<PublicKey> public_key(const Node& node) const;
 
  private:
   const Document& document_;

@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 #include <sodium.h>
 
-#include "userspace/base/check.hpp"
 #include "userspace/wire/cbor.hpp"
 
 namespace holdfast::token {
@@ -260,7 +259,10 @@ Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
   head.tree_size = tree.size();
   head.key = thumbprint(key.public_key());
   const std::vector<uint8_t> header = encode_head(head);
-  CHECK(header.size() <= header_bytes_max);
+  if (header.size() > header_bytes_max)
+    return fail(ErrorKind::invalid, "bad_claims",
+                fmt::format("a head of {} bytes; at most {}", header.size(), header_bytes_max),
+                "use shorter names of issuer and node");
   const Signature signature = key.sign(signed_bytes(head.kind, header, tree.root()));
   std::vector<std::vector<uint8_t>> tokens;
   tokens.reserve(leaves.size());

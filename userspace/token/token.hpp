@@ -19,7 +19,8 @@
 
 namespace holdfast::token {
 
-constexpr uint64_t life_max_s = 300;  // G3: of a token and of a lease's term
+constexpr uint64_t life_max_s = 300;   // G3: of a token and of a lease's term
+constexpr uint64_t clock_skew_s = 30;  // how far an issuer's clock may be ahead of the node's
 constexpr size_t token_bytes_max = 4096;
 constexpr size_t claims_bytes_max = 2048;
 constexpr size_t header_bytes_max = 512;

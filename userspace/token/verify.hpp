@@ -10,8 +10,6 @@
 
 namespace holdfast::token {
 
-constexpr uint64_t clock_skew_s = 30;  // how far an issuer's clock may be ahead
-
 enum class KeyState : uint8_t {
   current,
   retiring,     // still accepted, until it is verify_only

@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 
 #include "userspace/base/check.hpp"
-#include "userspace/wire/listen_socket.hpp"
+#include "userspace/wire/unix_address.hpp"
 
 namespace holdfast::wire {
 namespace {

@@ -1,7 +1,6 @@
 #include "userspace/wire/listen_socket.hpp"
 
 #include <cerrno>
-#include <cstring>
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -9,6 +8,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "userspace/wire/unix_address.hpp"
 
 namespace holdfast::wire {
 namespace {
@@ -63,20 +64,6 @@ Status clear_stale(const std::string& path, const sockaddr_un& address, int type
 }
 
 }  // namespace
-
-Result<sockaddr_un> unix_address(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path ||
-      path.find('\0') != std::string::npos) {
-    return fail(ErrorKind::invalid, "socket_path",
-                fmt::format("a socket path has 1 to {} bytes, \"{}\" has {}",
-                            sizeof address.sun_path - 1, path, path.size()),
-                "choose a shorter path");
-  }
-  std::memcpy(address.sun_path, path.data(), path.size());
-  return address;
-}
 
 Result<ListenSocket> ListenSocket::open(const std::string& path, int type) {
   Result<sockaddr_un> address = unix_address(path);

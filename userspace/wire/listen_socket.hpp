@@ -5,15 +5,11 @@
 #include <string>
 
 #include <sys/types.h>
-#include <sys/un.h>
 
 #include "userspace/base/result.hpp"
 #include "userspace/base/unique_fd.hpp"
 
 namespace holdfast::wire {
-
-// The address of a path. Errors: invalid / socket_path (longer than 107 bytes, or empty).
-Result<sockaddr_un> unix_address(const std::string& path);
 
 class ListenSocket {
  public:

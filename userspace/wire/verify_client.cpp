@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 
 #include "userspace/wire/client.hpp"
-#include "userspace/wire/listen_socket.hpp"
+#include "userspace/wire/unix_address.hpp"
 
 namespace holdfast::wire {
 namespace {

@@ -16,7 +16,7 @@ import time
 import unittest
 
 import independent as own
-from cases import ANCHORS, EPOCH, ISSUER, NODE, NOW, SEED, TENANTS, anchors, cases, issue
+from cases import ANCHORS, EPOCH, ISSUER, NODE, NOW, SEED, STRANGER, TENANTS, anchors, cases, issue
 
 TESTS = pathlib.Path(__file__).resolve().parents[2]
 VECTORS = TESTS / "vectors" / "tokens.json"
@@ -138,6 +138,24 @@ class BothWays(unittest.TestCase):
             for line in done.stdout.splitlines():
                 token = own.from_text(json.loads(line)["token"])
                 self.assertEqual(own.verify(token, anchors(), NODE, EPOCH, int(time.time())), "good")
+
+    def test_a_file_names_a_key_for_each_token(self):
+        """Where it names none, the command line's; a line that is no key is refused by file and line."""
+        key, proved = self.directory / "key.pem", self.directory / "proved.pem"
+        key.write_text(private_pem(SEED))
+        key.chmod(0o400)
+        proved.write_text(f"-----BEGIN PUBLIC KEY-----\n{public_line(SEED)}\n-----END PUBLIC KEY-----\n")
+        words = ["issue", "--from", "-", "--key", key, "--issuer", ISSUER, "--node", NODE, "--epoch", EPOCH, "--holder-key", proved]
+        plain = {"tenant": TENANTS[0], "endpoints": ["web"]}
+        done = self.holdfast(*words, stdin=json.dumps([plain | {"holder_key": public_line(STRANGER)}, plain]))
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        tokens = "".join(json.loads(line)["token"] + "\n" for line in done.stdout.splitlines())
+        said = self.holdfast("inspect", "-", stdin=tokens).stdout.splitlines()
+        keys = [json.loads(line)["claims"]["holder_key"] for line in said]
+        self.assertEqual(keys, [own.thumbprint(own.public_of(seed)).hex() for seed in (STRANGER, SEED)])
+        done = self.holdfast(*words, stdin=json.dumps([plain | {"holder_key": "MCow"}]))
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("standard input:1: no Ed25519 public key", done.stderr)
 
     def test_both_refuse_the_same_damage(self):
         rng = random.Random(1)

@@ -23,6 +23,7 @@
 #include "userspace/wire/client.hpp"
 #include "userspace/wire/listen_socket.hpp"
 #include "userspace/wire/server.hpp"
+#include "userspace/wire/unix_address.hpp"
 
 namespace holdfast::wire::testing {
 
