@@ -51,33 +51,40 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def sanitizers() -> list[str]:
-    """What a program needs that links an archive of this build."""
+    """What a program needs that links an archive of a sanitizer build."""
     names = cached("HOLDFAST_SANITIZE")
     return [f"-fsanitize={names}"] if names else []
 
 
 def by_cmake(installed: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     (directory / "CMakeLists.txt").write_text(PROJECT)
-    flags = f"-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror {' '.join(sanitizers())}"
-    sh(["cmake", "-S", directory, "-B", directory / "build", f"-DCMAKE_PREFIX_PATH={installed}", flags])
+    strict = " ".join(["-Wall", "-Wextra", "-Werror", *sanitizers()])
+    words = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DCMAKE_CXX_FLAGS={strict}"]
+    sh(["cmake", "-S", directory, "-B", directory / "build", *words])
     sh(["cmake", "--build", directory / "build"])
     return directory / "build" / "client_example"
 
 
-def by_pkg_config(installed: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
+def flags(installed: pathlib.Path) -> list[str]:
+    """What a compiler has to be told, by pkg-config and by the sanitizers."""
     (found,) = installed.rglob("pkgconfig")
     words = sh(["pkg-config", "--cflags", "--libs", "--static", "holdfast-client"], PKG_CONFIG_PATH=str(found)).split()
-    strict = ["-std=c++23", "-Wall", "-Wextra", "-Werror", *sanitizers()]
-    sh(["c++", *strict, "-o", directory / "client_example", directory / "client_example.cpp", *words])
+    return words + sanitizers()
+
+
+def by_pkg_config(installed: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
+    strict = ["-std=c++23", "-Wall", "-Wextra", "-Werror"]
+    sh(["c++", *strict, "-o", directory / "client_example", directory / "client_example.cpp", *flags(installed)])
     return directory / "client_example"
 
 
 @pytest.mark.parametrize("build", [by_cmake, by_pkg_config])
-def test_the_example(lab: Lab, installed: pathlib.Path, tmp_path: pathlib.Path, build) -> None:
+def test_the_example(own_lab: Lab, installed: pathlib.Path, tmp_path: pathlib.Path, build) -> None:
     """A1: issues, presents and checks a token, from the installed files alone."""
     (example,) = installed.rglob("examples/client_example.cpp")
     shutil.copy(example, tmp_path)
     program = build(installed, tmp_path)
+    lab = own_lab
     issuer = Issuer(lab)
     words = [str(program), str(issuer.key), issuer.name, A, "web", str(lab.dir / "run")]
     trust(lab)
@@ -89,7 +96,6 @@ def test_the_example(lab: Lab, installed: pathlib.Path, tmp_path: pathlib.Path, 
     assert list(lab.leases()) == [granted]
     asked = [line.rsplit(": ", 1)[1] for line in said if line.startswith("asked")]
     assert asked == ["good", "operation_not_named"] * 2, said
-    trust(lab)
 
 
 def test_each_header_stands_alone(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -103,6 +109,15 @@ def test_each_header_stands_alone(installed: pathlib.Path, tmp_path: pathlib.Pat
         sh(["c++", *strict, "-fsyntax-only", "-MD", "-MF", read, source])
         for word in ("/fmt/", "openssl", "sodium", "/userspace/"):
             assert word not in read.read_text(), f"{header}: {word}"
+
+
+def test_a_shared_library_links_it(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Position independent; and the library exports none of it."""
+    (example,) = installed.rglob("examples/client_example.cpp")
+    library = tmp_path / "libexample.so"
+    sh(["c++", "-std=c++23", "-shared", "-fPIC", "-o", library, example, *flags(installed)])
+    exported = sh(["nm", "--dynamic", "--defined-only", "--demangle", library])
+    assert " T main" in exported and " T holdfast::" not in exported, exported
 
 
 def test_nothing_of_ours_leaks(installed: pathlib.Path) -> None:

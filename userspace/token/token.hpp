@@ -209,7 +209,8 @@ Checked<Parts> take_apart(std::span<const uint8_t> token);
 std::vector<uint8_t> signed_bytes(Kind kind, std::span<const uint8_t> header, const Digest& root);
 
 // One head for all of `claims`, in that order: a token for each. `head` needs no tree size and no
-// key; they follow. Errors: invalid / bad_claims, naming the token; invalid / too_many_tokens.
+// key; they follow. Errors: invalid / bad_claims, naming the token, or of a head whose names are
+// too long; invalid / too_many_tokens.
 Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
                                                 std::span<const Claims> claims);
 
