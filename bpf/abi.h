@@ -20,7 +20,7 @@ namespace holdfast::abi {
 #endif
 
 enum {
-  HF_ABI_VERSION = 3,
+  HF_ABI_VERSION = 4,
   HF_TENANTS_MAX = 4096,   /* index into `tenants`; a flow and a fragment table each */
   HF_FRAGMENTS_MAX = 1024, /* datagrams in pieces, of one tenant: its LRU table takes 180 KiB */
   HF_SLOTS_MAX = 1 << 20,  /* the largest --leases-max: 32 MiB of slots, 128 MiB of records, 4 MiB of filter */
@@ -315,7 +315,7 @@ HF_ABI_ASSERT(sizeof(struct drop_event) == 88, "drop_event is ABI");
 
 /* ---- lease records: cold, index = slot ---------------------------------------------------------------- */
 
-enum hf_holder_kind { HF_HOLDER_UID = 1, HF_HOLDER_CGROUP = 2 };
+enum hf_holder_kind { HF_HOLDER_UID = 1, HF_HOLDER_CGROUP = 2, HF_HOLDER_KEY = 3 };
 enum hf_lease_phase { HF_PHASE_ACTIVE = 1, HF_PHASE_GRACE = 2, HF_PHASE_FENCED = 3 };
 enum hf_resource_kind { HF_RESOURCE_ENDPOINT = 1, HF_RESOURCE_EGRESS = 2 };
 
@@ -327,7 +327,7 @@ struct lease_record {
   __u64 granted_boot_ns;
   __u64 generation; /* grows at bind, renew, revoke, teardown */
   __u64 tenant_id;
-  __u64 holder;      /* uid, or cgroup id */
+  __u64 holder;      /* uid, or cgroup id; 0 of a key */
   __u32 holder_kind; /* hf_holder_kind */
   __u32 incarnation;
   __u32 next_slot;  /* further slots of the same lease, or HF_NO_SLOT */
@@ -338,10 +338,15 @@ struct lease_record {
   __u32 peer_prefix_bits;       /* 0..128 over `peer`, valid with HF_SLOT_PEER */
   struct endpoint_key endpoint; /* HF_RESOURCE_ENDPOINT */
   __u32 peer[4];
-  __u32 phase;  /* hf_lease_phase */
-  __u64 issuer; /* of a lease by token: how the thumbprint of its issuer's key begins; else 0 */
+  __u32 phase; /* hf_lease_phase */
+  /* The token by which the lease was granted or last renewed; 0 when there is none. */
+  __u64 issuer;        /* how the thumbprint of its issuer's key begins */
+  __u64 head;          /* how the digest of its head begins */
+  __u64 issued_s;      /* since 1970, as it says */
+  __u8 holder_key[32]; /* HF_HOLDER_KEY: the key's thumbprint */
+  __u64 reserved[2];   /* zero */
 };
-HF_ABI_ASSERT(sizeof(struct lease_record) == 128, "lease_record is ABI");
+HF_ABI_ASSERT(sizeof(struct lease_record) == 192, "lease_record is ABI");
 
 #ifdef __cplusplus
 } /* namespace holdfast::abi */

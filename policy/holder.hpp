@@ -1,6 +1,7 @@
 // Who uses a lease, and how that is written. Pure.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -10,12 +11,15 @@
 namespace holdfast {
 
 struct Holder {
-  enum class Kind { uid, cgroup } kind = Kind::uid;
-  uint64_t id = 0;  // uid, or cgroup id (the inode of its directory)
+  using KeyThumbprint = std::array<uint8_t, 32>;
+
+  enum class Kind { uid, cgroup, key } kind = Kind::uid;
+  uint64_t id = 0;      // uid, or cgroup id (the inode of its directory)
+  KeyThumbprint key{};  // RFC 9679, SHA-256
   bool operator==(const Holder&) const = default;
 };
 
-std::string holder_name(const Holder& holder);  // "uid:1000", "cgroup:4711"
+std::string holder_name(const Holder& holder);  // "uid:1000", "cgroup:4711", "key:" and 64 hex
 // Errors: invalid / bad_holder.
 Result<Holder> parse_holder_name(std::string_view text);
 

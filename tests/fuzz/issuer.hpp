@@ -42,7 +42,8 @@ inline const Anchors& anchors() {
 
 inline const Place& place() {
   static const std::string name = node_name(key_of(9).public_key());
-  static const Place made{.node = name, .epoch = 4, .now_s = 1'800'000'000};
+  static const Revocations none;
+  static const Place made{.node = name, .epoch = 4, .now_s = 1'800'000'000, .revoked = none};
   return made;
 }
 

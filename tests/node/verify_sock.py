@@ -13,7 +13,7 @@ from base64 import urlsafe_b64decode
 
 from control import ERROR, HEADER, Refused, decode, encode
 
-HELLO, CHECK, VERDICTS = 1, 6, 7
+HELLO, CHECK, VERDICTS, PROVE, PROVED = 1, 6, 7, 8, 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +89,19 @@ class VerifySock:
         assert end == length
         return kind, number, body
 
-    def send(self, body: bytes) -> int:
+    def send(self, body: bytes, kind: int = CHECK) -> int:
         self.last_id += 1
-        self.socket.sendall(HEADER.pack(b"HLDF", 1, CHECK, 0, len(body), self.last_id) + body)
+        self.socket.sendall(HEADER.pack(b"HLDF", 1, kind, 0, len(body), self.last_id) + body)
         return self.last_id
+
+    def prove(self, proof: bytes) -> bytes:
+        """The thumbprint of the key that is proved."""
+        sent = self.send(proof, PROVE)
+        kind, number, body = self.read()
+        if kind == ERROR:
+            raise Refused(body)
+        assert (kind, number) == (PROVED, sent)
+        return body
 
     def answer(self) -> list[list[int]]:
         kind, number, body = self.read()

@@ -5,8 +5,11 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include <time.h>
+
+#include "userspace/base/result.hpp"
 
 namespace holdfast {
 
@@ -31,5 +34,9 @@ std::string rfc3339_utc(uint64_t wall_ns);
 
 // "4m12s", "1.5s", "300ms": the form flags accept and tables print.
 std::string human_duration(uint64_t ns);
+
+// "90s", "5m", "500ms", "1.5s", "2m30s": numbers with units from large to small, each at most once
+// (d, h, m, s, ms). A bare number is refused, since 90 could mean anything.
+Result<uint64_t> parse_duration(std::string_view text);
 
 }  // namespace holdfast

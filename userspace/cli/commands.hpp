@@ -38,8 +38,9 @@ struct GrantWords {
   std::string ttl = "60s";
   std::string grace;
   bool each = false;
-  std::string from;   // a file, or "-"; then none of the others but holder, ttl and grace
-  std::string token;  // a file, or "-"; then none of the others
+  std::string from;        // a file, or "-"; then none of the others but holder, ttl and grace
+  std::string token;       // a file, or "-"; then none of the others but holder_key
+  std::string holder_key;  // a file; proved first
 };
 Outcome run_lease_grant(Session& session, const GrantWords& words);
 
@@ -47,13 +48,15 @@ struct RenewWords {
   std::string id;
   std::string ttl = "60s";
   std::optional<uint64_t> generation;
-  std::string token;  // a file, or "-"; then none of the others
+  std::string token;       // a file, or "-"; then none of the others but holder_key
+  std::string holder_key;  // a file; proved first
 };
 Outcome run_lease_renew(Session& session, const RenewWords& words);
 
 struct EndWords {
   std::vector<std::string> ids;
   std::string grace;
+  std::string holder_key;  // a file; proved first
 };
 Outcome run_lease_revoke(Session& session, const EndWords& words);
 Outcome run_lease_release(Session& session, const EndWords& words);
@@ -102,10 +105,20 @@ struct TokenCheckWords {
   // Without anchors the node is asked, about this use.
   std::string operation;
   std::string resource;
-  std::string presenter;  // empty: whoever asks
+  std::string presenter;   // empty: whoever asks
+  std::string holder_key;  // a file; proved first
 };
 Outcome run_token_inspect(Session& session, const TokenCheckWords& words);
 Outcome run_token_verify(Session& session, const TokenCheckWords& words);
+
+Outcome run_trust_show(Session& session);
+struct TrustWords {
+  std::string what;
+  std::string tenant;
+  std::string issued_before;  // RFC 3339; empty: now
+};
+Outcome run_trust_revoke(Session& session, const TrustWords& words);
+Outcome run_trust_restore(Session& session, const TrustWords& words);
 
 Outcome run_node_detach(Session& session, bool yes);
 

@@ -9,13 +9,10 @@
 #include <string>
 #include <string_view>
 
+#include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
 
 namespace holdfast::cli {
-
-// "90s", "5m", "500ms", "1.5s", "2m30s": numbers with units from large to small, each at most once
-// (d, h, m, s, ms). A bare number is refused, since 90 could mean anything.
-Result<uint64_t> parse_duration(std::string_view text);
 
 // RFC 3339 UTC, as the daemon sends it, to nanoseconds since 1970.
 std::optional<uint64_t> parse_rfc3339_utc(std::string_view text);

@@ -208,6 +208,7 @@ Outcome run_lease_grant(Session& session, const GrantWords& words) {
         !words.from.empty())
       return usage("--token says all about the lease, and the command line says something too",
                    "leave out the tenant and every other option");
+    if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
     Result<Value> lease = by_token(session, "lease.grant", words.token);
     if (!lease) return pass_on(lease);
     if (session.json()) {
@@ -219,6 +220,9 @@ Outcome run_lease_grant(Session& session, const GrantWords& words) {
     }
     return ExitCode::done;
   }
+  if (!words.holder_key.empty())
+    return usage("--holder-key proves whose a token is, and there is no --token",
+                 "name its holder with --holder key:THUMBPRINT");
   const bool bulk = !words.from.empty();
   Result<BulkDefaults> defaults = defaults_of(words);
   if (!defaults) return pass_on(defaults);
@@ -248,6 +252,7 @@ Outcome run_lease_renew(Session& session, const RenewWords& words) {
   if (!ttl_ns) return pass_on(ttl_ns);
   Value args = Value::map({{"id", words.id}, {"ttl_ns", *ttl_ns}});
   if (words.generation) args.set("generation", *words.generation);
+  if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
   Result<Value> lease = words.token.empty() ? session.call("lease.renew", args)
                                             : by_token(session, "lease.renew", words.token);
   if (!lease) return pass_on(lease);
@@ -270,6 +275,7 @@ Outcome run_lease_revoke(Session& session, const EndWords& words) {
 }
 
 Outcome run_lease_release(Session& session, const EndWords& words) {
+  if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
   return end_leases(session, words, "lease.release", std::nullopt);
 }
 

@@ -26,6 +26,7 @@ struct Words {
   PacketWords packet;
   TokenIssueWords issue;
   TokenCheckWords check;
+  TrustWords trust;
   std::string id;
   std::string tenant;
   std::string file;
@@ -40,6 +41,9 @@ constexpr const char* exit_codes =
     "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 3 this machine cannot enforce "
     "it,\n"
     "4 needs a fresh authentication. See holdfast(1).";
+
+constexpr const char* holder_key_help =
+    "The holder's own Ed25519 key, in PEM: it is proved to the node first";
 
 void examples(CLI::App* app, const char* text) {
   app->footer(std::string("Examples:\n") + text);
@@ -87,7 +91,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
       ->type_name("PREFIX");
   grant
       ->add_option("--holder", g.holder,
-                   "Who holds it: uid:N or cgroup:PATH; default: whoever asks")
+                   "Who holds it: uid:N, cgroup:PATH or key:THUMBPRINT; default: whoever asks")
       ->type_name("HOLDER");
   grant->add_option("--ttl", g.ttl, "Its term, at most 300s; default 60s")->type_name("DURATION");
   grant
@@ -103,6 +107,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
       ->type_name("FILE");
   grant->add_option("--token", g.token, "What a grant token says; a file, or - for stdin")
       ->type_name("FILE");
+  grant->add_option("--holder-key", g.holder_key, holder_key_help)->type_name("FILE");
   grant->callback([&] { run = [&](Session& s) { return run_lease_grant(s, words.grant); }; });
   examples(
       grant,
@@ -117,6 +122,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
   renew->add_option("ID", words.renew.id, "The lease");
   renew->add_option("--token", words.renew.token, "What a renew token says; a file, or - for stdin")
       ->type_name("FILE");
+  renew->add_option("--holder-key", words.renew.holder_key, holder_key_help)->type_name("FILE");
   renew->add_option("--ttl", words.renew.ttl, "From now on, at most 300s; default 60s")
       ->type_name("DURATION");
   renew
@@ -137,6 +143,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
 
   CLI::App* release = lease->add_subcommand("release", "Give one's own leases back");
   release->add_option("ID", words.end.ids, "The leases")->required();
+  release->add_option("--holder-key", words.end.holder_key, holder_key_help)->type_name("FILE");
   release->callback([&] { run = [&](Session& s) { return run_lease_release(s, words.end); }; });
   examples(release, "  holdfast lease release 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de");
 }
@@ -290,16 +297,48 @@ void add_token(CLI::App& app, Words& words, Run& run) {
   verify->add_option("--resource", c.resource, "Asking the node: on what, as lease ls names it")
       ->type_name("NAME");
   verify
-      ->add_option(
-          "--holder", c.presenter,
-          "Asking the node: who shows the token: uid:N or cgroup:PATH; default: whoever asks")
+      ->add_option("--holder", c.presenter,
+                   "Asking the node: who shows the token: uid:N, cgroup:PATH or key:THUMBPRINT;\n"
+                   "default: whoever asks")
       ->type_name("HOLDER");
+  verify->add_option("--holder-key", c.holder_key, holder_key_help)->type_name("FILE");
   verify->add_option("--at", c.at, "At this time in UTC instead of now")->type_name("TIME");
   verify->callback([&] { run = [&](Session& s) { return run_token_verify(s, words.check); }; });
   examples(
       verify,
       "  holdfast token verify token --operation connect --resource web@10.1.0.2:443\n"
       "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1");
+}
+
+void add_trust(CLI::App& app, Words& words, Run& run) {
+  CLI::App* trust = noun(app, "trust", "Whose signatures this node believes");
+  CLI::App* show = trust->add_subcommand("show", "The keys that may sign, and what is revoked");
+  show->callback([&] { run = [](Session& s) { return run_trust_show(s); }; });
+  examples(show, "  holdfast trust show\n  holdfast trust show --json");
+
+  TrustWords& t = words.trust;
+  const auto add = [&](const char* name, const char* what) {
+    CLI::App* made = trust->add_subcommand(name, what);
+    made->add_option("WHAT", t.what,
+                     "key:THUMBPRINT, head:DIGEST or token:DIGEST, as token inspect shows them;\n"
+                     "holder:uid:N, holder:cgroup:ID or holder:key:THUMBPRINT; issuer:NAME")
+        ->required();
+    made->add_option("--tenant", t.tenant, "Of an issuer: only this tenant's tokens")
+        ->type_name("TENANT");
+    return made;
+  };
+  CLI::App* revoke = add("revoke", "Believe it no more, and end the leases that stand on it");
+  revoke
+      ->add_option("--issued-before", t.issued_before,
+                   "Of an issuer: what it issued before this time in UTC; default: now")
+      ->type_name("TIME");
+  revoke->callback([&] { run = [&](Session& s) { return run_trust_revoke(s, words.trust); }; });
+  examples(revoke,
+           "  holdfast trust revoke holder:uid:1000\n"
+           "  holdfast trust revoke issuer:cp.example --tenant acme/shop/prod");
+  CLI::App* restore = add("restore", "Take a revocation back; leases that it ended stay ended");
+  restore->callback([&] { run = [&](Session& s) { return run_trust_restore(s, words.trust); }; });
+  examples(restore, "  holdfast trust restore holder:uid:1000");
 }
 
 void add_all(CLI::App& app, Words& words, Run& run) {
@@ -332,6 +371,7 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   add_lease(app, words, run);
   add_policy(app, words, run);
   add_token(app, words, run);
+  add_trust(app, words, run);
   add_why(app, words, run);
 
   CLI::App* node = noun(app, "node", "The node as a whole");

@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include "userspace/token/holder.hpp"
+
 namespace holdfast::cli {
 namespace {
 
@@ -89,6 +91,15 @@ Result<cbor::Value> Session::call(std::string_view verb, const cbor::Value& args
   Result<wire::Client*> client = daemon();
   if (!client) return pass_on(client);
   return (*client)->call(verb, args);
+}
+
+Status Session::prove(const std::string& key_file) {
+  if (key_file.empty()) return {};
+  const Result<token::SecretKey> key = token::SecretKey::read(key_file);
+  if (!key) return std::unexpected(key.error());
+  Result<wire::Client*> node = daemon();
+  if (!node) return pass_on(node);
+  return token::prove_key(**node, *key);
 }
 
 void Session::print(std::string_view text) {

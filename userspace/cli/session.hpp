@@ -55,6 +55,8 @@ class Session {
   // The daemon, connected to at the first call. A batch of a million leases may take minutes.
   Result<wire::Client*> daemon(uint64_t call_timeout_ns = 60 * ns_per_s);
   Result<cbor::Value> call(std::string_view verb, const cbor::Value& args);
+  // Proves the key in this file to the daemon, if there is one.
+  Status prove(const std::string& key_file);
 
   void print(std::string_view text);
   void print_json(const cbor::Value& reply) { print(versioned_json(reply) + "\n"); }

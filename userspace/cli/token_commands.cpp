@@ -8,6 +8,7 @@
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/token/ask.hpp"
+#include "userspace/token/holder.hpp"
 #include "userspace/token/verify.hpp"
 #include "userspace/wire/verify_client.hpp"
 
@@ -77,7 +78,7 @@ Value claims_json(const Claims& claims) {
                            {"operations", list_of(claims.operations)}});
   if (!claims.peer.empty()) json.set("peer", claims.peer);
   if (!claims.holder.empty()) json.set("holder", claims.holder);
-  if (claims.holder_key) json.set("holder_key", hex(token::thumbprint(*claims.holder_key)));
+  if (claims.holder_key) json.set("holder_key", hex(*claims.holder_key));
   if (claims.ttl_s != 0) json.set("ttl", human_duration(claims.ttl_s * ns_per_s));
   if (claims.lease) {
     json.set("lease", hex(claims.lease->id));
@@ -144,6 +145,9 @@ ExitCode inspect_one(Session& session, std::span<const uint8_t> bytes,
   const std::string state = signature_state(*parts, anchors);
   Value head = head_json(parts->head);
   head.set("index", parts->index);
+  if (const std::optional<token::Digest> root = token::root_of_path(
+          token::leaf_hash(parts->claims), parts->index, parts->head.tree_size, parts->path()))
+    head.set("digest", hex(token::head_id(parts->head.kind, parts->header, *root)));
   if (session.json()) {
     session.print_json(
         Value::map({{"head", std::move(head)},
@@ -243,6 +247,11 @@ Outcome ask_node(Session& session, const TokenCheckWords& words) {
   }
   Result<wire::VerifyClient> node = wire::VerifyClient::connect(verify_socket(session.socket()));
   if (!node) return pass_on(node);
+  if (!words.holder_key.empty()) {
+    const Result<token::SecretKey> key = token::SecretKey::read(words.holder_key);
+    if (!key) return std::unexpected(key.error());
+    if (Status ok = token::prove_key(*node, *key); !ok) return pass_on(ok, "--holder-key");
+  }
   std::optional<Error> lost;
   const Outcome worst =
       for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
@@ -292,7 +301,9 @@ Outcome run_token_verify(Session& session, const TokenCheckWords& words) {
                  "give --node and --epoch, as holdfast status shows them");
   const Result<std::optional<token::Anchors>> anchors = read_anchors(words.anchors);
   if (!anchors) return std::unexpected(anchors.error());
-  token::Place place{.node = words.node, .epoch = words.epoch, .now_s = wall_now_ns() / ns_per_s};
+  const token::Revocations none;  // the node knows of them, and no file
+  token::Place place{
+      .node = words.node, .epoch = words.epoch, .now_s = wall_now_ns() / ns_per_s, .revoked = none};
   if (!words.at.empty()) {
     const std::optional<uint64_t> at_ns = parse_rfc3339_utc(words.at);
     if (!at_ns) return usage("--at: no time in UTC", "write it like 2026-11-28T12:00:00Z");

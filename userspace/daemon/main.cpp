@@ -189,9 +189,8 @@ class Daemon {
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
-    verifier_state_.reset(
-        new VerifierState{node_->plane().slots, node_->plane().tenants, node_->names(), {}, {}});
-    verifier_state_->beliefs.store(tokens_->beliefs());
+    verifier_state_.reset(new VerifierState{node_->plane().slots, node_->plane().tenants,
+                                            node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
     if (Status ok = first_policy(); !ok) return ok;
     end_orphans();
@@ -223,8 +222,8 @@ class Daemon {
 
   // A lease by token ends with the trust in who signed it.
   void end_orphans() {
-    const size_t ended =
-        node_->revoke_issuers([this](uint64_t issuer) { return tokens_->is_live_issuer(issuer); });
+    const size_t ended = node_->revoke_all(
+        [this](const abi::lease_record& record) { return tokens_->is_orphan(record); });
     if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
   }
 
@@ -237,10 +236,7 @@ class Daemon {
   // Each file by itself: a mistake in one does not keep the other from being read.
   Status reload() {
     const Status anchors = tokens_->read_anchors(anchors_path());
-    if (anchors) {
-      verifier_state_->beliefs.store(tokens_->beliefs());
-      end_orphans();
-    }
+    if (anchors) end_orphans();
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
     return anchors ? policy : anchors;
@@ -316,7 +312,7 @@ class Daemon {
     config.reader_gid = groups.readers;
     Result<std::unique_ptr<wire::ControlServer>> server = wire::ControlServer::open(
         *loop_, std::move(config), [this](const wire::Peer& peer) { return verbs_->hello(peer); },
-        [this](const wire::Peer& peer, wire::Request request, wire::Responder responder) {
+        [this](wire::Peer& peer, wire::Request request, wire::Responder responder) {
           verbs_->handle(peer, std::move(request), std::move(responder));
         });
     if (!server) return pass_on(server);

@@ -41,6 +41,12 @@ struct NodeOptions {
 struct Actor {
   uint32_t uid = 0;
   bool operates = false;
+  std::optional<Holder::KeyThumbprint> key = {};  // that it proved
+
+  bool is(const Holder& holder) const {
+    return holder == Holder{Holder::Kind::uid, uid, {}} ||
+           (key && holder == Holder{Holder::Kind::key, 0, *key});
+  }
 };
 
 enum class LeaseState { active, grace_running, expired, fenced };
@@ -81,10 +87,17 @@ struct Grant {
   uint64_t nft_ns = 0;   // elements written and read back
 };
 
+// The token by which a lease was granted or last renewed; units as in lease_record.
+struct LeaseOrigin {
+  uint64_t issuer = 0;
+  uint64_t head = 0;
+  uint64_t issued_s = 0;
+};
+
 // What a token says of the lease it makes, beyond the request.
 struct ByToken {
-  LeaseId id;           // follows from the token's, so that a repeated grant finds its lease
-  uint64_t issuer = 0;  // lease_record::issuer
+  LeaseId id;  // follows from the token's, so that a repeated grant finds its lease
+  LeaseOrigin origin;
   std::function<Status()> spend;  // durably; called when all is bound and nothing open
 };
 
@@ -115,15 +128,17 @@ class Node {
   // By token it is one lease.
   Result<Grant> grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next,
                       const ByToken* token = nullptr);
+  // By token the lease stands on that one from then on.
   Result<LeaseView> renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
-                          std::optional<uint64_t> generation);
+                          std::optional<uint64_t> generation, const LeaseOrigin* origin = nullptr);
   // Closes now, with grace 0; `done` is called when the teardown is proved or has failed. Without a
   // grace the lease's own is taken.
   void revoke(const LeaseId& id, std::optional<uint64_t> grace_ns, Done done);
   void release(const Actor& actor, const LeaseId& id, Done done);
-  // Ends all leases by token whose issuer is not live any more; how many.
-  size_t revoke_issuers(const std::function<bool(uint64_t issuer)>& is_live);
+  // Ends all leases that are meant, at once; how many. Their teardown follows.
+  size_t revoke_all(const std::function<bool(const abi::lease_record&)>& is_meant);
 
+  static Holder holder_of(const abi::lease_record& record);
   Result<LeaseView> lease(const LeaseId& id) const;
   // Up to `limit` leases from `slot` on; `slot` moves to where the next page begins, or to size().
   // Looks at a bounded number of slots, so a page may be short, or empty, and not the last.
@@ -180,7 +195,7 @@ class Node {
 
   // Binds the slots of one lease and appends them to `bound`, which the caller closes if anything
   // fails.
-  Status bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t issuer,
+  Status bind_lease(const GrantRequest& request, const LeaseId& id, const LeaseOrigin& origin,
                     uint64_t now_boot_ns, std::vector<Term>& bound);
   Result<uint32_t> slot_of(const Tenant& tenant, const Resource& resource,
                            abi::lease_record& record) const;

@@ -57,7 +57,7 @@ Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
   return egress_slots_.at({tenant.id, resource.port->name});
 }
 
-Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t issuer,
+Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const LeaseOrigin& origin,
                         uint64_t now_boot_ns, std::vector<Term>& bound) {
   const Result<GrantPlan> plan = decide_grant(*index_, request);
   if (!plan) return std::unexpected(plan.error());
@@ -111,11 +111,15 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, uint64_t
     r.generation = there.generation + 1;
     r.tenant_id = tenant.id;
     r.holder = request.holder.id;
-    r.holder_kind =
-        request.holder.kind == Holder::Kind::uid ? abi::HF_HOLDER_UID : abi::HF_HOLDER_CGROUP;
+    r.holder_kind = request.holder.kind == Holder::Kind::uid   ? abi::HF_HOLDER_UID
+                    : request.holder.kind == Holder::Kind::key ? abi::HF_HOLDER_KEY
+                                                               : abi::HF_HOLDER_CGROUP;
+    std::ranges::copy(request.holder.key, r.holder_key);
     r.grace_ms = static_cast<uint32_t>(request.grace_ns / ns_per_ms);
     r.phase = abi::HF_PHASE_ACTIVE;
-    r.issuer = issuer;
+    r.issuer = origin.issuer;
+    r.head = origin.head;
+    r.issued_s = origin.issued_s;
     r.first_slot = bound.size() == first ? *slot : bound[first].slot;
     r.next_slot = abi::HF_NO_SLOT;
     if (request.peer) {
@@ -164,7 +168,7 @@ Result<Grant> Node::grant(const Actor& actor,
     const LeaseId id = token != nullptr ? token->id : LeaseId::random();
     Status ok =
         leases_.size() + ids.size() < policy_->leases_max
-            ? bind_lease(request, id, token != nullptr ? token->issuer : 0, now, bound)
+            ? bind_lease(request, id, token != nullptr ? token->origin : LeaseOrigin(), now, bound)
             : Status(fail(ErrorKind::exhausted, "leases_max",
                           fmt::format("this node has {} leases, its limit", policy_->leases_max),
                           "release some, or raise limits.leases in the policy"));
@@ -212,15 +216,14 @@ Result<uint32_t> Node::find_live(const LeaseId& id) const {
 
 Status Node::check_holder(const Actor& actor, uint32_t first_slot) const {
   const abi::lease_record& record = plane_->slots.record(first_slot);
-  if (actor.operates || (record.holder_kind == abi::HF_HOLDER_UID && record.holder == actor.uid))
-    return {};
+  if (actor.operates || actor.is(holder_of(record))) return {};
   return fail(ErrorKind::denied, "not_holder",
               fmt::format("lease {} is not yours", lease_text(record)),
               "only its holder or an operator may do this");
 }
 
 Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
-                              std::optional<uint64_t> generation) {
+                              std::optional<uint64_t> generation, const LeaseOrigin* origin) {
   if (Status ok = check_term(ttl_ns); !ok) return pass_on(ok);
   const Result<uint32_t> slot = find_live(id);
   if (!slot) return std::unexpected(slot.error());
@@ -246,6 +249,10 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
     if (Status ok = check_renewal(before > now ? before - now : 0, ttl_ns); !ok)
       return pass_on(ok, fmt::format("lease {}", lease_text(record)));
   const uint64_t deadline = now + ttl_ns;
+  // First: whoever revokes what it stands on from here on finds it.
+  if (origin != nullptr)
+    for (const uint32_t each : slots_of(*slot))
+      plane_->slots.set_origin(each, origin->issuer, origin->head, origin->issued_s);
   if (deadline < before) {
     if (Status ok = shorten(*slot, deadline); !ok) return pass_on(ok);
   } else {
@@ -504,14 +511,13 @@ Status Node::enable_tenant(std::string_view name) {
   return plane_->nft.verify(changes);
 }
 
-size_t Node::revoke_issuers(const std::function<bool(uint64_t issuer)>& is_live) {
+size_t Node::revoke_all(const std::function<bool(const abi::lease_record&)>& is_meant) {
   std::vector<uint32_t> slots;
   size_t leases = 0;
   for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot) {
+    if (!plane_->slots.bound(slot) || draining_[slot]) continue;
     const abi::lease_record& record = plane_->slots.record(slot);
-    if (record.issuer == 0 || !plane_->slots.bound(slot) || draining_[slot] ||
-        is_live(record.issuer))
-      continue;
+    if (!is_meant(record)) continue;
     slots.push_back(slot);
     if (record.first_slot == slot) ++leases;
   }
@@ -543,6 +549,16 @@ std::string Node::owner_name(const abi::lease_record& record) const {
   return tenant != nullptr ? tenant->name : fmt::format("id {}", record.tenant_id);
 }
 
+Holder Node::holder_of(const abi::lease_record& record) {
+  Holder holder;
+  holder.kind = record.holder_kind == abi::HF_HOLDER_UID   ? Holder::Kind::uid
+                : record.holder_kind == abi::HF_HOLDER_KEY ? Holder::Kind::key
+                                                           : Holder::Kind::cgroup;
+  holder.id = record.holder;
+  std::ranges::copy(record.holder_key, holder.key.begin());
+  return holder;
+}
+
 LeaseView Node::view(uint32_t first_slot) const {
   const abi::lease_record& record = plane_->slots.record(first_slot);
   LeaseView out;
@@ -550,8 +566,7 @@ LeaseView Node::view(uint32_t first_slot) const {
   out.deadline_boot_ns = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(first_slot));
   out.granted_boot_ns = record.granted_boot_ns;
   out.generation = record.generation;
-  out.holder = {record.holder_kind == abi::HF_HOLDER_UID ? Holder::Kind::uid : Holder::Kind::cgroup,
-                record.holder};
+  out.holder = holder_of(record);
   if (record.phase == abi::HF_PHASE_FENCED) {
     out.state = LeaseState::fenced;
   } else if (out.deadline_boot_ns <= boot_now_ns()) {

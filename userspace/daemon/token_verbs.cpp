@@ -6,7 +6,9 @@
 
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/log.hpp"
 #include "userspace/daemon/verbs.hpp"
+#include "userspace/token/proof.hpp"
 
 namespace holdfast {
 namespace {
@@ -43,7 +45,7 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
   const Result<token::Verified> grant = tokens_.judge(*bytes, token::Kind::grant, presenter);
   if (!grant) return std::unexpected(grant.error());
   const token::Claims& claims = grant->claims;
-  const LeaseId id = tokens_.lease_of(*grant);
+  const LeaseId id = tokens_.lease_of(grant->id);
   // Asked again, perhaps because the answer was lost: the same lease.
   if (tokens_.is_spent(*grant)) {
     if (node_.lease(id)) return with_use_token(id, claims.operations);
@@ -54,12 +56,9 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
   request.tenant = claims.tenant;
   request.endpoints.assign(claims.endpoints.begin(), claims.endpoints.end());
   request.egress.assign(claims.egress.begin(), claims.egress.end());
-  request.holder = {Holder::Kind::uid, presenter.uid};
-  if (!claims.holder.empty()) {
-    const Result<Holder> holder = parse_holder_name(claims.holder);
-    if (!holder) return std::unexpected(holder.error());
-    request.holder = *holder;
-  }
+  const Result<Holder> holder = Tokens::holder_of(claims, presenter);
+  if (!holder) return std::unexpected(holder.error());
+  request.holder = *holder;
   if (!claims.peer.empty()) {
     const Result<Prefix> peer = parse_prefix(claims.peer);
     if (!peer) return std::unexpected(peer.error());
@@ -69,7 +68,7 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
   request.ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*grant));
 
   bool spent = false;
-  const ByToken by_token{.id = id, .issuer = Tokens::issuer_of(grant->head), .spend = [&] {
+  const ByToken by_token{.id = id, .origin = Tokens::origin_of(*grant), .spend = [&] {
                            const Status ok = tokens_.spend(*grant);
                            spent = ok.has_value();
                            return ok;
@@ -103,14 +102,84 @@ Verbs::Answer Verbs::renew_by_token(const Actor& presenter, const Value& args) {
         token::Refusal::old_generation,
         fmt::format("generation {}, and it is at {}", claims.lease->generation, lease->generation),
         presenter);
-  if (!presenter.operates && lease->holder != Holder{Holder::Kind::uid, presenter.uid})
+  if (!presenter.operates && !presenter.is(lease->holder))
     return tokens_.refuse(token::Refusal::wrong_holder,
                           "the lease is " + holder_name(lease->holder), presenter);
   const uint64_t ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*renewal));
+  const LeaseOrigin origin = Tokens::origin_of(*renewal);
   const Result<LeaseView> renewed =
-      node_.renew({presenter.uid, true}, id, ttl_ns, claims.lease->generation);
+      node_.renew({presenter.uid, true}, id, ttl_ns, claims.lease->generation, &origin);
   if (!renewed) return std::unexpected(renewed.error());
   return with_use_token(id, claims.operations);
+}
+
+// ---- keys
+
+Verbs::Answer Verbs::prove_key(wire::Peer& peer, const Value& args) const {
+  if (Status ok = args.only_keys({"proof"}); !ok) return pass_on(ok);
+  const Result<std::span<const uint8_t>> proof = args.get_bytes("proof");
+  if (!proof) return std::unexpected(proof.error());
+  if (peer.proved_key)
+    return fail(ErrorKind::conflict, "already_proved", "this connection has proved a key already",
+                "connect once for each key");
+  const Result<token::Digest> key = token::check_proof(
+      *proof, {.node = tokens_.node(), .epoch = tokens_.epoch(), .challenge = peer.challenge});
+  if (!key) return std::unexpected(key.error());
+  peer.proved_key = *key;
+  return Value::map({{"holder", holder_name({Holder::Kind::key, 0, *key})}});
+}
+
+// ---- trust
+
+// What trust.revoke and trust.restore are about.
+Result<token::Revocation> Verbs::read_revocation(const Value& args) {
+  if (Status ok = args.only_keys({"what", "tenant", "issued_before_s"}); !ok) return pass_on(ok);
+  const Result<std::string_view> what = args.get_text("what");
+  if (!what) return std::unexpected(what.error());
+  Result<token::Revocation> revocation = token::parse_revocation(*what);
+  if (!revocation) return revocation;
+  const bool of_issuer = revocation->kind == token::Revocation::Kind::issuer;
+  if (!of_issuer && (args.has("tenant") || args.has("issued_before_s")))
+    return fail(ErrorKind::invalid, "bad_revocation",
+                "a tenant or a time narrows what of an issuer is revoked, and nothing else",
+                "leave it out, or name issuer:NAME");
+  revocation->since_s = wall_now_ns() / ns_per_s;
+  const Result<std::string_view> tenant = args.get_text_or("tenant", "");
+  if (!tenant) return std::unexpected(tenant.error());
+  revocation->tenant = *tenant;
+  // Of this second, too, since it is not over.
+  const Result<uint64_t> before = args.get_u64_or("issued_before_s", revocation->since_s + 1);
+  if (!before) return std::unexpected(before.error());
+  if (of_issuer) revocation->issued_before_s = *before;
+  return revocation;
+}
+
+Verbs::Answer Verbs::trust_revoke(const wire::Peer& peer, const Value& args) {
+  const Result<token::Revocation> revocation = read_revocation(args);
+  if (!revocation) return std::unexpected(revocation.error());
+  std::optional<uint64_t> tenant_id;
+  if (!revocation->tenant.empty()) {
+    const Tenant* tenant = node_.index().tenant(revocation->tenant);
+    tenant_id = tenant != nullptr ? tenant->id : 0;  // no tenant has that
+  }
+  size_t ended = 0;
+  const Status ok = tokens_.revoke(
+      *revocation, [&] { ended = node_.revoke_all(tokens_.meant_by(*revocation, tenant_id)); });
+  const std::string what = token::text_of(*revocation);
+  log::notice(
+      "trust_revoke",
+      {{"what", what}, {"tenant", revocation->tenant}, {"leases_ended", ended}, {"uid", peer.uid}});
+  if (!ok) return std::unexpected(ok.error());
+  return Value::map({{"what", what}, {"leases_ended", ended}});
+}
+
+Verbs::Answer Verbs::trust_restore(const wire::Peer& peer, const Value& args) {
+  const Result<token::Revocation> revocation = read_revocation(args);
+  if (!revocation) return std::unexpected(revocation.error());
+  if (Status ok = tokens_.restore(*revocation); !ok) return pass_on(ok);
+  const std::string what = token::text_of(*revocation);
+  log::notice("trust_restore", {{"what", what}, {"tenant", revocation->tenant}, {"uid", peer.uid}});
+  return Value::map({{"what", what}});
 }
 
 }  // namespace holdfast

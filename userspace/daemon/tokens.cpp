@@ -29,8 +29,34 @@ uint64_t big_endian(const uint8_t* bytes) {
   return value;
 }
 
-std::string holder_of(const Actor& actor) {
-  return holder_name({Holder::Kind::uid, actor.uid});
+constexpr std::string_view revocations_name = "revocations";
+
+uint64_t beginning_of(const token::Digest& digest) {
+  return big_endian(digest.data());
+}
+
+Value time_of(uint64_t seconds) {
+  return rfc3339_utc(seconds * ns_per_s);
+}
+
+Value list_of(const std::vector<std::string>& names) {
+  Value list = Value::array();
+  for (const std::string& each : names) list.push(each);
+  return list;
+}
+
+Result<token::Revocations> read_revocations(const std::string& state_dir) {
+  const std::string path = fmt::format("{}/{}", state_dir, revocations_name);
+  const Result<std::string> bytes = read_state_file(path);
+  if (!bytes && bytes.error().sys == ENOENT) return token::Revocations();
+  if (!bytes) return std::unexpected(bytes.error());
+  Result<token::Revocations> read =
+      token::Revocations::decode({reinterpret_cast<const uint8_t*>(bytes->data()), bytes->size()});
+  if (!read) {
+    read.error().message = path + " is damaged, so it is not known what was revoked";
+    read.error().next_step = "put a copy back; or remove it, start, and revoke anew what has to be";
+  }
+  return read;
 }
 
 // Of resources as they are shown, what a token names: all of each endpoint, where one by one they
@@ -53,8 +79,14 @@ std::optional<std::string> WallClock::doubt(uint64_t wall_ns, uint64_t boot_ns) 
   return std::nullopt;
 }
 
-Tokens::Tokens(Identity identity, Spent spent, const WallClock& clock)
-    : identity_(std::move(identity)), spent_(std::move(spent)), clock_(clock) {}
+Tokens::Tokens(std::string state_dir, Identity identity, Spent spent, const WallClock& clock,
+               token::Revocations revoked)
+    : state_dir_(std::move(state_dir)),
+      identity_(std::move(identity)),
+      spent_(std::move(spent)),
+      clock_(clock) {
+  believe({}, std::move(revoked));
+}
 
 Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
   const Result<Identity::Moment> now = Identity::Moment::now();
@@ -68,7 +100,10 @@ Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
   // Which tokens were used is not known: none of before may count any more.
   if (!whole && !identity->epoch_is_new())
     if (Status ok = identity->begin_epoch(*now); !ok) return pass_on(ok);
-  return std::unique_ptr<Tokens>(new Tokens(std::move(*identity), std::move(*spent), clock));
+  Result<token::Revocations> revoked = read_revocations(state_dir);
+  if (!revoked) return pass_on(revoked);
+  return std::unique_ptr<Tokens>(
+      new Tokens(state_dir, std::move(*identity), std::move(*spent), clock, std::move(*revoked)));
 }
 
 Status Tokens::read_anchors(const std::string& path) {
@@ -93,23 +128,87 @@ Status Tokens::read_anchors(const std::string& path) {
     return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
                 "leave it out: it signs what the node makes, and nothing else");
   anchors.add(std::move(own));
+  believe(std::move(anchors), beliefs_.load()->revoked);
+  return {};
+}
+
+void Tokens::believe(token::Anchors anchors, token::Revocations revoked) {
+  const std::shared_ptr<const token::Beliefs> before = beliefs_.load();
   auto next = std::make_shared<token::Beliefs>();
   next->node = identity_.name();
   next->epoch = identity_.epoch();
   next->anchors = std::move(anchors);
-  next->version = beliefs_ ? beliefs_->version + 1 : 1;
-  beliefs_ = std::move(next);
+  next->revoked = std::move(revoked);
+  next->version = before ? before->version + 1 : 1;
+  beliefs_.store(std::move(next));
+}
+
+Status Tokens::write(const token::Revocations& revoked) const {
+  const std::vector<uint8_t> bytes = revoked.encode();
+  return write_state_file(state_dir_, revocations_name,
+                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+// Enforced before it is written: what is torn down stays so, whatever becomes of the daemon.
+Status Tokens::revoke(token::Revocation revocation, const std::function<void()>& enforce) {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  token::Revocations next = now->revoked;
+  const Status added = next.add(std::move(revocation), wall_now_ns() / ns_per_s);
+  if (added) believe(now->anchors, next);
+  enforce();
+  if (!added) return added;
+  Status written = write(next);
+  if (written) return {};
+  return pass_on(written, "revoked until the daemon ends, but not beyond");
+}
+
+Status Tokens::restore(const token::Revocation& revocation) {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  token::Revocations next = now->revoked;
+  if (Status ok = next.lift(revocation); !ok) return ok;
+  if (Status ok = write(next); !ok) return ok;
+  believe(now->anchors, std::move(next));
   return {};
 }
 
-uint64_t Tokens::issuer_of(const token::Head& head) {
-  return big_endian(head.key.data());
+LeaseOrigin Tokens::origin_of(const token::Verified& token) {
+  return {.issuer = beginning_of(token.head.key),
+          .head = beginning_of(token.head_id),
+          .issued_s = token.claims.issued_at};
 }
 
-bool Tokens::is_live_issuer(uint64_t issuer) const {
-  return std::ranges::any_of(beliefs_->anchors.all(), [&](const token::Anchor& each) {
-    return big_endian(each.thumbprint.data()) == issuer && token::is_live(each);
+bool Tokens::is_orphan(const abi::lease_record& record) const {
+  if (record.issuer == 0) return false;
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  return std::ranges::none_of(now->anchors.all(), [&](const token::Anchor& each) {
+    return beginning_of(each.thumbprint) == record.issuer && token::is_live(each) &&
+           !now->revoked.has_key(each.thumbprint);
   });
+}
+
+std::function<bool(const abi::lease_record&)> Tokens::meant_by(
+    const token::Revocation& revocation, std::optional<uint64_t> tenant_id) const {
+  using Kind = token::Revocation::Kind;
+  using Record = abi::lease_record;
+  const uint64_t beginning = beginning_of(revocation.digest);
+  switch (revocation.kind) {
+    case Kind::key: return [=](const Record& r) { return r.issuer == beginning; };
+    case Kind::head: return [=](const Record& r) { return r.head == beginning; };
+    case Kind::token:
+      return [id = lease_of(revocation.digest)](const Record& r) { return LeaseId::of(r) == id; };
+    case Kind::holder:
+      return [holder = parse_holder_name(revocation.name)](const Record& r) {
+        return holder && Node::holder_of(r) == *holder;
+      };
+    case Kind::issuer: break;
+  }
+  std::vector<uint64_t> keys;
+  for (const token::Anchor& each : beliefs_.load()->anchors.all())
+    if (each.issuer == revocation.name) keys.push_back(beginning_of(each.thumbprint));
+  return [keys, tenant_id, before_s = revocation.issued_before_s](const Record& r) {
+    return std::ranges::find(keys, r.issuer) != keys.end() && r.issued_s < before_s &&
+           (!tenant_id || r.tenant_id == *tenant_id);
+  };
 }
 
 std::unexpected<Error> Tokens::refuse(Refusal why, const std::string& detail,
@@ -132,32 +231,47 @@ std::unexpected<Error> Tokens::refuse(Refusal why, const std::string& detail,
 Result<token::Verified> Tokens::judge(std::span<const uint8_t> bytes, token::Kind kind,
                                       const Actor& presenter) {
   const uint64_t wall_ns = wall_now_ns();
-  token::Checked<token::Verified> verified = token::verify(
-      bytes, beliefs_->anchors,
-      {.node = identity_.name(), .epoch = identity_.epoch(), .now_s = wall_ns / ns_per_s});
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  token::Checked<token::Verified> verified = token::verify(bytes, now->anchors,
+                                                           {.node = now->node,
+                                                            .epoch = identity_.epoch(),
+                                                            .now_s = wall_ns / ns_per_s,
+                                                            .revoked = now->revoked});
   if (!verified) return refuse(verified.error().why, verified.error().detail, presenter);
   if (verified->head.kind != kind)
     return refuse(Refusal::wrong_kind,
                   fmt::format("a {} token, where a {} token belongs",
                               token::name_of(verified->head.kind), token::name_of(kind)),
                   presenter);
-  const std::string& holder = verified->claims.holder;
-  if (verified->claims.holder_key)
-    return refuse(Refusal::wrong_holder, "its holder has to prove a key, which is not taken here",
-                  presenter);
-  if (!holder.empty() && holder != holder_of(presenter) && !presenter.operates)
+  const Result<Holder> holder = holder_of(verified->claims, presenter);
+  if (!holder) return std::unexpected(holder.error());
+  const std::string name = holder_name(*holder);
+  // Operators may present what is another's, but no key proves itself by who presents it.
+  const bool by_key = holder->kind == Holder::Kind::key;
+  if (!presenter.is(*holder) && (by_key || !presenter.operates))
     return refuse(Refusal::wrong_holder,
-                  fmt::format("{}, and not {}", holder, holder_of(presenter)), presenter);
+                  by_key ? fmt::format("{}, which was not proved on this connection", name)
+                         : fmt::format("{}, and not uid:{}", name, presenter.uid),
+                  presenter);
+  // One that names no holder is its presenter's.
+  if (now->revoked.has_holder(name))
+    return refuse(Refusal::revoked, "its holder, " + name, presenter);
   if (const std::optional<std::string> doubt = clock_.doubt(wall_ns, boot_now_ns()))
     return refuse(Refusal::clock_suspect, *doubt, presenter);
   ++believed_;
   return std::move(*verified);
 }
 
-LeaseId Tokens::lease_of(const token::Verified& grant) const {
+Result<Holder> Tokens::holder_of(const token::Claims& claims, const Actor& presenter) {
+  if (claims.holder_key) return Holder{Holder::Kind::key, 0, *claims.holder_key};
+  if (!claims.holder.empty()) return parse_holder_name(claims.holder);
+  return Holder{Holder::Kind::uid, presenter.uid, {}};
+}
+
+LeaseId Tokens::lease_of(const token::Digest& grant) const {
   const std::string& node = identity_.name();
-  const token::Digest digest = token::sha256(
-      {std::span(reinterpret_cast<const uint8_t*>(node.data()), node.size()), grant.id});
+  const token::Digest digest =
+      token::sha256({std::span(reinterpret_cast<const uint8_t*>(node.data()), node.size()), grant});
   std::array<uint8_t, 16> id;
   std::copy_n(digest.begin(), id.size(), id.begin());
   return LeaseId::of(id);
@@ -197,7 +311,10 @@ Result<std::string> Tokens::use_token(const LeaseView& lease,
   std::ranges::sort(claims.egress);
   claims.operations = operations;
   if (lease.peer) claims.peer = format_prefix(*lease.peer);
-  claims.holder = holder_name(lease.holder);
+  if (lease.holder.kind == Holder::Kind::key)
+    claims.holder_key = lease.holder.key;
+  else
+    claims.holder = holder_name(lease.holder);
   claims.lease = token::LeaseAt{.id = lease.id.bytes(), .generation = lease.generation};
   if (!token::encode_claims(claims, token::Kind::use)) name_whole_endpoints(claims.endpoints);
   const token::Head head{.kind = token::Kind::use,
@@ -233,11 +350,43 @@ Value Tokens::status() const {
   for (size_t i = 0; i < refused_.size(); ++i)
     if (refused_[i] != 0) refused.set(token::name_of(static_cast<Refusal>(i)), refused_[i]);
   const std::optional<std::string> doubt = clock_.doubt(wall_now_ns(), boot_now_ns());
-  return Value::map({{"anchors", beliefs_->anchors.all().size() - 1},
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  return Value::map({{"anchors", now->anchors.all().size() - 1},
+                     {"revocations", now->revoked.all().size()},
                      {"believed", believed_},
                      {"refused", std::move(refused)},
                      {"spent", spent_.size()},
                      {"clock", doubt ? Value("suspect: " + *doubt) : Value("good")}});
+}
+
+Value Tokens::trust() const {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  Value anchors = Value::array();
+  for (const token::Anchor& each : now->anchors.all()) {
+    if (each.own) continue;
+    const bool revoked = now->revoked.has_key(each.thumbprint);
+    anchors.push(Value::map({{"issuer", each.issuer},
+                             {"key", fmt::format("{:02x}", fmt::join(each.thumbprint, ""))},
+                             {"state", revoked ? "revoked" : token::name_of(each.state)},
+                             {"for_tokens", each.for_tokens},
+                             {"tenants", list_of(each.tenants)},
+                             {"operations", list_of(each.operations)},
+                             {"life", human_duration(each.life_max_s * ns_per_s)}}));
+  }
+  Value revoked = Value::array();
+  for (const token::Revocation& each : now->revoked.all()) {
+    const std::optional<uint64_t> lapses = each.lapses_s();
+    revoked.push(Value::map(
+        {{"what", token::text_of(each)},
+         {"tenant", each.tenant.empty() ? Value() : Value(each.tenant)},
+         {"issued_before", each.issued_before_s != 0 ? time_of(each.issued_before_s) : Value()},
+         {"since", time_of(each.since_s)},
+         {"lapses", lapses ? time_of(*lapses) : Value()}}));
+  }
+  return Value::map({{"node", identity_.name()},
+                     {"epoch", identity_.epoch()},
+                     {"anchors", std::move(anchors)},
+                     {"revocations", std::move(revoked)}});
 }
 
 }  // namespace holdfast

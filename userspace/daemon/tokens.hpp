@@ -4,7 +4,9 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -42,11 +44,24 @@ class Tokens {
 
   // Whose keys may sign: read anew from the file. Without one nobody may.
   Status read_anchors(const std::string& path);
-  bool is_live_issuer(uint64_t issuer) const;
-  // What read_anchors() last made, for the verifying threads.
-  std::shared_ptr<const token::Beliefs> beliefs() const { return beliefs_; }
+  // What is believed now: replaced as a whole, and read by the verifying threads too.
+  const std::atomic<std::shared_ptr<const token::Beliefs>>& beliefs() const { return beliefs_; }
   bool clock_in_doubt() const;
-  static uint64_t issuer_of(const token::Head& head);
+
+  // Believed no more from here on, then `enforce` is called, then it is written, so that it holds
+  // durably when this returns well. Errors: exhausted / revocations_max; internal / state_write:
+  // it holds until the daemon ends.
+  Status revoke(token::Revocation revocation, const std::function<void()>& enforce);
+  // Errors: not_found / not_revoked; internal / state_write, and it stays revoked.
+  Status restore(const token::Revocation& revocation);
+
+  // What a lease by this token stands on.
+  static LeaseOrigin origin_of(const token::Verified& token);
+  // Whether the issuer of such a lease is one no more.
+  bool is_orphan(const abi::lease_record& record) const;
+  // Whether a revocation means a lease. `tenant_id`: of the tenant that it names, if it names one.
+  std::function<bool(const abi::lease_record&)> meant_by(const token::Revocation& revocation,
+                                                         std::optional<uint64_t> tenant_id) const;
 
   const std::string& node() const { return identity_.name(); }
   uint64_t epoch() const { return identity_.epoch(); }
@@ -59,8 +74,10 @@ class Tokens {
   std::unexpected<Error> refuse(token::Refusal why, const std::string& detail,
                                 const Actor& presenter);
 
-  // The lease that a grant token makes: always the same.
-  LeaseId lease_of(const token::Verified& grant) const;
+  // Whose a lease by this token is: the holder that it names, else who presents it.
+  static Result<Holder> holder_of(const token::Claims& claims, const Actor& presenter);
+  // The lease that a grant token, known by its leaf, makes: always the same.
+  LeaseId lease_of(const token::Digest& grant) const;
   bool is_spent(const token::Verified& grant) const { return spent_.has(grant.id); }
   Status spend(const token::Verified& grant);
   void take_back(const token::Verified& grant);
@@ -73,14 +90,19 @@ class Tokens {
   // Raises the durable floor of wall time, unless that is in doubt.
   void remember_time();
   cbor::Value status() const;
+  cbor::Value trust() const;  // anchors and revocations
 
  private:
-  Tokens(Identity identity, Spent spent, const WallClock& clock);
+  Tokens(std::string state_dir, Identity identity, Spent spent, const WallClock& clock,
+         token::Revocations revoked);
+  void believe(token::Anchors anchors, token::Revocations revoked);
+  Status write(const token::Revocations& revoked) const;
 
+  std::string state_dir_;
   Identity identity_;
   Spent spent_;
   WallClock clock_;
-  std::shared_ptr<const token::Beliefs> beliefs_;
+  std::atomic<std::shared_ptr<const token::Beliefs>> beliefs_;
   uint64_t believed_ = 0;
   std::array<uint64_t, token::refusals> refused_{};
 };

@@ -78,6 +78,10 @@ std::string hex(const uint8_t* bytes, size_t size) {
   return out;
 }
 
+Actor actor_of(const wire::Peer& peer) {
+  return {peer.uid, peer.role == wire::Role::operates, peer.proved_key};
+}
+
 std::string wall_of(uint64_t boot_ns) {
   return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
 }
@@ -181,6 +185,7 @@ Value Verbs::hello(const wire::Peer& peer) const {
                      {"node", tokens_.node()},
                      {"epoch", tokens_.epoch()},
                      {"role", wire::name_of(peer.role)},
+                     {"challenge", Value::Bytes(peer.challenge.begin(), peer.challenge.end())},
                      {"boot_ns", boot_now_ns()},
                      {"wall_time", rfc3339_utc(wall_now_ns())}});
 }
@@ -196,12 +201,16 @@ Value Verbs::verify_hello(const wire::Peer& peer) const {
   return hello;
 }
 
-void Verbs::handle(const wire::Peer& peer, wire::Request request, wire::Responder responder) {
+void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder responder) {
   static constexpr std::string_view changing[] = {
-      "lease.grant",    "lease.renew",   "lease.revoke", "lease.release",
-      "tenant.disable", "tenant.enable", "bundle.push",  "node.detach"};
+      "lease.grant",   "lease.renew", "lease.revoke", "lease.release", "tenant.disable",
+      "tenant.enable", "bundle.push", "node.detach",  "trust.revoke",  "trust.restore"};
   if (std::find(std::begin(changing), std::end(changing), request.verb) != std::end(changing))
     return change(peer, std::move(request), std::move(responder), 0);
+  if (request.verb == "holder.prove") {
+    const Answer answer = prove_key(peer, request.args);
+    return answer ? responder.answer(*answer) : responder.fail(answer.error());
+  }
   if (peer.role == wire::Role::none)
     return responder.fail(
         Error{ErrorKind::denied, "not_in_group", 0,
@@ -229,6 +238,7 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
+  if (request.verb == "trust.show") return tokens_.trust();
   return fail(ErrorKind::invalid, "unknown_verb",
               fmt::format("there is no verb \"{}\"", request.verb),
               "client and daemon may be of different versions: compare `holdfast --version` with "
@@ -280,6 +290,10 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     answer = lease_renew(peer, request.args);
   } else if (request.verb == "bundle.push") {
     answer = bundle_push(request);
+  } else if (request.verb == "trust.revoke") {
+    answer = trust_revoke(peer, request.args);
+  } else if (request.verb == "trust.restore") {
+    answer = trust_restore(peer, request.args);
   } else if (request.verb == "node.detach") {
     Result<std::vector<std::string>> removed = detach_();
     if (removed) {
@@ -352,8 +366,7 @@ Verbs::Answer Verbs::lease_show(const Value& args) const {
 }
 
 Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& request) {
-  if (request.args.has("token"))
-    return grant_by_token({peer.uid, peer.role == wire::Role::operates}, request.args);
+  if (request.args.has("token")) return grant_by_token(actor_of(peer), request.args);
   if (!request.has_body)
     return fail(ErrorKind::invalid, "no_body", "lease.grant takes an array of leases as its body");
   const uint64_t begin = boot_now_ns();
@@ -371,7 +384,7 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
     if (member == members.size()) {
       if (!in.more()) return false;
       bool each = false;
-      out.holder = {Holder::Kind::uid, peer.uid};
+      out.holder = {Holder::Kind::uid, peer.uid, {}};
       out.selected.reset();
       Result<bool> ok = read_grant(in, out, each);
       if (!ok || !each) return ok;
@@ -383,7 +396,7 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
     out.selected = members[member++];
     return true;
   };
-  const Result<Grant> granted = node_.grant({peer.uid, peer.role == wire::Role::operates}, next);
+  const Result<Grant> granted = node_.grant(actor_of(peer), next);
   if (!granted) return std::unexpected(granted.error());
   Value reply = Value::map({{"granted", granted->ids.size()},
                             {"took_ns", boot_now_ns() - begin},
@@ -399,7 +412,7 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
 }
 
 Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
-  if (args.has("token")) return renew_by_token({peer.uid, peer.role == wire::Role::operates}, args);
+  if (args.has("token")) return renew_by_token(actor_of(peer), args);
   if (Status ok = args.only_keys({"id", "ttl_ns", "generation"}); !ok) return pass_on(ok);
   const Result<std::string_view> text = args.get_text("id");
   if (!text) return std::unexpected(text.error());
@@ -413,8 +426,7 @@ Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
     if (!given) return std::unexpected(given.error());
     generation = *given;
   }
-  const Result<LeaseView> lease =
-      node_.renew({peer.uid, peer.role == wire::Role::operates}, *id, *ttl, generation);
+  const Result<LeaseView> lease = node_.renew(actor_of(peer), *id, *ttl, generation);
   if (!lease) return std::unexpected(lease.error());
   return lease_value(*lease);
 }
@@ -439,8 +451,7 @@ void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request,
     waiting->answer(Value::map(
         {{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
   };
-  if (request.verb == "lease.release")
-    return node_.release({peer.uid, peer.role == wire::Role::operates}, *id, done);
+  if (request.verb == "lease.release") return node_.release(actor_of(peer), *id, done);
   node_.revoke(*id, grace, done);
 }
 

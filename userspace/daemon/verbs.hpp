@@ -25,7 +25,7 @@ class Verbs {
 
   cbor::Value hello(const wire::Peer& peer) const;
   cbor::Value verify_hello(const wire::Peer& peer) const;
-  void handle(const wire::Peer& peer, wire::Request request, wire::Responder responder);
+  void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
   void set_connections(std::function<uint64_t()> connections) {
     connections_ = std::move(connections);
@@ -55,6 +55,10 @@ class Verbs {
   Answer lease_renew(const wire::Peer& peer, const cbor::Value& args);
   Answer grant_by_token(const Actor& presenter, const cbor::Value& args);
   Answer renew_by_token(const Actor& presenter, const cbor::Value& args);
+  Answer prove_key(wire::Peer& peer, const cbor::Value& args) const;
+  static Result<token::Revocation> read_revocation(const cbor::Value& args);
+  Answer trust_revoke(const wire::Peer& peer, const cbor::Value& args);
+  Answer trust_restore(const wire::Peer& peer, const cbor::Value& args);
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
   Answer bundle_push(const wire::Request& request);

@@ -24,7 +24,7 @@ _holdfast() {
         ;;
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
-        --holder-key | --lease | --anchors | --at | --resource) ((++i)) ;;
+        --holder-key | --lease | --anchors | --at | --resource | --issued-before) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -42,23 +42,27 @@ _holdfast() {
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
-    --holder) candidates="uid: cgroup:" ;;
-    --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at)
+    --holder) candidates="uid: cgroup: key:" ;;
+    --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
+      --issued-before)
       return
       ;;
     *)
       local flags="--json --socket --help"
       case "${words[*]}" in
-        "") candidates="status doctor lease route tenant bundle token drops flows explain node" flags+=" --version" ;;
+        "") candidates="status doctor lease route tenant bundle token trust drops flows explain node" flags+=" --version" ;;
         lease) candidates="ls show grant renew revoke release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
         bundle) candidates="check push show diff" ;;
         token) candidates="issue inspect verify" ;;
+        trust) candidates="show revoke restore" ;;
+        "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
+        "trust restore") candidates="key: head: token: holder: issuer:" flags+=" --tenant" ;;
         node) candidates="detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
-          flags+=" --from --token --holder --ttl --grace"
+          flags+=" --from --token --holder-key --holder --ttl --grace"
           ;;
         "lease grant "*) flags+=" --endpoint --egress --each --peer --holder --ttl --grace" ;;
         "tenant disable" | "tenant enable") candidates=$(_holdfast_ask 1 tenant ls) ;;
@@ -67,10 +71,14 @@ _holdfast() {
         explain) candidates="tcp udp icmp_echo" flags+=" --from --syn --ack --source-mac" ;;
         "explain "*) flags+=" --from --syn --ack --source-mac" ;;
         "node detach") flags+=" --yes" ;;
-        "lease show" | "lease release"*) candidates=$(_holdfast_ask 1 lease ls --limit 200) ;;
+        "lease show") candidates=$(_holdfast_ask 1 lease ls --limit 200) ;;
+        "lease release"*)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
+          flags+=" --holder-key"
+          ;;
         "lease renew")
           candidates=$(_holdfast_ask 1 lease ls --limit 200)
-          flags+=" --ttl --generation --token"
+          flags+=" --ttl --generation --token --holder-key"
           ;;
         "lease renew "*) flags+=" --ttl --generation" ;;
         "lease revoke"*)
@@ -84,7 +92,7 @@ _holdfast() {
           flags+=" --holder-key --lease --generation --from"
           ;;
         "token inspect") files=1 flags+=" --anchors" ;;
-        "token verify") files=1 flags+=" --operation --resource --holder --anchors --node --epoch --at" ;;
+        "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "policy/text.hpp"
+#include "userspace/base/clock.hpp"
 #include "userspace/token/fields.hpp"
 #include "userspace/token/verify.hpp"
 
@@ -49,8 +50,9 @@ class Reader : FileReader {
 
  private:
   Result<Anchor> read_anchor(const Node& node) const {
-    Result<Fields> found = fields(node, {"issuer", "key", "state", "uses", "tenants", "operations"},
-                                  {"issuer", "key", "uses", "tenants"});
+    Result<Fields> found =
+        fields(node, {"issuer", "key", "state", "uses", "tenants", "operations", "life"},
+               {"issuer", "key", "uses", "tenants"});
     if (!found) return pass_on(found);
     Anchor anchor;
     const Node& issuer = *found->at("issuer");
@@ -85,11 +87,25 @@ class Reader : FileReader {
       if (!operations) return pass_on(operations);
       anchor.operations = std::move(*operations);
     }
+    if (found->contains("life")) {
+      const Node& life = *found->at("life");
+      const Result<std::string> text = this->text(life, "life");
+      if (!text) return std::unexpected(text.error());
+      const Result<uint64_t> ns = parse_duration(*text);
+      if (!ns || *ns == 0 || *ns % ns_per_s != 0 || *ns > life_max_s * ns_per_s)
+        return refuse(life, fmt::format("{} is not 1 to {} whole seconds", *text, life_max_s),
+                      "write it like 60s or 5m");
+      anchor.life_max_s = *ns / ns_per_s;
+    }
     return anchor;
   }
 };
 
 }  // namespace
+
+std::string_view name_of(KeyState state) {
+  return std::ranges::find(states, state, &std::pair<std::string_view, KeyState>::second)->first;
+}
 
 Result<Anchors> Anchors::parse(std::string_view text, std::string_view file) {
   Result<Document> document = read_document(text, file, anchors_bytes_max);

@@ -129,7 +129,8 @@ void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) 
   Checked<Head> decoded = decode_head(head.header);
   if (!decoded) return refuse(std::move(decoded.error()));
   Checked<const Anchor*> anchor = judge_head(
-      *decoded, beliefs.anchors, {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s});
+      *decoded, beliefs.anchors,
+      {.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s, .revoked = beliefs.revoked});
   if (!anchor) return refuse(std::move(anchor.error()));
   head.anchor = *anchor;
   head.kind = decoded->kind;
@@ -137,6 +138,13 @@ void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) 
   head.expires_s = decoded->expires;
   head.state = FramedHead::State::unverified;
   if (known == nullptr) return;
+  if (beliefs.revoked.has_head(head_id(head.kind, head.header, known->root))) {
+    // Looked up anew each time.
+    head.revoked = true;
+    head.serial = known->serial;
+    head.state = FramedHead::State::known;
+    return;
+  }
   // Its signature was good under the same key, which is still believed: the rest was found anew.
   known->version = beliefs.version;
   known->anchor = static_cast<uint16_t>(*anchor - beliefs.anchors.all().data());
@@ -236,6 +244,12 @@ Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, ui
                         .anchor = static_cast<uint16_t>(head.anchor - beliefs.anchors.all().data()),
                         .kind = head.kind};
   climb(item);
+  // Whoever finds it remembered takes it for one that is not.
+  if (beliefs.revoked.has_head(head_id(head.kind, head.header, *root))) {
+    heads_[head.place].version = 0;
+    head.revoked = true;
+    return std::unexpected(Refused{Refusal::revoked});
+  }
   return {};
 }
 
@@ -251,11 +265,13 @@ Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s)
     head.state = FramedHead::State::unverified;
   if (head.state != FramedHead::State::known) return prove_by_signature(item, beliefs, now_s);
   if (!climb(item)) return std::unexpected(Refused{Refusal::bad_signature});
+  if (head.revoked) return std::unexpected(Refused{Refusal::revoked});
   return {};
 }
 
 void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s) {
-  const Place place{.node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s};
+  const Place place{
+      .node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s, .revoked = beliefs.revoked};
   for (Item& item : batch) hash(item);
   for (const Item& item : batch) {
     if (item.head->state != FramedHead::State::hashed) continue;
@@ -275,7 +291,8 @@ void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_
   for (Item& item : batch) {
     item.verdict = prove(item, beliefs, now_s);
     if (!item.verdict) continue;
-    item.verdict = judge_claims(item.claims, item.head->kind, *item.head->anchor, place, item.said);
+    item.verdict =
+        judge_claims(item.claims, item.leaf, item.head->kind, *item.head->anchor, place, item.said);
     item.expires_s = std::min(item.said.expires, item.head->expires_s);
   }
 }

@@ -40,6 +40,7 @@ struct Beliefs {
   std::string node;
   uint64_t epoch = 0;
   Anchors anchors;
+  Revocations revoked;
   uint32_t version = 1;  // never 0
 };
 
@@ -52,6 +53,7 @@ struct FramedHead {
   Refused refused{Refusal::malformed};
   const Anchor* anchor = nullptr;
   Kind kind = Kind::grant;
+  bool revoked = false;  // said of no token before its proof was good
   uint64_t tree_size = 0;
   uint64_t expires_s = 0;
   Digest key{};         // in the cache: SHA-256 of header and signature

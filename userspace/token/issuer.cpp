@@ -42,7 +42,7 @@ Result<Claims> claims_of(const TokenRequest& request, Kind kind) {
   claims.operations = sorted(request.operations);
   claims.peer = request.peer;
   claims.holder = request.holder;
-  claims.holder_key = request.holder_key;
+  if (request.holder_key) claims.holder_key = thumbprint(*request.holder_key);
   if (kind != Kind::use) claims.ttl_s = request.ttl_s;
   claims.lease = request.lease;
   return claims;

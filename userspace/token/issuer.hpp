@@ -23,8 +23,8 @@ struct TokenRequest {
   std::vector<std::string> egress;      // tenant ports
   std::vector<std::string> operations;  // what services may be asked to do
   std::string peer;                     // a prefix; empty: any
-  std::string holder;                   // "uid:1000" or "cgroup:4711"; empty: whoever presents it
-  std::optional<PublicKey> holder_key;  // who presents it must prove this key
+  std::string holder;                   // "uid:1000", "cgroup:4711"; empty: whoever presents it
+  std::optional<PublicKey> holder_key;  // instead of a holder: who presents it proves this key
   uint64_t ttl_s = 60;                  // the lease's term, 1 to life_max_s; not of a use token
   std::optional<LeaseAt> lease;         // of a renew or use token: which one
 };

@@ -241,6 +241,10 @@ std::vector<uint8_t> signed_bytes(Kind kind, std::span<const uint8_t> header, co
   return bytes;
 }
 
+Digest head_id(Kind kind, std::span<const uint8_t> header, const Digest& root) {
+  return sha256(signed_bytes(kind, header, root));
+}
+
 Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
                                                 std::span<const Claims> claims) {
   if (claims.empty() || claims.size() > tokens_max)

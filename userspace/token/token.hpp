@@ -52,13 +52,13 @@ struct Claims {
   uint64_t not_before = 0;
   uint64_t issued_at = 0;
   TokenId id{};
-  std::optional<PublicKey> holder_key;  // `cnf`: who presents it must prove this key
+  std::optional<Digest> holder_key;  // `cnf`: the thumbprint of a key that its holder proves
   std::string tenant;
   std::vector<std::string> endpoints;
   std::vector<std::string> egress;
   std::vector<std::string> operations;
   std::string peer;    // a prefix; empty: any
-  std::string holder;  // "uid:1000" and the like; empty: whoever presents it
+  std::string holder;  // "uid:1000" and the like; with neither it is whoever presents it
   uint64_t ttl_s = 0;  // of the lease; none in a use token
   std::optional<LeaseAt> lease;
   bool operator==(const Claims&) const = default;
@@ -91,7 +91,7 @@ struct ClaimsView {
   uint64_t not_before = 0;
   uint64_t issued_at = 0;
   TokenId id{};
-  std::optional<PublicKey> holder_key;
+  std::optional<Digest> holder_key;
   std::string_view tenant;
   NamesView endpoints;
   NamesView egress;
@@ -146,7 +146,8 @@ struct Head {
   X(expired, "it has expired")                                                               \
   X(life_too_long, "it lives longer than 300 s")                                             \
   X(tenant_not_allowed, "its issuer may not speak for that tenant")                          \
-  X(operation_not_allowed, "its issuer may not allow that operation")
+  X(operation_not_allowed, "its issuer may not allow that operation")                        \
+  X(revoked, "it was revoked: by itself, with its head or holder, or by when it was issued")
 
 // Why a token that holds by itself does not serve here and now: these follow, in this order.
 #define HF_USE_REFUSALS(X)                                                                  \
@@ -207,6 +208,9 @@ Checked<Parts> take_apart(std::span<const uint8_t> token);
 // The bytes that the head's signature is over (RFC 9052, section 4.4): header and root, in the
 // context of its kind.
 std::vector<uint8_t> signed_bytes(Kind kind, std::span<const uint8_t> header, const Digest& root);
+
+// What names a head: the digest of what was signed.
+Digest head_id(Kind kind, std::span<const uint8_t> header, const Digest& root);
 
 // One head for all of `claims`, in that order: a token for each. `head` needs no tree size and no
 // key; they follow. Errors: invalid / bad_claims, naming the token, or of a head whose names are

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "userspace/token/revocations.hpp"
 #include "userspace/token/token.hpp"
 
 namespace holdfast::token {
@@ -16,6 +17,7 @@ enum class KeyState : uint8_t {
   verify_only,  // for history, and for no live decision
   revoked,
 };
+std::string_view name_of(KeyState state);
 
 // Whose key may sign what.
 struct Anchor {
@@ -25,8 +27,9 @@ struct Anchor {
   KeyState state = KeyState::current;
   bool for_tokens = false;
   bool own = false;  // the node's key: it signs use tokens, of leases it has, and no others
-  std::vector<std::string> tenants;     // exactly these; "*": every one
-  std::vector<std::string> operations;  // likewise
+  std::vector<std::string> tenants;         // exactly these; "*": every one
+  std::vector<std::string> operations;      // likewise
+  uint64_t life_max_s = token::life_max_s;  // of a token, and of the term it gives a lease
 };
 
 class Anchors {
@@ -54,12 +57,14 @@ struct Place {
   std::string_view node;  // node_name() of its key
   uint64_t epoch = 0;
   uint64_t now_s = 0;
+  const Revocations& revoked;
 };
 
 struct Verified {
   Head head;
   Claims claims;
-  Digest id{};             // the leaf's hash: what a token is known by
+  Digest id{};  // the leaf's hash: what a token is known by
+  Digest head_id{};
   uint64_t expires_s = 0;  // the earlier of its own end and its head's
 };
 
@@ -71,8 +76,9 @@ Checked<Verified> verify(std::span<const uint8_t> token, const Anchors& anchors,
 Checked<const Anchor*> judge_head(const Head& head, const Anchors& anchors, const Place& place);
 bool verify_root(const Anchor& anchor, Kind kind, std::span<const uint8_t> header,
                  const Digest& root, std::span<const uint8_t, 64> signature);
-// Claims under a head that judge_head() let through.
-Checked<void> judge_claims(std::span<const uint8_t> bytes, Kind kind, const Anchor& anchor,
-                           const Place& place, ClaimsView& claims);
+// Claims under a head that judge_head() let through and whose signature was good. `leaf` is their
+// hash.
+Checked<void> judge_claims(std::span<const uint8_t> bytes, const Digest& leaf, Kind kind,
+                           const Anchor& anchor, const Place& place, ClaimsView& claims);
 
 }  // namespace holdfast::token

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "policy/decide.hpp"
 #include "userspace/base/clock.hpp"
 
 namespace holdfast {
@@ -42,13 +43,12 @@ bool covers(const token::ClaimsView& claims, std::string_view resource) {
   return covers(claims.endpoints, resource);
 }
 
-bool is_holder(const token::ClaimsView& claims, std::string_view presenter) {
-  // Who shows it is one or the other: a token that asks for both is nobody's.
+// `named`: whom a relying service says it was shown by; empty: the asker itself.
+bool is_holder(const token::ClaimsView& claims, std::string_view named, const Asker& asker) {
   if (claims.holder_key)
-    return claims.holder.empty() &&
-           presenter ==
-               fmt::format("key:{:02x}", fmt::join(token::thumbprint(*claims.holder_key), ""));
-  return claims.holder.empty() || claims.holder == presenter;
+    return named.empty() ? asker.proved_key == claims.holder_key
+                         : named == holder_name({Holder::Kind::key, 0, *claims.holder_key});
+  return claims.holder.empty() || claims.holder == (named.empty() ? asker.own_name : named);
 }
 
 bool is_lease(const token::LeaseId& id, const Slots::Reading& there) {
@@ -62,12 +62,14 @@ bool is_lease(const token::LeaseId& id, const Slots::Reading& there) {
 
 // All but the lease: that is looked for next.
 Refusal judge_use(const wire::Check& check, const token::Item& item, const VerifierState& state,
-                  const Asker& asker) {
+                  const token::Beliefs& beliefs, const Asker& asker) {
   const token::ClaimsView& claims = item.said;
   if (item.head->kind != token::Kind::use) return Refusal::wrong_kind;
   if (!check.presenter.empty() && !asker.relying) return Refusal::not_relying;
-  if (!is_holder(claims, check.presenter.empty() ? asker.own_name : check.presenter))
-    return Refusal::wrong_holder;
+  if (!is_holder(claims, check.presenter, asker)) return Refusal::wrong_holder;
+  // One that names no holder is its presenter's.
+  if (beliefs.revoked.has_holder(check.presenter.empty() ? asker.own_name : check.presenter))
+    return Refusal::revoked;
   if (!claims.operations.has(check.operation)) return Refusal::operation_not_named;
   if (!covers(claims, check.resource)) return Refusal::resource_not_named;
   if (state.clock_in_doubt.load(std::memory_order_relaxed)) return Refusal::clock_suspect;
@@ -75,6 +77,22 @@ Refusal judge_use(const wire::Check& check, const token::Item& item, const Verif
 }
 
 }  // namespace
+
+Result<std::vector<uint8_t>> take_proof(const wire::Datagram& frame, const token::Beliefs& beliefs,
+                                        Asker& asker) {
+  if (asker.proved_key)
+    return fail(ErrorKind::conflict, "already_proved", "this connection has proved a key already",
+                "connect once for each key");
+  Result<token::Digest> key = token::check_proof(
+      frame.body, {.node = beliefs.node, .epoch = beliefs.epoch, .challenge = asker.challenge});
+  if (!key) return pass_on(key);
+  asker.proved_key = *key;
+  std::vector<uint8_t> body;
+  cbor::Writer(body).bytes(*key);
+  std::vector<uint8_t> answer;
+  wire::append_frame(answer, wire::FrameType::proved, 0, frame.request_id, body);
+  return answer;
+}
 
 FrameJudge::FrameJudge(uint32_t request_id, std::span<const uint8_t> body)
     : request_id_(request_id), in_(body) {}
@@ -135,7 +153,7 @@ bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
     checker.check(std::span(items).first(count), beliefs, wall_ns_ / ns_per_s);
     for (size_t i = 0; i < count; ++i) {
       Asked& each = asked[i];
-      each.why = items[i].verdict ? judge_use(each.check, items[i], state, asker)
+      each.why = items[i].verdict ? judge_use(each.check, items[i], state, beliefs, asker)
                                   : items[i].verdict.error().why;
       if (each.why != Refusal::no_lease) continue;
       each.name = state.names.hash(items[i].said.tenant, each.check.resource);

@@ -13,17 +13,18 @@
 
 #include "userspace/dataplane/slots.hpp"
 #include "userspace/token/checker.hpp"
+#include "userspace/token/proof.hpp"
 #include "userspace/verifier/leased_names.hpp"
 #include "userspace/wire/check_frame.hpp"
 
 namespace holdfast {
 
-// What all verifying threads read. The daemon's loop replaces `beliefs` and writes the rest.
+// What all verifying threads read, and the daemon's loop writes.
 struct VerifierState {
   const Slots& slots;
   const MappedArray<abi::tenant_state>& tenants;
   const LeasedNames& names;
-  std::atomic<std::shared_ptr<const token::Beliefs>> beliefs;
+  const std::atomic<std::shared_ptr<const token::Beliefs>>& beliefs;
   std::atomic<bool> clock_in_doubt = false;
 };
 
@@ -31,7 +32,13 @@ struct VerifierState {
 struct Asker {
   std::string own_name;  // "uid:1000"
   bool relying = false;  // may name others as presenters: group holdfast, operators
+  token::Challenge challenge{};
+  std::optional<token::Digest> proved_key = {};
 };
+
+// What to answer to a frame `prove`; when it is an error the connection ends.
+Result<std::vector<uint8_t>> take_proof(const wire::Datagram& frame, const token::Beliefs& beliefs,
+                                        Asker& asker);
 
 // By reason; index 0 is good.
 using VerdictCounts = std::array<uint64_t, token::refusals + 1>;

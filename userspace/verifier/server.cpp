@@ -66,8 +66,9 @@ void Server::accept_some() {
     }
     send_frame(fd.get(), wire::FrameType::hello, hello_(*peer));
     workers_[next_]->take(std::move(fd), peer->uid,
-                          {.own_name = holder_name({Holder::Kind::uid, peer->uid}),
-                           .relying = peer->role != wire::Role::none});
+                          {.own_name = holder_name({Holder::Kind::uid, peer->uid, {}}),
+                           .relying = peer->role != wire::Role::none,
+                           .challenge = peer->challenge});
     next_ = (next_ + 1) % workers_.size();
   }
 }

@@ -162,8 +162,21 @@ void Worker::settle(Connection& connection) {
   }
 }
 
+// Reads a frame's header. What needs no judging is answered at once.
+Result<std::vector<uint8_t>> Worker::begin(Connection& connection, Received& frame) {
+  const Result<wire::Datagram> datagram = wire::read_datagram(frame.bytes);
+  if (!datagram) return std::unexpected(datagram.error());
+  if (datagram->type == wire::FrameType::prove)
+    return take_proof(*datagram, *state_.beliefs.load(), connection.asker);
+  if (datagram->type != wire::FrameType::check)
+    return fail(ErrorKind::invalid, "unknown_type",
+                "only check and prove frames are answered here");
+  frame.judge = std::make_unique<FrameJudge>(datagram->request_id, datagram->body);
+  return {};
+}
+
 void Worker::go_on_with(User& user) {
-  const uint64_t begin = boot_now_ns();
+  const uint64_t began_ns = boot_now_ns();
   virtual_now_ = user.virtual_ns;
   const uint32_t id = user.runnable.front();
   user.runnable.pop_front();
@@ -173,17 +186,12 @@ void Worker::go_on_with(User& user) {
   bool done = true;
   std::vector<uint8_t> reply;
   if (frame.judge == nullptr) {
-    const Result<wire::Datagram> datagram = wire::read_datagram(frame.bytes);
-    if (datagram && datagram->type == wire::FrameType::check) {
-      frame.judge = std::make_unique<FrameJudge>(datagram->request_id, datagram->body);
+    Result<std::vector<uint8_t>> answer = begin(connection, frame);
+    if (answer) {
+      reply = std::move(*answer);
     } else {
-      // It does not speak our protocol: told so, and let go.
-      const Error error = datagram ? Error{ErrorKind::invalid,
-                                           "unknown_type",
-                                           0,
-                                           "only check frames are answered here",
-                                           {}}
-                                   : datagram.error();
+      // It does not speak our protocol, or proves nothing: told so, and let go.
+      const Error& error = answer.error();
       wire::append_frame(reply, wire::FrameType::error, 0, 0,
                          cbor::encode(wire::encode_error(error, wire::default_retry(error))));
       ++fresh_counts_.malformed;
@@ -204,7 +212,7 @@ void Worker::go_on_with(User& user) {
     answer(connection, std::move(reply));
   }
   settle(connection);
-  user.virtual_ns += boot_now_ns() - begin;
+  user.virtual_ns += boot_now_ns() - began_ns;
 }
 
 void Worker::answer(Connection& connection, std::vector<uint8_t> frame) {

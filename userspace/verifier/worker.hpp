@@ -67,6 +67,7 @@ class Worker final : Events {
   Worker(const VerifierState& state, const WorkerOptions& options);
   void run(const std::stop_token& stop);
   void admit(Arrival arrival);
+  Result<std::vector<uint8_t>> begin(Connection& connection, Received& frame);
   void go_on_with(User& user);
   void answer(Connection& connection, std::vector<uint8_t> frame);
   void send_next(Connection& connection);

@@ -69,7 +69,7 @@ Result<Datagram> read_datagram(std::span<const uint8_t> bytes) {
     return fail(ErrorKind::unsupported, "unknown_version",
                 "this daemon speaks version 1 of the protocol");
   const auto type = static_cast<FrameType>(bytes[5]);
-  if (type < FrameType::hello || type > FrameType::verdicts)
+  if (type < FrameType::hello || type > FrameType::proved)
     return fail(ErrorKind::invalid, "unknown_type", "there is no frame of that type");
   if (bytes[6] != 0 || bytes[7] != 0)
     return fail(ErrorKind::invalid, "unknown_flag", "no flag means anything here");

@@ -7,6 +7,10 @@
 //                   operation: tstr, resource: tstr, presenter: tstr / null]]]
 //   verdicts = [* [0, slot: uint, generation: uint, valid_until: uint] / [reason: uint]]
 //
+// A frame `prove` has a proof of a key as its body (userspace/token/README.md), signed over the
+// hello's challenge; `proved` answers it with the key's thumbprint, and from then on the peer is
+// that key's holder. Once for a connection; a wrong one ends it.
+//
 // `path` is the digests of the inclusion proof one after the other: with header, signature, index
 // and claims they are the token (userspace/token/README.md). `presenter` is who shows it: null is
 // the peer itself. valid_until is CLOCK_BOOTTIME in nanoseconds. A reason is 1 + token::Refusal,

@@ -47,8 +47,10 @@ enum class FrameType : uint8_t {
   reply = 3,
   error = 4,
   event = 5,
-  check = 6,  // these two on verify.sock only: check_frame.hpp
+  check = 6,  // these on verify.sock only: check_frame.hpp
   verdicts = 7,
+  prove = 8,
+  proved = 9,
 };
 
 constexpr uint16_t flag_more = 1U << 0;

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include <fmt/format.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 
 namespace holdfast::wire {
@@ -49,6 +50,9 @@ Result<Peer> read_peer(int fd, const RoleGroups& groups) {
         "connect as a user that is mapped in the daemon's user namespace");
   }
   Peer peer{credentials.uid, credentials.gid, credentials.pid, {}, Role::none};
+  if (::getrandom(peer.challenge.data(), peer.challenge.size(), 0) !=
+      static_cast<ssize_t>(peer.challenge.size()))
+    return fail_sys(errno, "random", "asking the kernel for random bytes");
   peer.groups.resize(32);
   for (;;) {
     size = static_cast<socklen_t>(peer.groups.size() * sizeof(gid_t));

@@ -1,6 +1,7 @@
 // Who connected to a Unix socket, and what that makes it here.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -32,6 +33,10 @@ struct Peer {
   pid_t pid = 0;
   std::vector<gid_t> groups;
   Role role = Role::none;
+  // Random, told in the hello. Whoever signs it proves a key on this connection, and is that key's
+  // holder from then on.
+  std::array<uint8_t, 32> challenge{};
+  std::optional<std::array<uint8_t, 32>> proved_key = {};  // its thumbprint
 };
 
 // Errors: denied / unmapped_uid; internal / peer_unknown.

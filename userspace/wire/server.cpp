@@ -124,7 +124,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   ServerCore& server_;  // outlives this: shut_down() drops every connection, and gone_ ends all use
   const uint64_t id_;
-  const Peer peer_;
+  Peer peer_;
   UidState& uid_;
   UniqueFd fd_;
   FdWatch watch_;

@@ -137,7 +137,8 @@ class Responder {
 class ControlServer {
  public:
   using Hello = std::function<cbor::Value(const Peer&)>;
-  using Handler = std::function<void(const Peer&, Request, Responder)>;
+  // The handler may write down what the peer proves of itself.
+  using Handler = std::function<void(Peer&, Request, Responder)>;
 
   // Takes PATH.lock (flock) for its lifetime, refuses to run beside another daemon (conflict /
   // already_serving), removes a stale socket, listens with mode 0666: who may do what is decided by

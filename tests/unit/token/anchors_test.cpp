@@ -13,7 +13,7 @@ std::string anchor_text(std::string_view rest) {
 TEST(AnchorsFile, SaysWhoMaySignWhat) {
   const auto anchors =
       Anchors::parse(anchor_text("    state: retiring\n    uses: [token, bundle]\n    tenants: "
-                                 "[a/b/c]\n    operations: ['*']\n"),
+                                 "[a/b/c]\n    operations: ['*']\n    life: 2m\n"),
                      "f");
   ASSERT_TRUE(anchors) << anchors.error().text();
   const Anchor* anchor = anchors->find(thumbprint(key_of(1).public_key()));
@@ -23,6 +23,7 @@ TEST(AnchorsFile, SaysWhoMaySignWhat) {
   EXPECT_TRUE(anchor->for_tokens);
   EXPECT_EQ(anchor->tenants, std::vector<std::string>{"a/b/c"});
   EXPECT_EQ(anchor->operations, std::vector<std::string>{"*"});
+  EXPECT_EQ(anchor->life_max_s, 120U);
 }
 
 TEST(AnchorsFile, WhatIsRefusedSaysWhere) {
@@ -35,6 +36,8 @@ TEST(AnchorsFile, WhatIsRefusedSaysWhere) {
       {"version: 1\nanchors: []\nmore: 1\n", "f:3: there is no \"more\" here"},
       {anchor_text(""), "\"uses\" is missing"},
       {anchor_text(good + "    state: old\n"), "f:7: no such state"},
+      {anchor_text(good + "    life: 301s\n"), "f:7: 301s is not 1 to 300 whole seconds"},
+      {anchor_text(good + "    life: 60\n"), "f:7: 60 is not 1 to 300 whole seconds"},
       {anchor_text("    uses: [signing]\n    tenants: []\n"), "f:5: a key has no use \"signing\""},
       {anchor_text("    uses: token\n    tenants: []\n"), "f:5: \"uses\" is a list"},
       {anchor_text(good + "    uses: [token]\n"), "f:7: \"uses\" is given twice"},

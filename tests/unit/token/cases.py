@@ -75,7 +75,7 @@ def cases():
     """(name, reason, token)"""
     five = [claims(changes={7: bytes([number]) * 16}) for number in range(5)]
     batch = own.issue(SEED, "grant", ISSUER, NODE, NOW + 300, EPOCH, five)
-    full = claims("use", {8: {1: {1: 1, -1: 6, -2: own.public_of(STRANGER)}}}, {PEER: "192.0.2.0/24", HOLDER: "uid:1000", EGRESS: ["a0"]})
+    full = claims("use", {8: {5: own.thumbprint(own.public_of(STRANGER))}}, {PEER: "192.0.2.0/24", EGRESS: ["a0"]})
     leaf = own.encode(claims())
     private = own.encode(claims()[PRIVATE])
 
@@ -97,7 +97,8 @@ def cases():
         ("no cti", "bad_claims", {7: None}),
         ("a short cti", "bad_claims", {7: bytes(15)}),
         ("a claim nobody knows", "bad_claims", {9: "scope"}),
-        ("a holder key on another curve", "bad_claims", {8: {1: {1: 1, -1: 7, -2: bytes(32)}}}),
+        ("a holder's key by itself", "bad_claims", {8: {1: {1: 1, -1: 6, -2: bytes(32)}}}),
+        ("a holder's key of 31 bytes", "bad_claims", {8: {5: bytes(31)}}),
         ("expires before it begins", "bad_claims", {4: NOW - 5}),
     ):
         yield name, reason, issue(claims(changes=changes))
@@ -117,6 +118,8 @@ def cases():
         ("no tenant", "bad_claims", {TENANT: None}),
     ):
         yield name, reason, issue(claims(ours=ours))
+    yield "a holder", "good", issue(claims(ours={HOLDER: "uid:1000"}))
+    yield "a holder and a holder's key", "bad_claims", issue(claims(changes={8: {5: bytes(32)}}, ours={HOLDER: "uid:1000"}))
     yield "a lease without its generation", "bad_claims", issue(claims("use", ours={GENERATION: None}), "use")
     yield "a use token with a term", "bad_claims", issue(claims("use", ours={TTL: 60}), "use")
     yield "a renewal that widens", "bad_claims", issue(claims("renew", ours={EGRESS: ["a0"]}), "renew")

@@ -142,7 +142,8 @@ TEST(Checker, WhatIsRememberedIsJudgedAnew) {
 
 TEST(Checker, SaysWhatThePlainWaySaysOfEveryDamage) {
   const Beliefs believed = beliefs();
-  const Place place{.node = believed.node, .epoch = believed.epoch, .now_s = now_s};
+  const Place place{
+      .node = believed.node, .epoch = believed.epoch, .now_s = now_s, .revoked = believed.revoked};
   const std::vector<Framed> tree = tree_of(5);
   for (const bool warm : {false, true}) {
     Checker checker;

@@ -76,7 +76,8 @@ inline Anchors anchors() {
 }
 
 inline Place place() {
-  return {.node = node(), .epoch = 4, .now_s = now_s};
+  static const Revocations none;
+  return {.node = node(), .epoch = 4, .now_s = now_s, .revoked = none};
 }
 
 inline std::string answer(std::span<const uint8_t> token, const Anchors& who = anchors(),

@@ -345,6 +345,15 @@ def issue(seed, kind, issuer, audience, expires, epoch, all_claims):
     ]
 
 
+def make_proof(seed, node, epoch, challenge):
+    """That who has a key is at the other end of a connection."""
+    header = encode({1: -19, 16: "application/holdfast-holder-proof+cwt"})
+    key = {1: 1, -1: 6, -2: public_of(seed)}
+    payload = encode({3: node, 8: {1: key}, 10: challenge, PRIVATE: {1: epoch}})
+    signature = sign(seed, encode(["Signature1", header, b"holdfast holder proof v1", payload]))
+    return encode([header, {}, payload, signature])
+
+
 def read_header(data):
     reader = Reader(data, 512)
     found = {}
@@ -397,12 +406,8 @@ def read_claims(data, kind):
         elif key == 7:
             found[key] = reader.bytes(16)
         elif key == 8:
-            for _ in reader.exactly(1):
-                for part in reader.exactly(1, -1, -2):
-                    if part == -2:
-                        found[key] = reader.bytes(32)
-                    elif reader.integer() != {1: 1, -1: 6}[part]:
-                        raise Malformed
+            for _ in reader.exactly(5):
+                found[key] = reader.bytes(32)
         elif key == PRIVATE:
             found[key] = ours
             for own in reader.keys():
@@ -432,6 +437,7 @@ def read_claims(data, kind):
         or (LEASE in ours) == (kind == "grant")
         or (TTL in ours) == (kind == "use")
         or not 1 <= ours.get(TTL, 1) <= LIFE_MAX_S
+        or (8 in found and HOLDER in ours)
     ):
         raise Malformed
     return found, ours

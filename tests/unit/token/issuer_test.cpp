@@ -67,6 +67,17 @@ TEST(Issuer, OneHeadServesManyAndNoTwoTokensAreAlike) {
   EXPECT_EQ(tokens->at(3).claims.endpoints, std::vector<std::string>{"files"});
 }
 
+TEST(Issuer, NamesAKeyByItsThumbprint) {
+  TokenRequest asked = request();
+  asked.holder_key = key_of(3).public_key();
+  const auto tokens = issuer().issue(batch(), {&asked, 1}, now_s);
+  ASSERT_TRUE(tokens) << tokens.error().text();
+  EXPECT_EQ(tokens->at(0).claims.holder_key, thumbprint(key_of(3).public_key()));
+  EXPECT_EQ(answer(tokens->at(0).bytes), "good");
+  asked.holder = "uid:1000";
+  EXPECT_EQ(issuer().issue(batch(), {&asked, 1}, now_s).error().code, "bad_claims");
+}
+
 TEST(Issuer, WhatItRefuses) {
   using Change = std::function<void(Batch&, TokenRequest&)>;
   struct Row {

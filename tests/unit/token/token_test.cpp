@@ -11,19 +11,22 @@ namespace {
 constexpr std::array kinds{Kind::grant, Kind::renew, Kind::use};
 
 TEST(Token, SaysWhatItsIssuerSaid) {
-  for (const Kind kind : kinds) {
-    Claims claims = claims_of(kind);
-    claims.holder = "uid:1000";
-    claims.peer = "192.0.2.0/24";
-    claims.holder_key = key_of(3).public_key();
-    const std::vector<uint8_t> token = token_of(claims, head_of(kind));
-    const Checked<Verified> verified = verify(token, anchors(), place());
-    ASSERT_TRUE(verified) << name_of(verified.error().why) << verified.error().detail;
-    EXPECT_EQ(verified->claims, claims);
-    EXPECT_EQ(verified->head.kind, kind);
-    EXPECT_EQ(verified->expires_s, claims.expires);
-    EXPECT_EQ(from_text(to_text(token)), token);
-  }
+  for (const Kind kind : kinds)
+    for (const bool by_key : {false, true}) {
+      Claims claims = claims_of(kind);
+      claims.peer = "192.0.2.0/24";
+      if (by_key)
+        claims.holder_key = thumbprint(key_of(3).public_key());
+      else
+        claims.holder = "uid:1000";
+      const std::vector<uint8_t> token = token_of(claims, head_of(kind));
+      const Checked<Verified> verified = verify(token, anchors(), place());
+      ASSERT_TRUE(verified) << name_of(verified.error().why) << verified.error().detail;
+      EXPECT_EQ(verified->claims, claims);
+      EXPECT_EQ(verified->head.kind, kind);
+      EXPECT_EQ(verified->expires_s, claims.expires);
+      EXPECT_EQ(from_text(to_text(token)), token);
+    }
 }
 
 TEST(Token, OneSignatureServesMany) {
@@ -166,6 +169,11 @@ TEST(Token, ClaimsThatCannotBeIssued) {
       {"names a lease", [](Claims& c) { c.lease = LeaseAt{}; }},
       {"the tenant is empty", [](Claims& c) { c.tenant.clear(); }},
       {"UTF-8", [](Claims& c) { c.holder = "\xff"; }},
+      {"a holder and a holder's key",
+       [](Claims& c) {
+         c.holder = "uid:1000";
+         c.holder_key = Digest{};
+       }},
       {"behind", [](Claims& c) { c.endpoints = {"web", "echo"}; }},
       {"behind", [](Claims& c) { c.endpoints = {"web", "web"}; }},
       {"expires before", [](Claims& c) { c.expires = c.issued_at; }},

@@ -1,0 +1,262 @@
+"""Revocations: of a key, a head, a token, a holder, and of all that an issuer issued before some time.
+
+Each is believed no more from the next question on, its leases are down, others' go on, and it stays so over a crash.
+Covers G10, G11, L13, P5. Each refusal stands beside its control.
+"""
+
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+
+import pytest
+from issuer import Issuer, as_uid, trust
+from lab import A, B, Lab, wait_until
+from packets import Probe, denied, passes, syn
+from verify_sock import Check, VerifySock
+
+HOLDER, OTHER = 4001, 4002
+WEB_A, WEB_B = Probe("client", "tenant-a", syn()), Probe("client", "tenant-b", syn())
+
+
+@pytest.fixture
+def issuer(lab: Lab) -> Iterator[Issuer]:
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    yield issuer
+    if lab.daemon is not None:
+        for each in revocations(lab):
+            lab.ask("trust.restore", {"what": each["what"]} | ({"tenant": each["tenant"]} if each["tenant"] else {}))
+        trust(lab)
+
+
+def revocations(lab: Lab) -> list[dict]:
+    return lab.cli("trust", "show")["revocations"]
+
+
+def revoke(lab: Lab, what: str, *words: object) -> int:
+    """How many leases ended."""
+    return lab.cli("trust", "revoke", what, *words)["leases_ended"]
+
+
+def granted(lab: Lab, token: pathlib.Path, uid: int = HOLDER, verb: str = "grant") -> dict:
+    done = lab.try_cli("lease", verb, "--token", token, prefix=as_uid(uid))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(lab: Lab, token: pathlib.Path, reason: str, uid: int = HOLDER, verb: str = "grant", told: str = "") -> None:
+    before = lab.ask("status")["tokens"]["refused"].get(reason, 0)
+    done = lab.try_cli("lease", verb, "--token", token, prefix=as_uid(uid))
+    assert done.returncode == 1 and json.loads(done.stderr)["error"]["code"] == (told or reason), done
+    assert lab.ask("status")["tokens"]["refused"][reason] == before + 1
+
+
+def answers(lab: Lab, *leases: dict) -> list[str]:
+    """What verify.sock says of the leases' use tokens, asked by one who may name presenters."""
+    with VerifySock(lab.dir / "run" / "verify.sock") as service:
+        return [service.reason(Check(each["token"], "connect", each["resources"][0], each["holder"])) for each in leases]
+
+
+def down(lab: Lab, probe: Probe, lease: dict) -> None:
+    wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+    denied(lab, probe, "no_lease", "from_uplink")
+
+
+def inspected(lab: Lab, token: pathlib.Path) -> dict:
+    return lab.cli("token", "inspect", token)
+
+
+def batch(lab: Lab, issuer: Issuer) -> list[pathlib.Path]:
+    """Tokens for both tenants' web under one head."""
+    path = lab.dir / "batch.json"
+    entries = [{"tenant": tenant, "endpoints": ["web"], "operations": ["connect"]} for tenant in (A, B)]
+    path.write_text(json.dumps(entries))
+    return [issuer.keep(each) for each in issuer.tokens("--from", path)]
+
+
+def one(issuer: Issuer, tenant: str = A, *words: object, **options: object) -> pathlib.Path:
+    return issuer.issue(tenant, "--endpoint", "web", "--operation", "connect", *words, **options)
+
+
+def test_a_token(lab: Lab, issuer: Issuer) -> None:
+    """Its lease ends, its brother under the same head goes on, and it does not serve again."""
+    mine, other = batch(lab, issuer)
+    first, second = granted(lab, mine), granted(lab, other)
+    passes(lab, WEB_A)
+    assert answers(lab, first, second) == ["good", "good"]
+    assert revoke(lab, f"token:{inspected(lab, mine)['leaf']}") == 1
+    down(lab, WEB_A, first)
+    passes(lab, WEB_B)
+    assert answers(lab, first, second) == ["no_lease", "good"]
+    refused(lab, mine, "revoked")
+    assert granted(lab, other)["id"] == second["id"]
+    # One that was not used yet.
+    unused = one(issuer, A)
+    assert revoke(lab, f"token:{inspected(lab, unused)['leaf']}") == 0
+    refused(lab, unused, "revoked")
+    granted(lab, one(issuer, A))
+
+
+def test_a_use_token(lab: Lab, issuer: Issuer) -> None:
+    """It is shown no more; the lease goes on, and a renewal makes another one."""
+    lease = granted(lab, one(issuer))
+    path = issuer.keep(lease["token"])
+    assert revoke(lab, f"token:{inspected(lab, path)['leaf']}") == 0
+    assert answers(lab, lease) == ["revoked"]
+    passes(lab, WEB_A)
+    token = issuer.issue(A, "--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect", kind="renew")
+    assert answers(lab, granted(lab, token, verb="renew")) == ["good"]
+
+
+def test_a_head(lab: Lab, issuer: Issuer) -> None:
+    """All that it covers, and nothing of another head of the same key."""
+    mine, other = batch(lab, issuer)
+    first, second = granted(lab, mine), granted(lab, other)
+    head = inspected(lab, mine)["head"]["digest"]
+    assert head == inspected(lab, other)["head"]["digest"]
+    assert revoke(lab, f"head:{head}") == 2
+    down(lab, WEB_A, first)
+    down(lab, WEB_B, second)
+    for token in (mine, other):
+        refused(lab, token, "revoked")
+    granted(lab, one(issuer, A))
+    passes(lab, WEB_A)
+
+
+def test_a_key(lab: Lab, issuer: Issuer) -> None:
+    second = Issuer(lab, "second.example")
+    trust(lab, issuer.anchor(), second.anchor())
+    lease, other = granted(lab, one(issuer, A)), granted(lab, one(second, B))
+    by_operator = lab.grant(A, "echo")
+    key = inspected(lab, one(issuer))["head"]["key"]
+    assert revoke(lab, f"key:{key}") == 1
+    down(lab, WEB_A, lease)
+    passes(lab, WEB_B)
+    assert set(lab.leases()) == {other["id"], by_operator["id"]}
+    refused(lab, one(issuer, A), "key_not_live", told="denied")
+    states = {each["key"]: each["state"] for each in lab.cli("trust", "show")["anchors"]}
+    assert states[key] == "revoked" and sorted(states.values()) == ["current", "revoked"]
+    lab.cli("trust", "restore", f"key:{key}")
+    granted(lab, one(issuer, A))
+
+
+def test_a_lease_stands_on_its_last_token(lab: Lab, issuer: Issuer) -> None:
+    """Renewed by another key it ends with that one, and not with the first."""
+    second = Issuer(lab, "second.example")
+    trust(lab, issuer.anchor(), second.anchor())
+    lease = granted(lab, one(issuer, A))
+    words = (A, "--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect")
+    granted(lab, second.issue(*words, kind="renew"), verb="renew")
+    assert revoke(lab, f"key:{inspected(lab, one(issuer))['head']['key']}") == 0
+    passes(lab, WEB_A)
+    assert revoke(lab, f"key:{inspected(lab, one(second))['head']['key']}") == 1
+    down(lab, WEB_A, lease)
+
+
+def test_a_holder(lab: Lab, issuer: Issuer) -> None:
+    """What is made out to it, and what it presents; its leases, whoever made them."""
+    named = one(issuer, A, "--holder", f"uid:{HOLDER}")
+    lease, other = granted(lab, named), granted(lab, one(issuer, B), uid=OTHER)
+    by_operator = lab.grant(A, "echo", holder=f"uid:{HOLDER}")
+    assert revoke(lab, f"holder:uid:{HOLDER}") == 2
+    down(lab, WEB_A, lease)
+    passes(lab, WEB_B)
+    assert answers(lab, lease, other) == ["revoked", "good"]
+    assert set(lab.leases()) == {other["id"]} and by_operator["id"] not in lab.leases()
+    refused(lab, one(issuer, A, "--holder", f"uid:{HOLDER}"), "revoked")
+    refused(lab, one(issuer, A), "revoked")
+    granted(lab, one(issuer, A), uid=OTHER)
+    # Anybody's use token, shown by it.
+    words = ("--lease", other["id"], "--generation", other["generation"])
+    anybodys = one(issuer, B, *words, kind="use").read_text()
+    with VerifySock(lab.dir / "run" / "verify.sock") as service:
+        checks = [Check(anybodys, "connect", other["resources"][0], f"uid:{uid}") for uid in (HOLDER, OTHER)]
+        assert [service.reason(each) for each in checks] == ["revoked", "good"]
+
+
+def test_all_before_some_time(lab: Lab, issuer: Issuer) -> None:
+    """Of an issuer, for one tenant or all: what was issued by then is void, what comes after is good."""
+    first, second = granted(lab, one(issuer, A)), granted(lab, one(issuer, B))
+    kept = one(issuer, A)
+    assert revoke(lab, f"issuer:{issuer.name}", "--tenant", A) == 1
+    down(lab, WEB_A, first)
+    passes(lab, WEB_B)
+    refused(lab, kept, "revoked")
+    time.sleep(1.1)
+    third = granted(lab, one(issuer, A))
+    passes(lab, WEB_A)
+    # A time that is over means what was issued before it.
+    ago = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=100)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert revoke(lab, f"issuer:{issuer.name}", "--issued-before", ago) == 0
+    passes(lab, WEB_A)
+    assert revoke(lab, f"issuer:{issuer.name}") == 2
+    down(lab, WEB_A, third)
+    down(lab, WEB_B, second)
+    shown = [(each["what"], each["tenant"]) for each in revocations(lab)]
+    assert sorted(shown, key=str) == sorted([(f"issuer:{issuer.name}", A), (f"issuer:{issuer.name}", None)], key=str)
+
+
+def test_who_may(lab: Lab, issuer: Issuer) -> None:
+    """Operators change it; a holder of tokens neither changes nor reads it. A mistake changes nothing."""
+    for words in (["revoke", "holder:uid:1"], ["restore", "holder:uid:1"], ["show"]):
+        done = lab.try_cli("trust", *words, prefix=as_uid(HOLDER))
+        assert done.returncode == 1 and json.loads(done.stderr)["error"]["class"] == "denied", done
+    for words, said in (
+        (["revoke", "lease:1"], "names nothing"),
+        (["revoke", "key:12"], "names nothing"),
+        (["revoke", "holder:root"], "is not a holder"),
+        (["revoke", "holder:uid:1", "--tenant", A], "narrows"),
+        (["restore", "holder:uid:1"], "is not revoked"),
+    ):
+        assert said in lab.cli_refused("trust", *words)
+    assert "no time" in lab.cli_refused("trust", "revoke", "issuer:x", "--issued-before", "noon", exit_code=2)
+    assert revocations(lab) == []
+    text = lab.try_cli("trust", "show", json_output=False).stdout
+    assert issuer.name in text and "current" in text
+
+
+def test_over_a_crash(own_lab: Lab) -> None:
+    """G11: killed right after the answer it is still revoked; a list that is damaged is no empty one."""
+    lab = own_lab
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    token, lease = one(issuer, A), granted(lab, one(issuer, B), uid=OTHER)
+    revoke(lab, f"token:{inspected(lab, token)['leaf']}")
+    revoke(lab, f"holder:uid:{HOLDER}")
+    lab.kill()
+    lab.start()
+    assert len(revocations(lab)) == 2
+    refused(lab, token, "revoked", uid=OTHER)
+    refused(lab, one(issuer, A), "revoked")
+    assert lease["id"] in lab.leases()
+
+    lab.stop()
+    path = lab.dir / "state" / "revocations"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    done = lab.try_start()
+    assert done.returncode == 1 and "revocations_damaged" in done.stderr and str(path) in done.stderr
+    path.write_bytes(good)
+    lab.start()
+    refused(lab, one(issuer, A), "revoked")
+    lab.cli("trust", "restore", f"holder:uid:{HOLDER}")
+    granted(lab, one(issuer, A))
+
+
+def test_a_disk_that_is_full(own_lab: Lab) -> None:
+    """Not written: said so, and in force all the same until the daemon ends."""
+    lab = own_lab
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    lease = granted(lab, one(issuer, A))
+    # A directory where the file should come is not overwritten.
+    (lab.dir / "state" / "revocations").mkdir()
+    (lab.dir / "state" / "revocations" / "full").touch()
+    error = lab.cli_refused("trust", "revoke", f"holder:uid:{HOLDER}")
+    assert "until the daemon ends" in error
+    down(lab, WEB_A, lease)
+    refused(lab, one(issuer, A), "revoked")
+
+

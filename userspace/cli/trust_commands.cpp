@@ -1,0 +1,103 @@
+// trust show|revoke|restore: whose signatures this node believes.
+#include <fmt/format.h>
+
+#include "userspace/base/clock.hpp"
+#include "userspace/cli/commands.hpp"
+#include "userspace/cli/human.hpp"
+#include "userspace/cli/render.hpp"
+
+namespace holdfast::cli {
+namespace {
+
+using cbor::Value;
+
+std::string joined(const Value& from, std::string_view key) {
+  std::string text;
+  for (const Value& each : list_of(from, key))
+    text += (text.empty() ? "" : ", ") + printable(*each.as_text());
+  return text.empty() ? "-" : text;
+}
+
+std::string time_or_dash(const Value& from, std::string_view key) {
+  return part_of(from, key).is_null() ? "-" : local_time(printable(text_of(from, key)));
+}
+
+std::string render_trust(const Value& trust, const Style& style) {
+  Table anchors(
+      {{"ISSUER"}, {"KEY"}, {"STATE"}, {"TOKENS"}, {"LIFE"}, {"TENANTS"}, {"OPERATIONS"}});
+  for (const Value& each : list_of(trust, "anchors")) {
+    const std::string state = text_of(each, "state");
+    const bool live = state == "current" || state == "retiring";
+    anchors.add({printable(text_of(each, "issuer")),
+                 printable(text_of(each, "key")),
+                 {printable(state), live ? Colour::green : Colour::red},
+                 part_of(each, "for_tokens").as_bool().value_or(false) ? "yes" : "no",
+                 printable(text_of(each, "life")),
+                 joined(each, "tenants"),
+                 joined(each, "operations")});
+  }
+  Table revocations({{"REVOKED"}, {"TENANT"}, {"ISSUED BEFORE"}, {"SINCE"}, {"UNTIL"}});
+  for (const Value& each : list_of(trust, "revocations")) {
+    const std::string tenant = text_of(each, "tenant");
+    revocations.add(
+        {printable(text_of(each, "what")), tenant.empty() ? "-" : printable(tenant),
+         time_or_dash(each, "issued_before"), time_or_dash(each, "since"),
+         part_of(each, "lapses").is_null() ? "restored" : time_or_dash(each, "lapses")});
+  }
+  std::string text = anchors.empty() ? "No keys: no token is taken. Name them in anchors.yaml.\n"
+                                     : anchors.render(style);
+  if (!revocations.empty()) text += "\n" + revocations.render(style);
+  return text;
+}
+
+Result<Value> arguments(const TrustWords& words) {
+  Value args = Value::map({{"what", words.what}});
+  if (!words.tenant.empty()) args.set("tenant", words.tenant);
+  if (!words.issued_before.empty()) {
+    const std::optional<uint64_t> wall_ns = parse_rfc3339_utc(words.issued_before);
+    if (!wall_ns)
+      return usage("--issued-before: no time in UTC", "write it like 2026-11-28T12:00:00Z");
+    args.set("issued_before_s", *wall_ns / ns_per_s);
+  }
+  return args;
+}
+
+}  // namespace
+
+Outcome run_trust_show(Session& session) {
+  const Result<Value> trust = session.call("trust.show", Value::map());
+  if (!trust) return std::unexpected(trust.error());
+  if (session.json())
+    session.print_json(*trust);
+  else
+    session.print(render_trust(*trust, session.style()));
+  return ExitCode::done;
+}
+
+Outcome run_trust_revoke(Session& session, const TrustWords& words) {
+  const Result<Value> args = arguments(words);
+  if (!args) return std::unexpected(args.error());
+  const Result<Value> reply = session.call("trust.revoke", *args);
+  if (!reply) return std::unexpected(reply.error());
+  if (session.json())
+    session.print_json(*reply);
+  else
+    session.print(fmt::format("{}: revoked; {} ended\n", printable(text_of(*reply, "what")),
+                              count_of(number_of(*reply, "leases_ended"), "lease", "leases")));
+  return ExitCode::done;
+}
+
+Outcome run_trust_restore(Session& session, const TrustWords& words) {
+  const Result<Value> args = arguments(words);
+  if (!args) return std::unexpected(args.error());
+  const Result<Value> reply = session.call("trust.restore", *args);
+  if (!reply) return std::unexpected(reply.error());
+  if (session.json())
+    session.print_json(*reply);
+  else
+    session.print(fmt::format("{}: not revoked any more; no lease came back\n",
+                              printable(text_of(*reply, "what"))));
+  return ExitCode::done;
+}
+
+}  // namespace holdfast::cli

@@ -1,0 +1,17 @@
+// A holder proves its key to the node, once for a connection: tokens bound to that key are then
+// taken from this connection. Errors: those of the call; denied / not_the_node when neither root
+// nor this user serves the socket, since whoever does could pass the proof on and be taken for the
+// holder.
+#pragma once
+
+#include "userspace/base/result.hpp"
+#include "userspace/token/key.hpp"
+#include "userspace/wire/client.hpp"
+#include "userspace/wire/verify_client.hpp"
+
+namespace holdfast::token {
+
+Status prove_key(wire::Client& node, const SecretKey& key);
+Status prove_key(wire::VerifyClient& node, const SecretKey& key);
+
+}  // namespace holdfast::token
