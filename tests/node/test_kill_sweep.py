@@ -14,7 +14,7 @@ again, and the whole state is held against what had been acknowledged:
     a grant token              makes its lease again, or none any more; none ever if acknowledged as revoked
 
 Between two system calls only the daemon's own memory and mapped maps change. What a kill between two such stores leaves
-behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 200: these
+behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 280: these
 hit every class of steps five times, fewer take a sample.
 """
 
@@ -44,9 +44,9 @@ from issuer import Issuer, trust
 from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
 from packets import Probe, udp
 
-FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
+FULL = 280  # kills with which every class of steps is hit five times, however many more that takes
 KILLS = min(FULL, int(os.environ.get("HOLDFAST_LOOPS", "1000")))
-CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf")
+CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "pwrite64", "fdatasync")
 BPF_WRITES = ("BPF_MAP_CREATE", "BPF_MAP_UPDATE_BATCH", "BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM", "BPF_LINK_CREATE", "BPF_LINK_UPDATE", "BPF_LINK_DETACH", "BPF_OBJ_PIN")
 SLOTS = 2048
 PORTS = 400  # of the endpoint `many`
@@ -102,7 +102,7 @@ def place_of(line: str) -> str | None:
         return "netlink " + {"0x10": "transaction"}.get(kind[1] if kind else "", "read")
     if call == "recvmsg":
         return "request" if "HLDF" in arguments else None
-    if call == "write":
+    if call in ("write", "pwrite64"):
         files = {"policy.json.new": "policy file", "spent": "used tokens", "revocations.new": "revocations"}
         return (files | {"daemon.log": "log"}).get(name_in(arguments), "wake")
     return call
