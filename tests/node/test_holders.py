@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from control import Control, Refused
 from issuer import Issuer, as_uid, trust
-from lab import A, HOSTS, Lab
+from lab import A, HOSTS, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from verify_sock import Check, VerifySock, take_apart
 
@@ -143,6 +143,53 @@ def test_use_tokens_are_bound_to_the_key(lab: Lab, issuer: Issuer) -> None:
     done = lab.try_cli(*verify, prefix=as_uid(USER))
     assert done.returncode == 1 and json.loads(done.stdout)["reason"] == "wrong_holder", done
     lab.cli("lease", "revoke", lease["id"])
+
+
+@pytest.fixture
+def cgroup() -> Iterator[pathlib.Path]:
+    """A workload's cgroup, with one below it, as a service has them."""
+    mount = next(line.split()[1] for line in open("/proc/self/mounts") if line.split()[2] == "cgroup2")
+    path = pathlib.Path(mount) / f"hf-test-{os.getpid()}"
+    (path / "below").mkdir(parents=True)
+    yield path
+    wait_until(lambda: not (path / "below" / "cgroup.procs").read_text(), what="the processes in it have ended")
+    (path / "below").rmdir()
+    path.rmdir()
+
+
+def test_a_workload_holds_a_lease(lab: Lab, issuer: Issuer, cgroup: pathlib.Path) -> None:
+    """L5: whoever is in the cgroup, or in one below it, and nobody else of the same user. From Linux 6.5 on; before that
+    such a token serves nobody, and doctor says so."""
+    holder = f"cgroup:{cgroup.stat().st_ino}"
+    token = issuer.issue(A, "--endpoint", "web", "--operation", "connect", "--holder", f"cgroup:{cgroup}")
+    enter = f"echo $$ > {cgroup / 'below' / 'cgroup.procs'} && exec \"$@\""
+    inside = ["sh", "-c", enter, "sh", *as_uid(USER)]
+    refused(lab, "wrong_holder", present(lab, token, seed=None))
+    done = lab.try_cli("lease", "grant", "--token", token, prefix=inside)
+    (row,) = [row for row in lab.cli("doctor")["features"] if row["feature"] == "holders by cgroup"]
+    if row["verdict"] == "refused":
+        assert tuple(map(int, os.uname().release.split(".")[:2])) < (6, 5) and "6.5" in row["next_step"]
+        return refused(lab, "wrong_holder", done)
+    assert done.returncode == 0, done.stderr
+    lease = json.loads(done.stdout)
+    assert lease["holder"] == holder
+    passes(lab, WEB)
+    shown = lab.dir / "workloads-token"
+    shown.write_text(lease["token"])
+    shown.chmod(0o444)
+    verify = ("token", "verify", shown, "--operation", "connect", "--resource", RESOURCE)
+    for prefix, verdict in ((inside, "good"), (as_uid(USER), "refused")):
+        assert json.loads(lab.try_cli(*verify, prefix=prefix).stdout)["verdict"] == verdict
+    refused(lab, "not_holder", lab.try_cli("lease", "release", lease["id"], prefix=as_uid(USER)))
+    # Revoked as a holder it is denied what is anybody's, too.
+    anybodys = issuer.issue(A, "--endpoint", "echo")
+    assert lab.cli("trust", "revoke", f"holder:{holder}")["leases_ended"] == 1
+    denied(lab, WEB, "no_lease", "from_uplink")
+    assert json.loads(lab.try_cli(*verify, prefix=inside).stdout)["reason"] == "revoked"
+    refused(lab, "revoked", lab.try_cli("lease", "grant", "--token", token, prefix=inside))
+    refused(lab, "revoked", lab.try_cli("lease", "grant", "--token", anybodys, prefix=inside))
+    lab.cli("trust", "restore", f"holder:{holder}")
+    assert lab.try_cli("lease", "grant", "--token", anybodys, prefix=inside).returncode == 0
 
 
 def test_a_proof_serves_its_own_connection_only(lab: Lab) -> None:

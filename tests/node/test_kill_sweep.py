@@ -1,4 +1,5 @@
-"""G2, G8: holdfastd is killed at every step of grant, renew, revoke, expiry and push, and nothing is lost or left open.
+"""G2, G8, G11: holdfastd is killed at every step of grant (by token, too), renew, revoke (of trust, too), expiry and
+push, and nothing is lost or left open.
 
     client ---- uplink0 [node] ta ---- tenant-a        (topology and addresses: lab.py)
 
@@ -10,9 +11,10 @@ again, and the whole state is held against what had been acknowledged:
     acknowledged as ended      neither listed nor passing, nothing of it in nft
     not acknowledged           passes exactly if it is listed
     a push                     the old policy or the new one, whole; the new one if acknowledged
+    a grant token              makes its lease again, or none any more; none ever if acknowledged as revoked
 
 Between two system calls only the daemon's own memory and mapped maps change. What a kill between two such stores leaves
-behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 200: these
+behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 280: these
 hit every class of steps five times, fewer take a sample.
 """
 
@@ -33,16 +35,18 @@ import struct
 import subprocess
 import threading
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from control import Control, Refused
+from issuer import Issuer, trust
 from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
 from packets import Probe, udp
 
-FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
+FULL = 280  # kills with which every class of steps is hit five times, however many more that takes
 KILLS = min(FULL, int(os.environ.get("HOLDFAST_LOOPS", "1000")))
-CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf")
+CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "pwrite64", "fdatasync")
 BPF_WRITES = ("BPF_MAP_CREATE", "BPF_MAP_UPDATE_BATCH", "BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM", "BPF_LINK_CREATE", "BPF_LINK_UPDATE", "BPF_LINK_DETACH", "BPF_OBJ_PIN")
 SLOTS = 2048
 PORTS = 400  # of the endpoint `many`
@@ -98,8 +102,9 @@ def place_of(line: str) -> str | None:
         return "netlink " + {"0x10": "transaction"}.get(kind[1] if kind else "", "read")
     if call == "recvmsg":
         return "request" if "HLDF" in arguments else None
-    if call == "write":
-        return {"daemon.log": "log", "policy.json.new": "policy file"}.get(name_in(arguments), "wake")
+    if call in ("write", "pwrite64"):
+        files = {"policy.json.new": "policy file", "spent": "used tokens", "revocations.new": "revocations"}
+        return (files | {"daemon.log": "log"}).get(name_in(arguments), "wake")
     return call
 
 
@@ -168,6 +173,11 @@ class World:
         self.generation = 10
         self.pushed = {self.generation: self.document(self.generation, None)}
         self.control.push(json.dumps(self.pushed[self.generation]))
+        self.issuer = Issuer(lab)
+        trust(lab, self.issuer.anchor())
+        self.epoch = self.control.call("status")["epoch"]
+        self.token: tuple[pathlib.Path, tuple[int, ...]] | None = None  # the last that was presented, and its ports
+        self.revoked: collections.deque[pathlib.Path] = collections.deque(maxlen=3)
         self.grant(KEEPER, ttl_s=300)
 
     # ---- what is asked of the daemon -----------------------------------------------------------------------
@@ -216,6 +226,16 @@ class World:
         self.live.append(Lease(lease["id"], ports, begin + ttl_s - TICK_S, boot_s() + ttl_s))
         return self.live[-1]
 
+    def by_token(self, token: pathlib.Path, ports: tuple[int, ...]) -> Lease:
+        begin = boot_s()
+        lease = self.control.call("lease.grant", {"token": binary(token)})
+        known = [each for each in self.live if each.id == lease["id"]]
+        if not known:
+            left_s = lease["remaining_ns"] / 1e9
+            known = [Lease(lease["id"], ports, begin + left_s - TICK_S, boot_s() + left_s)]
+            self.live += known
+        return known[0]
+
     def ended(self, lease: Lease) -> None:
         self.live.remove(lease)
         self.gone.extend(lease.ports)
@@ -229,6 +249,34 @@ class World:
         def act() -> None:
             self.grant(*ports, ttl_s=100)
             self.unsure = [port for port in self.unsure if port not in ports]
+
+        return act
+
+    def prepare_token(self) -> Callable[[], None]:
+        ports = self.fresh(2)
+        self.unsure += ports
+        named = [word for name in self.names(ports) for word in ("--endpoint", name)]
+        token = self.issuer.issue(A, *named, "--ttl", "100s", life="250s")
+        self.token = token, ports
+
+        def act() -> None:
+            self.by_token(token, ports)
+            self.unsure = [port for port in self.unsure if port not in ports]
+
+        return act
+
+    def prepare_trust(self) -> Callable[[], None]:
+        ports = self.fresh(2)
+        named = [word for name in self.names(ports) for word in ("--endpoint", name)]
+        token = self.issuer.issue(A, *named, "--ttl", "100s", life="250s")
+        lease = self.by_token(token, ports)
+        leaf = self.lab.cli("token", "inspect", token)["leaf"]
+
+        def act() -> None:
+            lease.may_be_gone = True
+            assert self.control.call("trust.revoke", {"what": f"token:{leaf}"})["leases_ended"] == 1
+            self.ended(lease)
+            self.revoked.append(token)
 
         return act
 
@@ -326,6 +374,25 @@ class World:
         wanted = {(each["name"], str(each["listen"])) for each in endpoints if each["protocol"] == "udp"}
         assert served == wanted, f"policy {generation} is not in force as a whole: {served ^ wanted}"
 
+    def check_tokens(self) -> None:
+        """The last token makes its lease, the same if that is known; what was revoked makes none."""
+        assert self.control.call("status")["epoch"] == self.epoch
+        if self.token is not None:
+            token, ports = self.token
+            try:
+                lease = self.by_token(token, ports)
+                assert set(lease.ports) == set(ports)
+            except Refused as refused:
+                # Written down as used, and killed before it was open.
+                assert refused.code == "already_used"
+                assert not any(set(lease.ports) == set(ports) for lease in self.live)
+                self.gone.extend(ports)
+            self.unsure = [port for port in self.unsure if port not in ports]
+            self.token = None
+        for token in self.revoked:
+            with pytest.raises(Refused, match="revoked"):
+                self.control.call("lease.grant", {"token": binary(token)})
+
     def check(self) -> None:
         self.check_policy()
         listed = self.control.leases()
@@ -365,6 +432,7 @@ class World:
         left = [port for port in shut if re.search(rf"\. {port}\b", elements)]
         assert not left, f"nft still holds elements of ports {left}"
         self.unsure.clear()
+        self.check_tokens()
 
     def tidy(self) -> None:
         """Few leases, with time left."""
@@ -382,6 +450,11 @@ class World:
                 self.ended(lease)
 
 
+def binary(token: pathlib.Path) -> bytes:
+    text = token.read_text().strip()
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
 def ports_of(frames: Sequence[bytes]) -> set[int]:
     return {int.from_bytes(frame[36:38], "big") for frame in frames}
 
@@ -396,7 +469,7 @@ def pin(lab: Lab, name: str) -> os.PathLike:
 
 
 NOT_HIT = ": not hit"
-OPERATIONS = ("grant", "renew", "revoke", "expire", "push")
+OPERATIONS = ("grant", "token", "renew", "revoke", "trust", "expire", "push")
 
 
 def steps_of(world: World, operation: str) -> list[Step]:

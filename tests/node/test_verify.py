@@ -19,6 +19,8 @@ from issuer import Issuer, trust
 from lab import A, B, HOSTS, PYTHON, SLOW, SYS, Lab, build_dir, policy, refusing, wait_until
 from verify_sock import Check, VerifySock, body_of
 
+pytestmark = pytest.mark.xdist_group("io_uring")  # one test here takes it from the whole machine for a moment
+
 HOLDER, STRANGER = 4001, 4002
 WEB = f"web@{HOSTS['tenant-a'].v4}:8080"
 

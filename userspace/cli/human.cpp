@@ -12,8 +12,8 @@
 #include <sys/statfs.h>
 
 #include "policy/decide.hpp"
+#include "userspace/base/cgroup2.hpp"
 #include "userspace/base/clock.hpp"
-#include "userspace/doctor/cgroup2.hpp"
 
 namespace holdfast::cli {
 namespace {

@@ -6,6 +6,7 @@
 // start.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -42,10 +43,13 @@ struct Actor {
   uint32_t uid = 0;
   bool operates = false;
   std::optional<Holder::KeyThumbprint> key = {};  // that it proved
+  std::vector<uint64_t> cgroups = {};             // that it is in
 
+  // All that it is as a holder.
+  std::vector<Holder> holders() const;
   bool is(const Holder& holder) const {
-    return holder == Holder{Holder::Kind::uid, uid, {}} ||
-           (key && holder == Holder{Holder::Kind::key, 0, *key});
+    const std::vector<Holder> all = holders();
+    return std::ranges::find(all, holder) != all.end();
   }
 };
 

@@ -57,6 +57,13 @@ Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
   return egress_slots_.at({tenant.id, resource.port->name});
 }
 
+std::vector<Holder> Actor::holders() const {
+  std::vector<Holder> all{{Holder::Kind::uid, uid, {}}};
+  if (key) all.push_back({Holder::Kind::key, 0, *key});
+  for (const uint64_t id : cgroups) all.push_back({Holder::Kind::cgroup, id, {}});
+  return all;
+}
+
 Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const LeaseOrigin& origin,
                         uint64_t now_boot_ns, std::vector<Term>& bound) {
   const Result<GrantPlan> plan = decide_grant(*index_, request);

@@ -254,8 +254,9 @@ Result<token::Verified> Tokens::judge(std::span<const uint8_t> bytes, token::Kin
                          : fmt::format("{}, and not uid:{}", name, presenter.uid),
                   presenter);
   // One that names no holder is its presenter's.
-  if (now->revoked.has_holder(name))
-    return refuse(Refusal::revoked, "its holder, " + name, presenter);
+  for (const Holder& each : presenter.holders())
+    if (now->revoked.has_holder(holder_name(each)))
+      return refuse(Refusal::revoked, "who presents it, " + holder_name(each), presenter);
   if (const std::optional<std::string> doubt = clock_.doubt(wall_ns, boot_now_ns()))
     return refuse(Refusal::clock_suspect, *doubt, presenter);
   ++believed_;

@@ -79,7 +79,7 @@ std::string hex(const uint8_t* bytes, size_t size) {
 }
 
 Actor actor_of(const wire::Peer& peer) {
-  return {peer.uid, peer.role == wire::Role::operates, peer.proved_key};
+  return {peer.uid, peer.role == wire::Role::operates, peer.proved_key, peer.cgroups};
 }
 
 std::string wall_of(uint64_t boot_ns) {

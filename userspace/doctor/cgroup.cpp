@@ -14,19 +14,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "userspace/base/cgroup2.hpp"
 #include "userspace/base/unique_fd.hpp"
-#include "userspace/doctor/cgroup2.hpp"
 #include "userspace/doctor/probes.hpp"
 
 namespace holdfast {
-
-std::string cgroup2_mount() {
-  std::ifstream mounts("/proc/self/mounts");
-  std::string device, where, type, rest;
-  while (mounts >> device >> where >> type && std::getline(mounts, rest))
-    if (type == "cgroup2") return where;
-  return {};
-}
 
 namespace doctor {
 namespace {

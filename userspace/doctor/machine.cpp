@@ -12,9 +12,11 @@
 #include <linux/io_uring.h>
 #include <linux/membarrier.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "userspace/base/cgroup2.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/dataplane/object.hpp"
@@ -108,6 +110,23 @@ void probe_io_uring(std::vector<Finding>& findings) {
   findings.push_back({"io_uring", Verdict::fallback, why + "; the daemon uses epoll", {}, false});
 }
 
+// Whether tokens and leases can be made out to workloads: a socket of our own tells it.
+void probe_peer_cgroups(std::vector<Finding>& findings) {
+  Finding finding{"holders by cgroup",
+                  Verdict::enforced,
+                  "who connects is known by its process, and so by its cgroup",
+                  {},
+                  false};
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
+    const UniqueFd one(pair[0]), other(pair[1]);
+    if (const Result<std::vector<uint64_t>> ids = cgroups_of_peer(one.get()); !ids)
+      finding = {finding.feature, Verdict::refused, ids.error().message, ids.error().next_step,
+                 false};
+  }
+  findings.push_back(std::move(finding));
+}
+
 void probe_jit(std::vector<Finding>& findings) {
   int enabled = 1;
   std::ifstream("/proc/sys/net/core/bpf_jit_enable") >> enabled;
@@ -124,6 +143,7 @@ void probe_machine(std::vector<Finding>& findings) {
   probe_capabilities(findings);
   probe_membarrier(findings);
   probe_io_uring(findings);
+  probe_peer_cgroups(findings);
   probe_jit(findings);
 }
 

@@ -48,7 +48,16 @@ bool is_holder(const token::ClaimsView& claims, std::string_view named, const As
   if (claims.holder_key)
     return named.empty() ? asker.proved_key == claims.holder_key
                          : named == holder_name({Holder::Kind::key, 0, *claims.holder_key});
-  return claims.holder.empty() || claims.holder == (named.empty() ? asker.own_name : named);
+  if (claims.holder.empty()) return true;
+  return named.empty() ? std::ranges::find(asker.names, claims.holder) != asker.names.end()
+                       : named == claims.holder;
+}
+
+// Whether no token is good any more in the hand of who shows it.
+bool is_revoked(const token::Revocations& revoked, std::string_view named, const Asker& asker) {
+  if (!named.empty()) return revoked.has_holder(named);
+  return std::ranges::any_of(asker.names,
+                             [&](const std::string& name) { return revoked.has_holder(name); });
 }
 
 bool is_lease(const token::LeaseId& id, const Slots::Reading& there) {
@@ -68,8 +77,7 @@ Refusal judge_use(const wire::Check& check, const token::Item& item, const Verif
   if (!check.presenter.empty() && !asker.relying) return Refusal::not_relying;
   if (!is_holder(claims, check.presenter, asker)) return Refusal::wrong_holder;
   // One that names no holder is its presenter's.
-  if (beliefs.revoked.has_holder(check.presenter.empty() ? asker.own_name : check.presenter))
-    return Refusal::revoked;
+  if (is_revoked(beliefs.revoked, check.presenter, asker)) return Refusal::revoked;
   if (!claims.operations.has(check.operation)) return Refusal::operation_not_named;
   if (!covers(claims, check.resource)) return Refusal::resource_not_named;
   if (state.clock_in_doubt.load(std::memory_order_relaxed)) return Refusal::clock_suspect;

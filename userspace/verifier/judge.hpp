@@ -30,8 +30,8 @@ struct VerifierState {
 
 // Who sent a frame.
 struct Asker {
-  std::string own_name;  // "uid:1000"
-  bool relying = false;  // may name others as presenters: group holdfast, operators
+  std::vector<std::string> names;  // "uid:1000", and of the cgroups that it is in
+  bool relying = false;            // may name others as presenters: group holdfast, operators
   token::Challenge challenge{};
   std::optional<token::Digest> proved_key = {};
 };

@@ -65,10 +65,12 @@ void Server::accept_some() {
       continue;
     }
     send_frame(fd.get(), wire::FrameType::hello, hello_(*peer));
-    workers_[next_]->take(std::move(fd), peer->uid,
-                          {.own_name = holder_name({Holder::Kind::uid, peer->uid, {}}),
-                           .relying = peer->role != wire::Role::none,
-                           .challenge = peer->challenge});
+    Asker asker{.names = {holder_name({Holder::Kind::uid, peer->uid, {}})},
+                .relying = peer->role != wire::Role::none,
+                .challenge = peer->challenge};
+    for (const uint64_t id : peer->cgroups)
+      asker.names.push_back(holder_name({Holder::Kind::cgroup, id, {}}));
+    workers_[next_]->take(std::move(fd), peer->uid, std::move(asker));
     next_ = (next_ + 1) % workers_.size();
   }
 }

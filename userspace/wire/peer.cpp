@@ -9,6 +9,8 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 
+#include "userspace/base/cgroup2.hpp"
+
 namespace holdfast::wire {
 namespace {
 
@@ -49,7 +51,12 @@ Result<Peer> read_peer(int fd, const RoleGroups& groups) {
         fmt::format("uid {} stands for users this namespace does not know", credentials.uid),
         "connect as a user that is mapped in the daemon's user namespace");
   }
-  Peer peer{credentials.uid, credentials.gid, credentials.pid, {}, Role::none};
+  Peer peer;
+  peer.uid = credentials.uid;
+  peer.gid = credentials.gid;
+  peer.pid = credentials.pid;
+  if (Result<std::vector<uint64_t>> cgroups = cgroups_of_peer(fd))
+    peer.cgroups = std::move(*cgroups);
   if (::getrandom(peer.challenge.data(), peer.challenge.size(), 0) !=
       static_cast<ssize_t>(peer.challenge.size()))
     return fail_sys(errno, "random", "asking the kernel for random bytes");

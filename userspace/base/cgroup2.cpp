@@ -1,0 +1,69 @@
+#include "userspace/base/cgroup2.hpp"
+
+#include <cerrno>
+#include <fstream>
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "userspace/base/unique_fd.hpp"
+
+namespace holdfast {
+namespace {
+
+constexpr int so_peerpidfd = 77;  // Linux 6.5; Debian 12's headers do not have it
+
+std::unexpected<Error> peer_gone() {
+  return fail(ErrorKind::not_found, "peer_gone", "the process that connected has ended");
+}
+
+// What follows `name` at the beginning of a line of a file; empty if there is none.
+std::string line_of(const std::string& path, std::string_view name) {
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with(name)) return line.substr(name.size());
+  return {};
+}
+
+}  // namespace
+
+std::string cgroup2_mount() {
+  std::ifstream mounts("/proc/self/mounts");
+  std::string device, where, type, rest;
+  while (mounts >> device >> where >> type && std::getline(mounts, rest))
+    if (type == "cgroup2") return where;
+  return {};
+}
+
+Result<std::vector<uint64_t>> cgroups_of_peer(int socket) {
+  int fd = -1;
+  socklen_t size = sizeof(fd);
+  if (::getsockopt(socket, SOL_SOCKET, so_peerpidfd, &fd, &size) != 0) {
+    if (errno == ESRCH) return peer_gone();
+    return fail(ErrorKind::unsupported, "no_peer_pidfd",
+                "this kernel does not hold on to the process that connected",
+                "it takes Linux 6.5; name holders by uid or by key");
+  }
+  const UniqueFd process(fd);
+  const std::string mount = cgroup2_mount();
+  if (mount.empty())
+    return fail(ErrorKind::unsupported, "no_cgroup2", "cgroup v2 is not mounted",
+                "mount -t cgroup2 none /sys/fs/cgroup");
+  const std::string pid = line_of(fmt::format("/proc/self/fdinfo/{}", process.get()), "Pid:\t");
+  std::string path = line_of(fmt::format("/proc/{}/cgroup", pid), "0::");
+  // Only if it lives still was it the one that had this number all along.
+  pollfd ended{process.get(), POLLIN, 0};
+  if (path.empty() || ::poll(&ended, 1, 0) != 0) return peer_gone();
+  // "/..": outside of what this process can see. Whose directory went is marked, and is none.
+  std::vector<uint64_t> ids;
+  if (path.starts_with("/..")) return ids;
+  for (; path.size() > 1; path.resize(path.rfind('/'))) {
+    struct stat info{};
+    if (::stat((mount + path).c_str(), &info) == 0) ids.push_back(info.st_ino);
+  }
+  return ids;
+}
+
+}  // namespace holdfast
