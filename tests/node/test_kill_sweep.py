@@ -14,7 +14,7 @@ again, and the whole state is held against what had been acknowledged:
     a grant token              makes its lease again, or none any more; none ever if acknowledged as revoked
 
 Between two system calls only the daemon's own memory and mapped maps change. What a kill between two such stores leaves
-behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 280: these
+behind is put there by hand in the last test. HOLDFAST_LOOPS is the number of kills, at most 200 (for tokens half as many): these
 hit every class of steps five times, fewer take a sample.
 """
 
@@ -44,7 +44,7 @@ from issuer import Issuer, trust
 from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
 from packets import Probe, udp
 
-FULL = 280  # kills with which every class of steps is hit five times, however many more that takes
+FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
 KILLS = min(FULL, int(os.environ.get("HOLDFAST_LOOPS", "1000")))
 CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "pwrite64", "fdatasync")
 BPF_WRITES = ("BPF_MAP_CREATE", "BPF_MAP_UPDATE_BATCH", "BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM", "BPF_LINK_CREATE", "BPF_LINK_UPDATE", "BPF_LINK_DETACH", "BPF_OBJ_PIN")
@@ -469,7 +469,7 @@ def pin(lab: Lab, name: str) -> os.PathLike:
 
 
 NOT_HIT = ": not hit"
-OPERATIONS = ("grant", "token", "renew", "revoke", "trust", "expire", "push")
+OPERATIONS = {"leases": ("grant", "renew", "revoke", "expire", "push"), "tokens": ("token", "trust")}
 
 
 def steps_of(world: World, operation: str) -> list[Step]:
@@ -546,12 +546,14 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.slow
-def test_killed_at_every_step(world: World) -> None:
+@pytest.mark.parametrize("of", OPERATIONS)
+def test_killed_at_every_step(world: World, of: str) -> None:
     """See above. Prints which step each kill hit."""
     hits: collections.Counter[str] = collections.Counter()
-    steps = [step for operation in OPERATIONS for step in steps_of(world, operation)]
+    steps = [step for operation in OPERATIONS[of] for step in steps_of(world, operation)]
     world.check()
-    for step in choose(steps, KILLS):
+    kills = KILLS if of == "leases" else KILLS // 2
+    for step in choose(steps, kills):
         hits[kill_at(world, step)] += 1
     if KILLS >= FULL:
         again = [step for step in steps if hits[step.kind] < 5]
@@ -560,7 +562,7 @@ def test_killed_at_every_step(world: World) -> None:
                 hits[kill_at(world, step)] += 1
     for kind, count in sorted(hits.items()):
         print(f"{count:4} {kind}")
-    assert sum(count for kind, count in hits.items() if kind.endswith(NOT_HIT)) <= KILLS / 10, hits
+    assert sum(count for kind, count in hits.items() if kind.endswith(NOT_HIT)) <= kills / 10, hits
     few = {step.kind: hits[step.kind] for step in steps if hits[step.kind] < 5}
     assert KILLS < FULL or not few, f"hit fewer than 5 times: {few}"
 

@@ -80,6 +80,23 @@ def test_a_token_is_good_as_long_as_its_lease(node: Lab) -> None:
         assert service.reason(check) == "no_lease"
 
 
+def test_all_resources_of_a_lease_have_one_generation(node: Lab) -> None:
+    """Also where one of them had more leases before than another: the use token serves for each."""
+    one = node.grant(A, WEB)
+    node.ask("lease.revoke", {"id": one["id"]})
+    lease = by_token(node)
+    assert len(lease["resources"]) > 1
+
+
+    def answers(each: dict) -> set[str]:
+        with asking(node) as service:
+            return {service.reason(Check(each["token"], "connect", name, f"uid:{HOLDER}")) for name in each["resources"]}
+
+    assert answers(lease) == {"good"}
+    renewal = node.issuer.issue(A, "--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect", kind="renew")
+    assert answers(node.cli("lease", "renew", "--token", renewal)) == {"good"}
+
+
 def test_it_ends_with_its_lease(node: Lab) -> None:
     """L2, G2: by the very deadline that packets meet, though nothing told the verifier."""
     lease = by_token(node, "--endpoint", "web", "--ttl", "3s")

@@ -141,6 +141,12 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const Le
     if (bound.size() != first) plane_->slots.link(bound.back().slot, *slot);
     bound.push_back({*slot, now_boot_ns + request.ttl_ns});
   }
+  // One generation for all of the lease: its tokens name it.
+  uint64_t generation = 0;
+  for (size_t i = first; i < bound.size(); ++i)
+    generation = std::max<uint64_t>(generation, plane_->slots.record(bound[i].slot).generation);
+  for (size_t i = first; i < bound.size(); ++i)
+    plane_->slots.set_generation(bound[i].slot, generation);
   ++binding;
   return {};
 }
