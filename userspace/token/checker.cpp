@@ -12,17 +12,40 @@
 namespace holdfast::token {
 namespace {
 
-uint64_t word_of(const Digest& digest) {
-  uint64_t word = 0;
-  std::memcpy(&word, digest.data(), sizeof(word));
+template <typename T>
+T word_at(const uint8_t* at) {
+  T word;
+  std::memcpy(&word, at, sizeof(word));
   return word;
 }
 
-// Of a head's key, for the set's line; the set itself comes from other bits.
-uint32_t tag_of(const Digest& key) {
-  uint32_t tag = 0;
-  std::memcpy(&tag, key.data() + 8, sizeof(tag));
-  return tag | 1;
+// Of a head's signature, for the set's line; the set itself comes from other bytes.
+uint32_t tag_of(const FramedHead& head) {
+  return word_at<uint32_t>(head.signature.data() + 8) | 1;
+}
+
+HeaderTag tag_of_header(const FramedHead& head) {
+  if (head.is_header_known) return head.tag;
+  const Digest digest = sha256(head.header);
+  HeaderTag tag;
+  std::copy_n(digest.begin(), tag.size(), tag.begin());
+  return tag;
+}
+
+// Where a header is looked for, and no more: all of its bytes are compared. Each word has a factor
+// of its own (multilinear hashing, Carter and Wegman), so none waits for another. At least 8 bytes.
+uint64_t hash_of_header(std::span<const uint8_t> header) {
+  constexpr uint64_t step = 0x9e3779b97f4a7c15ULL;
+  const uint8_t* const last = header.data() + header.size() - sizeof(uint64_t);
+  uint64_t factor = step;
+  uint64_t hash = word_at<uint64_t>(last) * factor;
+  for (const uint8_t* at = header.data(); at < last; at += sizeof(uint64_t))
+    hash += word_at<uint64_t>(at) * (factor += 2 * step);
+  return hash >> 32;
+}
+
+uint16_t anchor_index(const Anchor* anchor, const Beliefs& beliefs) {
+  return static_cast<uint16_t>(anchor - beliefs.anchors.all().data());
 }
 
 // A path as it stands in a frame; its length was checked.
@@ -75,57 +98,69 @@ SparseArray<T>::~SparseArray() {
 Checker::Checker(size_t heads, size_t nodes)
     : head_tags_(heads),
       heads_(heads),
+      headers_(headers),
       nodes_(nodes / 2),
-      head_sets_(heads / ways),
+      set_mask_(heads / ways - 1),
       node_mask_(nodes / 2 - 1) {
   CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes) && nodes >= 2);
 }
 
 Checker::~Checker() = default;
 
-size_t Checker::set_of(const Digest& key) const {
-  return word_of(key) % head_sets_ * ways;
+size_t Checker::set_of(const FramedHead& head) const {
+  return (word_at<uint64_t>(head.signature.data()) & set_mask_) * ways;
 }
 
-// The leaf, and what the head is found by.
-void Checker::hash(Item& item) {
-  FramedHead& head = *item.head;
-  if (head.state != FramedHead::State::fresh) {
-    item.leaf = leaf_hash(item.claims);
-    return;
-  }
-  leaf_hash_and(item.claims, item.leaf, {head.header, head.signature}, head.key);
-  head.state = FramedHead::State::hashed;
-  __builtin_prefetch(&head_tags_[set_of(head.key)]);
+// A header stands in one of two places.
+Checker::KnownHeader* Checker::find(std::span<const uint8_t> header) {
+  if (header.size() < sizeof(uint64_t) || header.size() > header_bytes_max) return nullptr;
+  const size_t place = hash_of_header(header) % headers;
+  for (KnownHeader* each : {&headers_[place], &headers_[place ^ 1]})
+    if (each->size == header.size() &&
+        std::memcmp(each->bytes.data(), header.data(), header.size()) == 0)
+      return each;
+  return nullptr;
 }
 
-// Fills in what can be said of a head before a token of it was proved.
-void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) {
-  const size_t set = set_of(head.key);
-  const uint32_t tag = tag_of(head.key);
-  KnownHead* known = nullptr;
-  for (size_t i = set; i < set + ways; ++i)
-    if (head_tags_[i] == tag && heads_[i].key == head.key) {
-      known = &heads_[i];
-      head.place = static_cast<uint32_t>(i);
-    }
-  if (known != nullptr && known->version == beliefs.version) {
-    head.kind = known->kind;
-    head.tree_size = known->tree_size;
-    head.expires_s = known->expires_s;
-    head.serial = known->serial;
-    head.anchor = &beliefs.anchors.all()[known->anchor];
-    head.state = FramedHead::State::known;
-    if (head.expires_s <= now_s) {
-      head.state = FramedHead::State::refused;
-      head.refused = {Refusal::head_expired};
-    }
-    return;
-  }
+// Of a head that is known.
+void Checker::remember_header(FramedHead& head, const Beliefs& beliefs) {
+  if (head.is_header_known) return;
+  head.is_header_known = true;
+  if (find(head.header) != nullptr) return;  // through another head of the batch
+  const size_t place = hash_of_header(head.header) % headers;
+  const bool second = headers_[place ^ 1].expires_s < headers_[place].expires_s;
+  KnownHeader& there = headers_[second ? place ^ 1 : place];
+  there.tag = head.tag;
+  there.expires_s = head.expires_s;
+  there.version = beliefs.version;
+  there.tree_size = static_cast<uint32_t>(head.tree_size);
+  there.anchor = anchor_index(head.anchor, beliefs);
+  there.size = static_cast<uint16_t>(head.header.size());
+  there.kind = head.kind;
+  std::ranges::copy(head.header, there.bytes.begin());
+}
+
+// What the header says, and whether it may be said: as it was found under the same beliefs, else
+// anew.
+void Checker::judge_header(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) {
   const auto refuse = [&](Refused why) {
     head.state = FramedHead::State::refused;
     head.refused = std::move(why);
   };
+  KnownHeader* const known = find(head.header);
+  if (known != nullptr) {
+    head.tag = known->tag;
+    head.is_header_known = true;
+  }
+  head.state = FramedHead::State::judged;
+  if (known != nullptr && known->version == beliefs.version) {
+    head.kind = known->kind;
+    head.tree_size = known->tree_size;
+    head.expires_s = known->expires_s;
+    head.anchor = &beliefs.anchors.all()[known->anchor];
+    if (head.expires_s <= now_s) refuse({Refusal::head_expired});
+    return;
+  }
   Checked<Head> decoded = decode_head(head.header);
   if (!decoded) return refuse(std::move(decoded.error()));
   Checked<const Anchor*> anchor = judge_head(
@@ -136,25 +171,42 @@ void Checker::look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s) 
   head.kind = decoded->kind;
   head.tree_size = decoded->tree_size;
   head.expires_s = decoded->expires;
-  head.state = FramedHead::State::unverified;
   if (known == nullptr) return;
-  if (beliefs.revoked.has_head(head_id(head.kind, head.header, known->root))) {
-    // Looked up anew each time.
-    head.revoked = true;
-    head.serial = known->serial;
+  known->version = beliefs.version;
+  known->anchor = anchor_index(*anchor, beliefs);
+}
+
+// Whether its signature was good before, under this header: then under the same key, which the
+// header names, and which is still believed.
+void Checker::look_up(FramedHead& head, const Beliefs& beliefs) {
+  head.state = FramedHead::State::unverified;
+  const size_t set = set_of(head);
+  const uint32_t tag = tag_of(head);
+  for (size_t i = set; i < set + ways; ++i) {
+    if (head_tags_[i] != tag) continue;
+    const KnownHead& known = heads_[i];
+    if (!std::ranges::equal(known.signature, head.signature) || known.header != tag_of_header(head))
+      continue;
+    head.tag = known.header;
+    head.place = static_cast<uint32_t>(i);
+    head.serial = known.serial;
     head.state = FramedHead::State::known;
+    remember_header(head, beliefs);
     return;
   }
-  // Its signature was good under the same key, which is still believed: the rest was found anew.
-  known->version = beliefs.version;
-  known->anchor = static_cast<uint16_t>(*anchor - beliefs.anchors.all().data());
-  head.serial = known->serial;
-  head.state = FramedHead::State::known;
+}
+
+// Once its proof was good: of a revoked head nothing is told before.
+Checked<void> Checker::judge_revoked(const FramedHead& head, const Beliefs& beliefs) {
+  if (!beliefs.revoked.has_heads()) return {};
+  if (beliefs.revoked.has_head(head_id(head.kind, head.header, heads_[head.place].root)))
+    return std::unexpected(Refused{Refusal::revoked});
+  return {};
 }
 
 // A free place, else that of an expired head, else the oldest's.
-uint32_t Checker::place_for(const Digest& key, uint64_t now_s) {
-  const size_t set = set_of(key);
+uint32_t Checker::place_for(const FramedHead& head, uint64_t now_s) {
+  const size_t set = set_of(head);
   size_t best = set;
   for (size_t i = set; i < set + ways; ++i) {
     if (heads_[i].serial == 0 || heads_[i].expires_s <= now_s) return static_cast<uint32_t>(i);
@@ -231,25 +283,18 @@ Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, ui
   ++signatures_;
   if (!root || !verify_root(*head.anchor, head.kind, head.header, *root, head.signature))
     return std::unexpected(Refused{Refusal::bad_signature});
-  head.place = place_for(head.key, now_s);
+  head.place = place_for(head, now_s);
   head.serial = next_serial_++;
   head.state = FramedHead::State::known;
-  head_tags_[head.place] = tag_of(head.key);
-  heads_[head.place] = {.key = head.key,
-                        .root = *root,
-                        .serial = head.serial,
-                        .expires_s = head.expires_s,
-                        .version = beliefs.version,
-                        .tree_size = static_cast<uint32_t>(head.tree_size),
-                        .anchor = static_cast<uint16_t>(head.anchor - beliefs.anchors.all().data()),
-                        .kind = head.kind};
+  head_tags_[head.place] = tag_of(head);
+  KnownHead& there = heads_[head.place];
+  std::ranges::copy(head.signature, there.signature.begin());
+  there.root = *root;
+  there.header = head.tag = tag_of_header(head);
+  there.serial = head.serial;
+  there.expires_s = static_cast<uint32_t>(std::min<uint64_t>(head.expires_s, UINT32_MAX));
+  remember_header(head, beliefs);
   climb(item);
-  // Whoever finds it remembered takes it for one that is not.
-  if (beliefs.revoked.has_head(head_id(head.kind, head.header, *root))) {
-    heads_[head.place].version = 0;
-    head.revoked = true;
-    return std::unexpected(Refused{Refusal::revoked});
-  }
   return {};
 }
 
@@ -265,18 +310,14 @@ Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s)
     head.state = FramedHead::State::unverified;
   if (head.state != FramedHead::State::known) return prove_by_signature(item, beliefs, now_s);
   if (!climb(item)) return std::unexpected(Refused{Refusal::bad_signature});
-  if (head.revoked) return std::unexpected(Refused{Refusal::revoked});
   return {};
 }
 
-void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s) {
-  const Place place{
-      .node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s, .revoked = beliefs.revoked};
-  for (Item& item : batch) hash(item);
+void Checker::ask_for_heads(std::span<const Item> batch) {
   for (const Item& item : batch) {
-    if (item.head->state != FramedHead::State::hashed) continue;
-    const size_t set = set_of(item.head->key);
-    const uint32_t tag = tag_of(item.head->key);
+    if (item.head->state != FramedHead::State::fresh) continue;
+    const size_t set = set_of(*item.head);
+    const uint32_t tag = tag_of(*item.head);
     for (size_t i = set; i < set + ways; ++i)
       if (head_tags_[i] == tag) {
         const char* entry = reinterpret_cast<const char*>(&heads_[i]);
@@ -284,12 +325,27 @@ void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_
         __builtin_prefetch(entry + 64);
       }
   }
+}
+
+void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s) {
+  const Place place{
+      .node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s, .revoked = beliefs.revoked};
+  for (const Item& item : batch)
+    if (item.head->state == FramedHead::State::fresh)
+      __builtin_prefetch(&head_tags_[set_of(*item.head)]);
+  for (size_t i = 0; i + 1 < batch.size(); i += 2)
+    leaf_hash_two(batch[i].claims, batch[i].leaf, batch[i + 1].claims, batch[i + 1].leaf);
+  if (batch.size() % 2 != 0) batch.back().leaf = leaf_hash(batch.back().claims);
+  ask_for_heads(batch);
+  for (Item& item : batch)
+    if (item.head->state == FramedHead::State::fresh) judge_header(*item.head, beliefs, now_s);
   for (Item& item : batch) {
-    if (item.head->state == FramedHead::State::hashed) look_up(*item.head, beliefs, now_s);
+    if (item.head->state == FramedHead::State::judged) look_up(*item.head, beliefs);
     ask_for_nodes(item);
   }
   for (Item& item : batch) {
     item.verdict = prove(item, beliefs, now_s);
+    if (item.verdict) item.verdict = judge_revoked(*item.head, beliefs);
     if (!item.verdict) continue;
     item.verdict =
         judge_claims(item.claims, item.leaf, item.head->kind, *item.head->anchor, place, item.said);

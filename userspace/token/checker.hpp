@@ -44,19 +44,22 @@ struct Beliefs {
   uint32_t version = 1;  // never 0
 };
 
+// Of a header its SHA-256, the first 128 bits: nobody finds another header that has the same ones.
+using HeaderTag = std::array<uint8_t, 16>;
+
 // A head as it stands in a frame. What is known of it is found out at its first token.
 struct FramedHead {
   std::span<const uint8_t> header;
   std::span<const uint8_t, 64> signature;
 
-  enum class State : uint8_t { fresh, hashed, refused, unverified, known } state = State::fresh;
+  enum class State : uint8_t { fresh, judged, refused, unverified, known } state = State::fresh;
+  bool is_header_known = false;  // the cache has it
   Refused refused{Refusal::malformed};
   const Anchor* anchor = nullptr;
   Kind kind = Kind::grant;
-  bool revoked = false;  // said of no token before its proof was good
   uint64_t tree_size = 0;
   uint64_t expires_s = 0;
-  Digest key{};         // in the cache: SHA-256 of header and signature
+  HeaderTag tag{};      // of a header that is known
   uint32_t place = 0;   // in the cache, when known
   uint64_t serial = 0;  // of what stood there
 };
@@ -88,15 +91,25 @@ class Checker {
   uint64_t signatures() const { return signatures_; }  // that were checked
 
  private:
+  // A head whose signature was good. Its header is known by its tag, since many heads share one.
   struct alignas(64) KnownHead {
-    Digest key;
+    Signature signature;
     Digest root;
-    uint64_t serial;  // 0: free; never used twice, so that nodes of a former head mean nothing
+    HeaderTag header;
+    uint64_t serial;     // 0: free; never used twice, so that nodes of a former head mean nothing
+    uint32_t expires_s;  // or later: only who makes room is chosen by it
+  };
+  static_assert(sizeof(KnownHead) == 128);
+  // A header of such a head, what it says, and how it was judged last.
+  struct alignas(64) KnownHeader {
+    HeaderTag tag;
     uint64_t expires_s;
-    uint32_t version;  // of the beliefs under which the rest was found out
+    uint32_t version;  // of the beliefs by which it was judged
     uint32_t tree_size;
     uint16_t anchor;
+    uint16_t size;  // 0: free
     Kind kind;
+    std::array<uint8_t, header_bytes_max> bytes;
   };
   // Of a digest its first 192 bits: nobody finds another node that has the same ones.
   using NodeTag = std::array<uint8_t, 24>;
@@ -105,22 +118,28 @@ class Checker {
     std::array<uint64_t, 2> names;  // serial, level and index; 0: free
     std::array<NodeTag, 2> tags;
   };
-  static constexpr size_t ways = 8;  // places where a head may stand
+  static constexpr size_t ways = 16;  // places where a head may stand: a line of their tags
+  static constexpr size_t headers = size_t{1} << 11;  // that are kept; a MiB
 
-  size_t set_of(const Digest& key) const;
-  void hash(Item& item);
-  void look_up(FramedHead& head, const Beliefs& beliefs, uint64_t now_s);
+  size_t set_of(const FramedHead& head) const;
+  void ask_for_heads(std::span<const Item> batch);
+  void judge_header(FramedHead& head, const Beliefs& beliefs, uint64_t now_s);
+  void look_up(FramedHead& head, const Beliefs& beliefs);
   void ask_for_nodes(const Item& item);
   Checked<void> prove(Item& item, const Beliefs& beliefs, uint64_t now_s);
   Checked<void> prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s);
+  Checked<void> judge_revoked(const FramedHead& head, const Beliefs& beliefs);
   bool climb(const Item& item);
-  uint32_t place_for(const Digest& key, uint64_t now_s);
+  uint32_t place_for(const FramedHead& head, uint64_t now_s);
   NodeLine& line_of(uint64_t name);
+  KnownHeader* find(std::span<const uint8_t> header);
+  void remember_header(FramedHead& head, const Beliefs& beliefs);
 
-  SparseArray<uint32_t> head_tags_;  // of the keys, so that a set is one line of memory; 0: free
+  SparseArray<uint32_t> head_tags_;  // of the signatures; 0: free
   SparseArray<KnownHead> heads_;
+  SparseArray<KnownHeader> headers_;
   SparseArray<NodeLine> nodes_;
-  size_t head_sets_;
+  size_t set_mask_;
   size_t node_mask_;
   uint64_t next_serial_ = 1;
   uint64_t signatures_ = 0;

@@ -16,9 +16,9 @@ Digest leaf_hash(std::span<const uint8_t> leaf) {
   return sha256({leaf_prefix, leaf});
 }
 
-void leaf_hash_and(std::span<const uint8_t> leaf, Digest& leaf_digest,
-                   std::initializer_list<std::span<const uint8_t>> other, Digest& other_digest) {
-  sha256_two({leaf_prefix, leaf}, leaf_digest, other, other_digest);
+void leaf_hash_two(std::span<const uint8_t> a, Digest& a_digest, std::span<const uint8_t> b,
+                   Digest& b_digest) {
+  sha256_two({leaf_prefix, a}, a_digest, {leaf_prefix, b}, b_digest);
 }
 
 Digest node_hash(const Digest& left, const Digest& right) {

@@ -11,9 +11,9 @@
 namespace holdfast::token {
 
 Digest leaf_hash(std::span<const uint8_t> leaf);
-// The leaf's, and the hash of something else beside it: the two together cost little more than one.
-void leaf_hash_and(std::span<const uint8_t> leaf, Digest& leaf_digest,
-                   std::initializer_list<std::span<const uint8_t>> other, Digest& other_digest);
+// Of two leaves, which cost little more than one.
+void leaf_hash_two(std::span<const uint8_t> a, Digest& a_digest, std::span<const uint8_t> b,
+                   Digest& b_digest);
 Digest node_hash(const Digest& left, const Digest& right);
 
 // How many nodes the proof of leaf `index` in a tree of `size` leaves has. index < size.

@@ -140,6 +140,7 @@ void Revocations::index() {
   digests_.clear();
   holders_.clear();
   issuers_.clear();
+  heads_ = static_cast<size_t>(std::ranges::count(all_, What::head, &Revocation::kind));
   for (const Revocation& each : all_)
     if (is_by_digest(each.kind))
       digests_[each.digest] |= 1U << static_cast<unsigned>(each.kind);

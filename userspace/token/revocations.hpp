@@ -48,6 +48,7 @@ class Revocations {
   Status lift(const Revocation& revocation);
 
   bool has_key(const Digest& thumbprint) const { return has(Revocation::Kind::key, thumbprint); }
+  bool has_heads() const { return heads_ != 0; }
   bool has_head(const Digest& head) const { return has(Revocation::Kind::head, head); }
   bool has_token(const Digest& leaf) const { return has(Revocation::Kind::token, leaf); }
   bool has_holder(std::string_view name) const;
@@ -69,6 +70,7 @@ class Revocations {
   std::vector<Revocation> all_;
   std::unordered_map<Digest, uint32_t, Hash> digests_;  // a bit for each kind
   std::vector<Revocation> holders_, issuers_;
+  size_t heads_ = 0;
 };
 
 }  // namespace holdfast::token

@@ -35,15 +35,21 @@ inline size_t utf8_sequence(const uint8_t* at, size_t left) {
 }
 
 inline bool is_ascii(std::string_view text) {
-  uint64_t any = 0;
-  size_t i = 0;
-  for (; text.size() - i >= 8; i += 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, text.data() + i, sizeof word);
-    any |= word;
+  constexpr uint64_t high_bits = 0x8080808080808080;
+  if (text.size() < sizeof(uint64_t)) {
+    uint8_t any = 0;
+    for (const char each : text) any |= static_cast<uint8_t>(each);
+    return any < 0x80;
   }
-  for (; i < text.size(); ++i) any |= static_cast<uint8_t>(text[i]);
-  return (any & 0x8080808080808080) == 0;
+  const auto word_at = [&](size_t at) {
+    uint64_t word = 0;
+    std::memcpy(&word, text.data() + at, sizeof word);
+    return word;
+  };
+  const size_t last = text.size() - sizeof(uint64_t);  // it may overlap the one before
+  uint64_t any = word_at(last);
+  for (size_t i = 0; i < last; i += sizeof(uint64_t)) any |= word_at(i);
+  return (any & high_bits) == 0;
 }
 
 // How many bytes from the start are well-formed. Nearly all text is ASCII, which takes no branches.

@@ -21,7 +21,8 @@ struct Framed {
   FramedHead head() const { return {.header = parts.header, .signature = parts.signature}; }
 };
 
-std::vector<Framed> tree_of(size_t size, uint8_t salt = 0, uint8_t key = 1) {
+std::vector<Framed> tree_of(size_t size, uint8_t salt = 0, uint8_t key = 1,
+                            uint64_t expires = now_s + 300) {
   std::vector<Claims> claims;
   for (size_t i = 0; i < size; ++i) {
     claims.push_back(claims_of(Kind::use, salt));
@@ -29,9 +30,16 @@ std::vector<Framed> tree_of(size_t size, uint8_t salt = 0, uint8_t key = 1) {
     claims.back().id[1] = static_cast<uint8_t>(i >> 8);
   }
   std::vector<Framed> framed;
-  auto tokens = issue(key_of(key), head_of(Kind::use), claims);
+  Head head = head_of(Kind::use);
+  head.expires = expires;
+  auto tokens = issue(key_of(key), head, claims);
   for (std::vector<uint8_t>& token : *tokens) framed.emplace_back(std::move(token));
   return framed;
+}
+
+// Moved, since its parts point into its bytes.
+Framed single(uint8_t salt = 0, uint64_t expires = now_s + 300) {
+  return std::move(tree_of(1, salt, 1, expires).front());
 }
 
 Beliefs beliefs() {
@@ -140,6 +148,69 @@ TEST(Checker, WhatIsRememberedIsJudgedAnew) {
   EXPECT_EQ(checker.signatures(), 1U);
 }
 
+TEST(Checker, AHeadIsItsSignatureAndItsHeader) {
+  Checker checker;
+  const Beliefs believed = beliefs();
+  const Framed token = single();
+  const Framed later = single(0, now_s + 301);
+  // The signature of the one with the header of the other, which is not known, then is.
+  const auto mixed = [&](const Framed& header, const Framed& signature) {
+    FramedHead head{.header = header.parts.header, .signature = signature.parts.signature};
+    const Checked<ClaimsView> proved =
+        check_one(checker, head, 0, {}, token.parts.claims, believed, now_s);
+    ASSERT_FALSE(proved);
+    EXPECT_EQ(proved.error().why, Refusal::bad_signature);
+  };
+  ASSERT_EQ(asked(checker, token, believed), std::nullopt);
+  mixed(later, token);
+  ASSERT_EQ(asked(checker, later, believed), std::nullopt);
+  mixed(later, token);
+  mixed(token, later);
+  EXPECT_EQ(checker.signatures(), 5U);
+  // Any other signature is none, wherever it differs.
+  for (size_t at = 0; at < sizeof(Signature); ++at) {
+    std::vector<uint8_t> signature(token.parts.signature.begin(), token.parts.signature.end());
+    signature[at] ^= 1;
+    FramedHead head{.header = token.parts.header,
+                    .signature = std::span<const uint8_t, 64>(signature.data(), 64)};
+    EXPECT_FALSE(check_one(checker, head, 0, {}, token.parts.claims, believed, now_s)) << at;
+  }
+  EXPECT_EQ(asked(checker, token, believed), std::nullopt);
+  EXPECT_EQ(asked(checker, later, believed), std::nullopt);
+  EXPECT_EQ(checker.signatures(), 5U + sizeof(Signature));
+}
+
+TEST(Checker, AHeaderIsJudgedForAllItsHeads) {
+  Checker checker;
+  Beliefs believed = beliefs();
+  const Framed first = single();
+  const Framed second = single(9);
+  ASSERT_TRUE(std::ranges::equal(first.parts.header, second.parts.header));
+  ASSERT_EQ(asked(checker, first, believed), std::nullopt);
+  EXPECT_EQ(asked(checker, second, believed, now_s + 300), Refusal::head_expired);
+  ++believed.version;
+  ++believed.epoch;
+  EXPECT_EQ(asked(checker, second, believed), Refusal::stale_epoch);
+  EXPECT_EQ(asked(checker, first, believed), Refusal::stale_epoch);
+  ++believed.version;
+  --believed.epoch;
+  EXPECT_EQ(asked(checker, second, believed), std::nullopt);
+  EXPECT_EQ(asked(checker, first, believed), std::nullopt);
+  EXPECT_EQ(checker.signatures(), 2U);
+}
+
+TEST(Checker, KnowsHeadsOfMoreHeadersThanItKeeps) {
+  Checker checker;
+  Beliefs believed = beliefs();
+  std::vector<Framed> tokens;
+  for (uint64_t i = 0; i < 5000; ++i) tokens.push_back(single(0, now_s + 300 + i));
+  for (int round = 0; round < 2; ++round, ++believed.version)
+    for (const Framed& each : tokens) ASSERT_EQ(asked(checker, each, believed), std::nullopt);
+  EXPECT_EQ(checker.signatures(), tokens.size());
+  for (const Framed& each : tokens)
+    ASSERT_EQ(asked(checker, each, believed, now_s + 6000), Refusal::head_expired);
+}
+
 TEST(Checker, SaysWhatThePlainWaySaysOfEveryDamage) {
   const Beliefs believed = beliefs();
   const Place place{
@@ -179,7 +250,7 @@ TEST(Checker, SaysWhatThePlainWaySaysOfEveryDamage) {
 }
 
 TEST(Checker, ForgetsWithinItsBoundsAndNeverMixesUp) {
-  Checker checker(8, 16);
+  Checker checker(16, 16);
   const Beliefs believed = beliefs();
   std::vector<std::vector<Framed>> trees;
   for (uint8_t salt = 0; salt < 40; ++salt) trees.push_back(tree_of(9, salt));
