@@ -225,7 +225,8 @@ std::unexpected<Error> Tokens::refuse(Refusal why, const std::string& detail,
                           detail.empty() ? "" : " (", detail, detail.empty() ? "" : ")"),
               why == Refusal::clock_suspect
                   ? "set the clock right, then restart holdfastd; leases go on meanwhile"
-                  : "ask its issuer for another one");
+              : why == Refusal::revoked ? "ask an operator: holdfast trust show"
+                                        : "ask its issuer for another one");
 }
 
 Result<token::Verified> Tokens::judge(std::span<const uint8_t> bytes, token::Kind kind,
