@@ -342,9 +342,10 @@ struct lease_record {
   /* The token by which the lease was granted or last renewed; 0 when there is none. */
   __u64 issuer;        /* how the thumbprint of its issuer's key begins */
   __u64 head;          /* how the digest of its head begins */
+  __u64 token;         /* how its own digest, its leaf, begins */
   __u64 issued_s;      /* since 1970, as it says */
   __u8 holder_key[32]; /* HF_HOLDER_KEY: the key's thumbprint */
-  __u64 reserved[2];   /* zero */
+  __u64 reserved;      /* zero */
 };
 HF_ABI_ASSERT(sizeof(struct lease_record) == 192, "lease_record is ABI");
 

@@ -145,6 +145,22 @@ def test_use_tokens_are_bound_to_the_key(lab: Lab, issuer: Issuer) -> None:
     lab.cli("lease", "revoke", lease["id"])
 
 
+def test_a_revoked_key_shows_nothing(lab: Lab, issuer: Issuer) -> None:
+    """Not even a token that anybody may show; another key is none of it."""
+    lease = granted(lab, bound(lab, issuer))
+    words = ("--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect")
+    check = Check(issuer.issue(A, "--endpoint", "web", *words, kind="use").read_text(), "connect", RESOURCE)
+    other = HOLDER.replace("72", "73", 1)
+    with asking(lab) as peer:
+        peer.prove(proof_for(peer.hello))
+        assert lab.cli("trust", "revoke", f"holder:{other}")["leases_ended"] == 0
+        assert peer.reason(check) == "good"
+        assert lab.cli("trust", "revoke", f"holder:{HOLDER}")["leases_ended"] == 1
+        assert peer.reason(check) == "revoked"
+    for name in (HOLDER, other):
+        lab.cli("trust", "restore", f"holder:{name}")
+
+
 @pytest.fixture
 def cgroup() -> Iterator[pathlib.Path]:
     """A workload's cgroup, with one below it, as a service has them."""
@@ -190,6 +206,26 @@ def test_a_workload_holds_a_lease(lab: Lab, issuer: Issuer, cgroup: pathlib.Path
     refused(lab, "revoked", lab.try_cli("lease", "grant", "--token", anybodys, prefix=inside))
     lab.cli("trust", "restore", f"holder:{holder}")
     assert lab.try_cli("lease", "grant", "--token", anybodys, prefix=inside).returncode == 0
+
+
+def test_a_cgroup_that_is_not_known(lab: Lab, issuer: Issuer, cgroup: pathlib.Path) -> None:
+    """One as deep as nobody needs it costs the daemon nothing; and who is in it shows nothing that is anybody's while a
+    cgroup is revoked, since it might be that one."""
+    deep = cgroup / "/".join(["below", *("d" * 40)])
+    deep.mkdir(parents=True)
+    inside = ["sh", "-c", f"echo $$ > {deep / 'cgroup.procs'} && exec \"$@\"", "sh", *as_uid(USER)]
+    try:
+        anybodys = issuer.issue(A, "--endpoint", "web")
+        lab.cli("trust", "revoke", "holder:cgroup:1")
+        refused(lab, "revoked", lab.try_cli("lease", "grant", "--token", anybodys, prefix=inside))
+        lab.cli("trust", "restore", "holder:cgroup:1")
+        done = lab.try_cli("lease", "grant", "--token", anybodys, prefix=inside)
+        assert done.returncode == 0, done.stderr
+    finally:
+        wait_until(lambda: not (deep / "cgroup.procs").read_text(), what="the processes in it have ended")
+        while deep.parent != cgroup:
+            deep.rmdir()
+            deep = deep.parent
 
 
 def test_a_proof_serves_its_own_connection_only(lab: Lab) -> None:

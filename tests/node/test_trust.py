@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from control import Control
 from issuer import Issuer, as_uid, trust
 from lab import A, B, Lab, wait_until
 from packets import Probe, denied, passes, syn
@@ -110,6 +111,24 @@ def test_a_use_token(lab: Lab, issuer: Issuer) -> None:
     assert answers(lab, granted(lab, token, verb="renew")) == ["good"]
 
 
+def test_a_renew_token(lab: Lab, issuer: Issuer) -> None:
+    """A lease stands on the token that renewed it last, and ends with that one, too."""
+    lease = granted(lab, one(issuer, A))
+    renewal = issuer.issue(A, "--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect", kind="renew")
+    granted(lab, renewal, verb="renew")
+    passes(lab, WEB_A)
+    assert revoke(lab, f"token:{inspected(lab, renewal)['leaf']}") == 1
+    down(lab, WEB_A, lease)
+
+
+def test_zeros_mean_no_lease(lab: Lab, issuer: Issuer) -> None:
+    """Leases of operators stand on no token: no digest means them."""
+    lab.grant(A, "web")
+    for kind in ("key", "head", "token"):
+        assert revoke(lab, f"{kind}:{'0' * 64}") == 0
+    passes(lab, WEB_A)
+
+
 def test_a_head(lab: Lab, issuer: Issuer) -> None:
     """All that it covers, and nothing of another head of the same key."""
     mine, other = batch(lab, issuer)
@@ -207,6 +226,9 @@ def test_who_may(lab: Lab, issuer: Issuer) -> None:
         (["revoke", "lease:1"], "names nothing"),
         (["revoke", "key:12"], "names nothing"),
         (["revoke", "holder:root"], "is not a holder"),
+        (["revoke", "holder:uid:04001"], "is not a holder"),
+        (["revoke", "issuer:x", "--tenant", "t" * 257], "that long"),
+        (["revoke", "issuer:x", "--issued-before", "2999-01-01T00:00:00Z"], "5m ahead"),
         (["revoke", "holder:uid:1", "--tenant", A], "narrows"),
         (["restore", "holder:uid:1"], "is not revoked"),
     ):
@@ -215,6 +237,17 @@ def test_who_may(lab: Lab, issuer: Issuer) -> None:
     assert revocations(lab) == []
     text = lab.try_cli("trust", "show", json_output=False).stdout
     assert issuer.name in text and "current" in text
+
+
+def test_many_of_them(own_lab: Lab) -> None:
+    """More than one answer holds: shown page by page."""
+    lab = own_lab
+    with Control(lab.socket_path) as control:
+        for number in range(1100):
+            control.call("trust.revoke", {"what": f"holder:uid:{number}"})
+        assert len(control.call("trust.show")["revocations"]) < 1100
+    assert [each["what"] for each in revocations(lab)] == [f"holder:uid:{number}" for number in range(1100)]
+    assert lab.ask("status")["tokens"]["revocations"] == 1100
 
 
 def test_over_a_crash(own_lab: Lab) -> None:

@@ -1,5 +1,6 @@
 #include "userspace/base/cgroup2.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 
@@ -13,6 +14,7 @@
 namespace holdfast {
 namespace {
 
+constexpr std::ptrdiff_t levels_max = 32;
 constexpr int so_peerpidfd = 77;  // Linux 6.5; Debian 12's headers do not have it
 
 std::unexpected<Error> peer_gone() {
@@ -47,21 +49,29 @@ Result<std::vector<uint64_t>> cgroups_of_peer(int socket) {
                 "it takes Linux 6.5; name holders by uid or by key");
   }
   const UniqueFd process(fd);
-  const std::string mount = cgroup2_mount();
+  static const std::string mount = cgroup2_mount();
   if (mount.empty())
     return fail(ErrorKind::unsupported, "no_cgroup2", "cgroup v2 is not mounted",
-                "mount -t cgroup2 none /sys/fs/cgroup");
+                "mount -t cgroup2 none /sys/fs/cgroup, and restart holdfastd");
   const std::string pid = line_of(fmt::format("/proc/self/fdinfo/{}", process.get()), "Pid:\t");
   std::string path = line_of(fmt::format("/proc/{}/cgroup", pid), "0::");
   // Only if it lives still was it the one that had this number all along.
   pollfd ended{process.get(), POLLIN, 0};
   if (path.empty() || ::poll(&ended, 1, 0) != 0) return peer_gone();
-  // "/..": outside of what this process can see. Whose directory went is marked, and is none.
+  if (path.starts_with("/.."))
+    return fail(ErrorKind::unsupported, "outside",
+                "its cgroup is outside of this cgroup namespace");
+  // Each level costs a walk from the top: who may make groups must not make us walk for long.
+  if (std::ranges::count(path, '/') > levels_max)
+    return fail(ErrorKind::unsupported, "cgroups_max",
+                fmt::format("its cgroup is deeper than {} levels", levels_max));
   std::vector<uint64_t> ids;
-  if (path.starts_with("/..")) return ids;
   for (; path.size() > 1; path.resize(path.rfind('/'))) {
     struct stat info{};
-    if (::stat((mount + path).c_str(), &info) == 0) ids.push_back(info.st_ino);
+    if (::stat((mount + path).c_str(), &info) != 0)
+      return std::unexpected(
+          Error{ErrorKind::not_found, "cgroup_gone", errno, "cgroup " + path, {}});
+    ids.push_back(info.st_ino);
   }
   return ids;
 }

@@ -14,8 +14,9 @@ namespace holdfast {
 std::string cgroup2_mount();
 
 // The groups that the process which connected to this Unix socket is in now: its own, then those
-// around it, without the root. Errors: unsupported / no_peer_pidfd (before Linux 6.5 a process
-// cannot be told from one that got its number later) or no_cgroup2; not_found / peer_gone.
+// around it, without the root. All of them, or an error: unsupported / no_peer_pidfd (before Linux
+// 6.5 a process cannot be told from one that got its number later), no_cgroup2, outside (of what
+// this process sees) or cgroups_max (deeper than 32); not_found / peer_gone or cgroup_gone.
 Result<std::vector<uint64_t>> cgroups_of_peer(int socket);
 
 }  // namespace holdfast

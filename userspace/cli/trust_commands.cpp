@@ -65,12 +65,25 @@ Result<Value> arguments(const TrustWords& words) {
 }  // namespace
 
 Outcome run_trust_show(Session& session) {
-  const Result<Value> trust = session.call("trust.show", Value::map());
-  if (!trust) return std::unexpected(trust.error());
+  Value anchors = Value::array();
+  Value revocations = Value::array();
+  Value whole;
+  for (Value next = 0; !next.is_null();) {
+    Result<Value> page = session.call("trust.show", Value::map({{"cursor", next}}));
+    if (!page) return pass_on(page);
+    for (const Value& each : list_of(*page, "anchors")) anchors.push(each);
+    for (const Value& each : list_of(*page, "revocations")) revocations.push(each);
+    next = part_of(*page, "next");
+    whole = std::move(*page);
+  }
+  whole = Value::map({{"node", part_of(whole, "node")},
+                      {"epoch", part_of(whole, "epoch")},
+                      {"anchors", std::move(anchors)},
+                      {"revocations", std::move(revocations)}});
   if (session.json())
-    session.print_json(*trust);
+    session.print_json(whole);
   else
-    session.print(render_trust(*trust, session.style()));
+    session.print(render_trust(whole, session.style()));
   return ExitCode::done;
 }
 

@@ -42,8 +42,8 @@ struct NodeOptions {
 struct Actor {
   uint32_t uid = 0;
   bool operates = false;
-  std::optional<Holder::KeyThumbprint> key = {};  // that it proved
-  std::vector<uint64_t> cgroups = {};             // that it is in
+  std::optional<Holder::KeyThumbprint> key = {};      // that it proved
+  std::optional<std::vector<uint64_t>> cgroups = {};  // that it is in, if that is known
 
   // All that it is as a holder.
   std::vector<Holder> holders() const;
@@ -95,6 +95,7 @@ struct Grant {
 struct LeaseOrigin {
   uint64_t issuer = 0;
   uint64_t head = 0;
+  uint64_t token = 0;
   uint64_t issued_s = 0;
 };
 
@@ -205,6 +206,8 @@ class Node {
                            abi::lease_record& record) const;
   std::vector<uint32_t> slots_of(uint32_t first_slot) const;
   Result<uint32_t> find_live(const LeaseId& id) const;
+  static LeaseOrigin origin_of(const abi::lease_record& record);
+  void set_origin(uint32_t first_slot, const LeaseOrigin& origin);
   Status check_holder(const Actor& actor, uint32_t first_slot) const;
   LeaseView view(uint32_t first_slot) const;
   std::string resource_text(uint32_t slot) const;

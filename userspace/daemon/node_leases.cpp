@@ -60,7 +60,8 @@ Result<uint32_t> Node::slot_of(const Tenant& tenant, const Resource& resource,
 std::vector<Holder> Actor::holders() const {
   std::vector<Holder> all{{Holder::Kind::uid, uid, {}}};
   if (key) all.push_back({Holder::Kind::key, 0, *key});
-  for (const uint64_t id : cgroups) all.push_back({Holder::Kind::cgroup, id, {}});
+  if (cgroups)
+    for (const uint64_t id : *cgroups) all.push_back({Holder::Kind::cgroup, id, {}});
   return all;
 }
 
@@ -126,6 +127,7 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const Le
     r.phase = abi::HF_PHASE_ACTIVE;
     r.issuer = origin.issuer;
     r.head = origin.head;
+    r.token = origin.token;
     r.issued_s = origin.issued_s;
     r.first_slot = bound.size() == first ? *slot : bound[first].slot;
     r.next_slot = abi::HF_NO_SLOT;
@@ -263,9 +265,8 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
       return pass_on(ok, fmt::format("lease {}", lease_text(record)));
   const uint64_t deadline = now + ttl_ns;
   // First: whoever revokes what it stands on from here on finds it.
-  if (origin != nullptr)
-    for (const uint32_t each : slots_of(*slot))
-      plane_->slots.set_origin(each, origin->issuer, origin->head, origin->issued_s);
+  const LeaseOrigin former = origin_of(record);
+  if (origin != nullptr) set_origin(*slot, *origin);
   if (deadline < before) {
     if (Status ok = shorten(*slot, deadline); !ok) return pass_on(ok);
   } else {
@@ -273,6 +274,7 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
     if (Status ok = move_deadline(*plane_, terms); !ok) {
       // Some of its gates may stand at the new deadline and some at the old one, or be shut.
       if (ok.error().code == lease_closed_code) tear_down(slots_of(*slot), "failed_closed", {});
+      set_origin(*slot, former);
       return pass_on(ok);
     }
     leases_.moved(*slot, record.incarnation, deadline);
@@ -283,6 +285,15 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
                                   {"generation", record.generation},
                                   {"term", human_duration(ttl_ns)}});
   return view(*slot);
+}
+
+LeaseOrigin Node::origin_of(const abi::lease_record& record) {
+  return {record.issuer, record.head, record.token, record.issued_s};
+}
+
+void Node::set_origin(uint32_t first_slot, const LeaseOrigin& origin) {
+  for (const uint32_t slot : slots_of(first_slot))
+    plane_->slots.set_origin(slot, origin.issuer, origin.head, origin.token, origin.issued_s);
 }
 
 std::vector<Term> Node::terms_of(uint32_t first_slot, uint64_t deadline_boot_ns) const {

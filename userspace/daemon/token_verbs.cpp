@@ -15,6 +15,8 @@ namespace {
 
 using cbor::Value;
 
+constexpr size_t tenant_name_bytes_max = 256;
+
 // Of a token that was good a moment ago; 0 if it has expired since.
 uint64_t time_left_ns(const token::Verified& token) {
   const uint64_t now = wall_now_ns();
@@ -143,13 +145,19 @@ Result<token::Revocation> Verbs::read_revocation(const Value& args) {
     return fail(ErrorKind::invalid, "bad_revocation",
                 "a tenant or a time narrows what of an issuer is revoked, and nothing else",
                 "leave it out, or name issuer:NAME");
-  revocation->since_s = wall_now_ns() / ns_per_s;
   const Result<std::string_view> tenant = args.get_text_or("tenant", "");
   if (!tenant) return std::unexpected(tenant.error());
+  if (tenant->size() > tenant_name_bytes_max)
+    return fail(ErrorKind::invalid, "bad_revocation", "no tenant has a name that long",
+                "holdfast tenant ls shows them");
   revocation->tenant = *tenant;
   // Of this second, too, since it is not over.
-  const Result<uint64_t> before = args.get_u64_or("issued_before_s", revocation->since_s + 1);
+  const uint64_t now_s = wall_now_ns() / ns_per_s;
+  const Result<uint64_t> before = args.get_u64_or("issued_before_s", now_s + 1);
   if (!before) return std::unexpected(before.error());
+  if (*before > now_s + token::life_max_s)
+    return fail(ErrorKind::invalid, "bad_revocation", "that time is more than 5m ahead",
+                "revoke the issuer's key: it stays revoked until it is restored");
   if (of_issuer) revocation->issued_before_s = *before;
   return revocation;
 }

@@ -153,7 +153,9 @@ Status Tokens::write(const token::Revocations& revoked) const {
 Status Tokens::revoke(token::Revocation revocation, const std::function<void()>& enforce) {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   token::Revocations next = now->revoked;
-  const Status added = next.add(std::move(revocation), wall_now_ns() / ns_per_s);
+  // A time that is behind one that has been would let it lapse too early.
+  revocation.since_s = std::max(wall_now_ns() / ns_per_s, identity_.wall_floor_ms() / 1000);
+  const Status added = next.add(std::move(revocation));
   if (added) believe(now->anchors, next);
   enforce();
   if (!added) return added;
@@ -166,7 +168,12 @@ Status Tokens::restore(const token::Revocation& revocation) {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   token::Revocations next = now->revoked;
   if (Status ok = next.lift(revocation); !ok) return ok;
-  if (Status ok = write(next); !ok) return ok;
+  if (Status ok = write(next); !ok) {
+    // It may have come to stand there all the same.
+    if (Status back = write(now->revoked); !back)
+      log::error("revocations_not_written", {{"cause", back.error().text()}});
+    return ok;
+  }
   believe(now->anchors, std::move(next));
   return {};
 }
@@ -174,6 +181,7 @@ Status Tokens::restore(const token::Revocation& revocation) {
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {
   return {.issuer = beginning_of(token.head.key),
           .head = beginning_of(token.head_id),
+          .token = beginning_of(token.id),
           .issued_s = token.claims.issued_at};
 }
 
@@ -192,10 +200,12 @@ std::function<bool(const abi::lease_record&)> Tokens::meant_by(
   using Record = abi::lease_record;
   const uint64_t beginning = beginning_of(revocation.digest);
   switch (revocation.kind) {
-    case Kind::key: return [=](const Record& r) { return r.issuer == beginning; };
-    case Kind::head: return [=](const Record& r) { return r.head == beginning; };
+    case Kind::key: return [=](const Record& r) { return r.issuer != 0 && r.issuer == beginning; };
+    case Kind::head: return [=](const Record& r) { return r.issuer != 0 && r.head == beginning; };
     case Kind::token:
-      return [id = lease_of(revocation.digest)](const Record& r) { return LeaseId::of(r) == id; };
+      return [=, made = lease_of(revocation.digest)](const Record& r) {
+        return r.issuer != 0 && (r.token == beginning || LeaseId::of(r) == made);
+      };
     case Kind::holder:
       return [holder = parse_holder_name(revocation.name)](const Record& r) {
         return holder && Node::holder_of(r) == *holder;
@@ -255,6 +265,9 @@ Result<token::Verified> Tokens::judge(std::span<const uint8_t> bytes, token::Kin
                          : fmt::format("{}, and not uid:{}", name, presenter.uid),
                   presenter);
   // One that names no holder is its presenter's.
+  const bool bearers = verified->claims.holder.empty() && !verified->claims.holder_key;
+  if (bearers && !presenter.cgroups && now->revoked.has_cgroups())
+    return refuse(Refusal::revoked, "who presents it is in a cgroup that is not known", presenter);
   for (const Holder& each : presenter.holders())
     if (now->revoked.has_holder(holder_name(each)))
       return refuse(Refusal::revoked, "who presents it, " + holder_name(each), presenter);
@@ -343,6 +356,13 @@ void Tokens::release() {
 void Tokens::remember_time() {
   const uint64_t wall_ns = wall_now_ns();
   if (clock_.doubt(wall_ns, boot_now_ns())) return;
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  token::Revocations left = now->revoked;
+  if (left.drop_lapsed(wall_ns / ns_per_s) != 0) {
+    if (Status ok = write(left); !ok)
+      log::error("revocations_not_written", {{"cause", ok.error().text()}});
+    believe(now->anchors, std::move(left));
+  }
   if (Status ok = identity_.remember_time(wall_ns / ns_per_ms); !ok)
     log::error("identity_not_written", {{"cause", ok.error().text()}});
 }
@@ -361,34 +381,48 @@ Value Tokens::status() const {
                      {"clock", doubt ? Value("suspect: " + *doubt) : Value("good")}});
 }
 
-Value Tokens::trust() const {
+namespace {
+
+Value anchor_value(const token::Anchor& anchor, bool is_revoked) {
+  return Value::map({{"issuer", anchor.issuer},
+                     {"key", fmt::format("{:02x}", fmt::join(anchor.thumbprint, ""))},
+                     {"state", is_revoked ? "revoked" : token::name_of(anchor.state)},
+                     {"for_tokens", anchor.for_tokens},
+                     {"tenants", list_of(anchor.tenants)},
+                     {"operations", list_of(anchor.operations)},
+                     {"life", human_duration(anchor.life_max_s * ns_per_s)}});
+}
+
+Value revocation_value(const token::Revocation& revocation) {
+  const std::optional<uint64_t> lapses = revocation.lapses_s();
+  const uint64_t before_s = revocation.issued_before_s;
+  return Value::map({{"what", token::text_of(revocation)},
+                     {"tenant", revocation.tenant.empty() ? Value() : Value(revocation.tenant)},
+                     {"issued_before", before_s != 0 ? time_of(before_s) : Value()},
+                     {"since", time_of(revocation.since_s)},
+                     {"lapses", lapses ? time_of(*lapses) : Value()}});
+}
+
+}  // namespace
+
+Value Tokens::trust(uint64_t cursor, size_t limit) const {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
-  Value anchors = Value::array();
-  for (const token::Anchor& each : now->anchors.all()) {
-    if (each.own) continue;
-    const bool revoked = now->revoked.has_key(each.thumbprint);
-    anchors.push(Value::map({{"issuer", each.issuer},
-                             {"key", fmt::format("{:02x}", fmt::join(each.thumbprint, ""))},
-                             {"state", revoked ? "revoked" : token::name_of(each.state)},
-                             {"for_tokens", each.for_tokens},
-                             {"tenants", list_of(each.tenants)},
-                             {"operations", list_of(each.operations)},
-                             {"life", human_duration(each.life_max_s * ns_per_s)}}));
-  }
-  Value revoked = Value::array();
-  for (const token::Revocation& each : now->revoked.all()) {
-    const std::optional<uint64_t> lapses = each.lapses_s();
-    revoked.push(Value::map(
-        {{"what", token::text_of(each)},
-         {"tenant", each.tenant.empty() ? Value() : Value(each.tenant)},
-         {"issued_before", each.issued_before_s != 0 ? time_of(each.issued_before_s) : Value()},
-         {"since", time_of(each.since_s)},
-         {"lapses", lapses ? time_of(*lapses) : Value()}}));
-  }
+  const std::vector<token::Anchor>& anchors = now->anchors.all();
+  const std::vector<token::Revocation>& revoked = now->revoked.all();
+  const uint64_t end = anchors.size() + revoked.size();
+  Value anchor_list = Value::array();
+  Value revoked_list = Value::array();
+  uint64_t at = std::min(cursor, end);
+  for (; at < end && limit > 0; ++at, --limit)
+    if (at >= anchors.size())
+      revoked_list.push(revocation_value(revoked[at - anchors.size()]));
+    else if (!anchors[at].own)
+      anchor_list.push(anchor_value(anchors[at], now->revoked.has_key(anchors[at].thumbprint)));
   return Value::map({{"node", identity_.name()},
                      {"epoch", identity_.epoch()},
-                     {"anchors", std::move(anchors)},
-                     {"revocations", std::move(revoked)}});
+                     {"anchors", std::move(anchor_list)},
+                     {"revocations", std::move(revoked_list)},
+                     {"next", at < end ? Value(at) : Value()}});
 }
 
 }  // namespace holdfast

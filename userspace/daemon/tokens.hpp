@@ -90,7 +90,9 @@ class Tokens {
   // Raises the durable floor of wall time, unless that is in doubt.
   void remember_time();
   cbor::Value status() const;
-  cbor::Value trust() const;  // anchors and revocations
+  // Anchors, then revocations: at most `limit` of them, from the one with this number on. "next" is
+  // where the next page begins, null after the last.
+  cbor::Value trust(uint64_t cursor, size_t limit) const;
 
  private:
   Tokens(std::string state_dir, Identity identity, Spent spent, const WallClock& clock,

@@ -19,6 +19,7 @@ namespace {
 using cbor::Value;
 
 constexpr size_t leases_per_page = 1000;
+constexpr size_t trust_per_page = 500;  // each may have names of 256 bytes
 constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;     // of readers, and as many of operators
 constexpr size_t uid_followers_max = 8;  // of one reader
@@ -238,7 +239,12 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
-  if (request.verb == "trust.show") return tokens_.trust();
+  if (request.verb == "trust.show") {
+    if (Status ok = request.args.only_keys({"cursor"}); !ok) return pass_on(ok);
+    const Result<uint64_t> cursor = request.args.get_u64_or("cursor", 0);
+    if (!cursor) return std::unexpected(cursor.error());
+    return tokens_.trust(*cursor, trust_per_page);
+  }
   return fail(ErrorKind::invalid, "unknown_verb",
               fmt::format("there is no verb \"{}\"", request.verb),
               "client and daemon may be of different versions: compare `holdfast --version` with "

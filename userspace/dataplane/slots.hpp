@@ -130,10 +130,12 @@ class Slots {
     std::atomic_ref<decltype(abi::lease_record::generation)>(records_[slot].generation)
         .store(generation, std::memory_order_relaxed);
   }
-  void set_origin(uint32_t slot, uint64_t issuer, uint64_t head, uint64_t issued_s) {
+  void set_origin(uint32_t slot, uint64_t issuer, uint64_t head, uint64_t token,
+                  uint64_t issued_s) {
     abi::lease_record& r = records_[slot];
     r.issuer = issuer;
     r.head = head;
+    r.token = token;
     r.issued_s = issued_s;
   }
   void link(uint32_t slot, uint32_t next) { records_[slot].next_slot = next; }

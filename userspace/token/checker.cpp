@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <sys/mman.h>
+#include <sys/random.h>
 
 #include "userspace/base/check.hpp"
 
@@ -24,12 +25,10 @@ uint32_t tag_of(const FramedHead& head) {
   return word_at<uint32_t>(head.signature.data() + 8) | 1;
 }
 
-HeaderTag tag_of_header(const FramedHead& head) {
-  if (head.is_header_known) return head.tag;
-  const Digest digest = sha256(head.header);
-  HeaderTag tag;
-  std::copy_n(digest.begin(), tag.size(), tag.begin());
-  return tag;
+std::array<uint8_t, 32> random_secret() {
+  std::array<uint8_t, 32> secret{};
+  CHECK(::getrandom(secret.data(), secret.size(), 0) == static_cast<ssize_t>(secret.size()));
+  return secret;
 }
 
 // Where a header is looked for, and no more: all of its bytes are compared. Each word has a factor
@@ -96,7 +95,8 @@ SparseArray<T>::~SparseArray() {
 }
 
 Checker::Checker(size_t heads, size_t nodes)
-    : head_tags_(heads),
+    : secret_(random_secret()),
+      head_tags_(heads),
       heads_(heads),
       headers_(headers),
       nodes_(nodes / 2),
@@ -106,6 +106,14 @@ Checker::Checker(size_t heads, size_t nodes)
 }
 
 Checker::~Checker() = default;
+
+HeaderTag Checker::tag_of_header(const FramedHead& head) const {
+  if (head.is_header_known) return head.tag;
+  const Digest digest = sha256({secret_, head.header});
+  HeaderTag tag;
+  std::copy_n(digest.begin(), tag.size(), tag.begin());
+  return tag;
+}
 
 size_t Checker::set_of(const FramedHead& head) const {
   return (word_at<uint64_t>(head.signature.data()) & set_mask_) * ways;

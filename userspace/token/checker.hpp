@@ -44,7 +44,8 @@ struct Beliefs {
   uint32_t version = 1;  // never 0
 };
 
-// Of a header its SHA-256, the first 128 bits: nobody finds another header that has the same ones.
+// Of a header its SHA-256 behind a secret, the first 128 bits: nobody finds two headers that have
+// the same ones, since nobody knows what they are.
 using HeaderTag = std::array<uint8_t, 16>;
 
 // A head as it stands in a frame. What is known of it is found out at its first token.
@@ -121,6 +122,7 @@ class Checker {
   static constexpr size_t ways = 16;  // places where a head may stand: a line of their tags
   static constexpr size_t headers = size_t{1} << 11;  // that are kept; a MiB
 
+  HeaderTag tag_of_header(const FramedHead& head) const;
   size_t set_of(const FramedHead& head) const;
   void ask_for_heads(std::span<const Item> batch);
   void judge_header(FramedHead& head, const Beliefs& beliefs, uint64_t now_s);
@@ -135,6 +137,7 @@ class Checker {
   KnownHeader* find(std::span<const uint8_t> header);
   void remember_header(FramedHead& head, const Beliefs& beliefs);
 
+  const std::array<uint8_t, 32> secret_;
   SparseArray<uint32_t> head_tags_;  // of the signatures; 0: free
   SparseArray<KnownHead> heads_;
   SparseArray<KnownHeader> headers_;

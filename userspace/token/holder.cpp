@@ -51,12 +51,7 @@ Status prove_key(wire::Client& node, const SecretKey& key) {
 Status prove_key(wire::VerifyClient& node, const SecretKey& key) {
   const Result<std::vector<uint8_t>> proof = answer(node.hello(), node.fd(), key);
   if (!proof) return std::unexpected(proof.error());
-  std::vector<uint8_t> frame;
-  wire::append_frame(frame, wire::FrameType::prove, 0, 1, *proof);
-  if (Status ok = node.send(frame); !ok) return ok;
-  const Result<std::span<const uint8_t>> reply = node.receive();
-  if (!reply) return std::unexpected(reply.error());
-  return {};
+  return node.prove(*proof);
 }
 
 }  // namespace holdfast::token

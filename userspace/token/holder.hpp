@@ -1,6 +1,6 @@
 // A holder proves its key to the node, once for a connection: tokens bound to that key are then
 // taken from this connection. Errors: those of the call; denied / not_the_node when neither root
-// nor this user serves the socket, since whoever does could pass the proof on and be taken for the
+// nor this user made the socket, since whoever does could pass the proof on and be taken for the
 // holder.
 #pragma once
 

@@ -18,7 +18,7 @@ namespace {
 using What = Revocation::Kind;
 
 constexpr size_t name_bytes_max = 256;
-constexpr size_t file_bytes_max = size_t{32} << 20;
+constexpr size_t file_bytes_max = size_t{64} << 20;
 constexpr std::array<std::pair<std::string_view, What>, 5> kinds{{
     {"key", What::key},
     {"head", What::head},
@@ -60,7 +60,9 @@ std::optional<uint64_t> Revocation::lapses_s() const {
   switch (kind) {
     case What::head:
     case What::token: return since_s + life_max_s + clock_skew_s;
-    case What::issuer: return issued_before_s + life_max_s + clock_skew_s;
+    case What::issuer:
+      return std::min(issued_before_s, UINT64_MAX - life_max_s - clock_skew_s) + life_max_s +
+             clock_skew_s;
     default: return std::nullopt;
   }
 }
@@ -105,11 +107,16 @@ size_t Revocations::Hash::operator()(const Digest& digest) const {
   return word;
 }
 
-Status Revocations::add(Revocation revocation, uint64_t now_s) {
-  std::erase_if(all_, [&](const Revocation& each) {
+size_t Revocations::drop_lapsed(uint64_t now_s) {
+  const size_t dropped = std::erase_if(all_, [&](const Revocation& each) {
     const std::optional<uint64_t> lapses = each.lapses_s();
     return lapses && *lapses <= now_s;
   });
+  if (dropped != 0) index();
+  return dropped;
+}
+
+Status Revocations::add(Revocation revocation) {
   const auto same = std::ranges::find_if(
       all_, [&](const Revocation& each) { return says_the_same(each, revocation); });
   if (same != all_.end()) {
@@ -144,18 +151,18 @@ void Revocations::index() {
   for (const Revocation& each : all_)
     if (is_by_digest(each.kind))
       digests_[each.digest] |= 1U << static_cast<unsigned>(each.kind);
+    else if (each.kind == What::holder)
+      holders_.insert(each.name);
     else
-      (each.kind == What::holder ? holders_ : issuers_).push_back(each);
+      issuers_.push_back(each);
+  cgroups_ = static_cast<size_t>(std::ranges::count_if(
+      holders_, [](const std::string& name) { return name.starts_with("cgroup:"); }));
 }
 
 bool Revocations::has(Revocation::Kind kind, const Digest& digest) const {
   if (digests_.empty()) return false;
   const auto found = digests_.find(digest);
   return found != digests_.end() && (found->second >> static_cast<unsigned>(kind) & 1) != 0;
-}
-
-bool Revocations::has_holder(std::string_view name) const {
-  return std::ranges::any_of(holders_, [&](const Revocation& each) { return each.name == name; });
 }
 
 uint64_t Revocations::issued_before_s(std::string_view issuer, std::string_view tenant) const {

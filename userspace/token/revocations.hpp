@@ -4,11 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "userspace/base/result.hpp"
@@ -41,9 +43,11 @@ class Revocations {
   bool empty() const { return all_.empty(); }
   const std::vector<Revocation>& all() const { return all_; }
 
-  // Replaces what says the same; an issuer's time does not go back. Those that lapsed are dropped.
-  // Errors: exhausted / revocations_max.
-  Status add(Revocation revocation, uint64_t now_s);
+  // Replaces what says the same; an issuer's time does not go back. Errors: exhausted /
+  // revocations_max.
+  Status add(Revocation revocation);
+  // Those that lapsed; how many there were.
+  size_t drop_lapsed(uint64_t now_s);
   // Errors: not_found / not_revoked.
   Status lift(const Revocation& revocation);
 
@@ -51,7 +55,8 @@ class Revocations {
   bool has_heads() const { return heads_ != 0; }
   bool has_head(const Digest& head) const { return has(Revocation::Kind::head, head); }
   bool has_token(const Digest& leaf) const { return has(Revocation::Kind::token, leaf); }
-  bool has_holder(std::string_view name) const;
+  bool has_holder(std::string_view name) const { return holders_.contains(name); }
+  bool has_cgroups() const { return cgroups_ != 0; }  // among the holders
   // Tokens of this issuer for this tenant count only if issued at this time or later.
   uint64_t issued_before_s(std::string_view issuer, std::string_view tenant) const;
 
@@ -63,14 +68,19 @@ class Revocations {
   struct Hash {
     size_t operator()(const Digest& digest) const;
   };
+  struct TextHash : std::hash<std::string_view> {
+    using is_transparent = void;
+  };
 
   bool has(Revocation::Kind kind, const Digest& digest) const;
   void index();
 
   std::vector<Revocation> all_;
   std::unordered_map<Digest, uint32_t, Hash> digests_;  // a bit for each kind
-  std::vector<Revocation> holders_, issuers_;
+  std::unordered_set<std::string, TextHash, std::equal_to<>> holders_;
+  std::vector<Revocation> issuers_;
   size_t heads_ = 0;
+  size_t cgroups_ = 0;
 };
 
 }  // namespace holdfast::token

@@ -53,10 +53,14 @@ bool is_holder(const token::ClaimsView& claims, std::string_view named, const As
                        : named == claims.holder;
 }
 
-// Whether no token is good any more in the hand of who shows it.
-bool is_revoked(const token::Revocations& revoked, std::string_view named, const Asker& asker) {
+// Whether no token is good any more in the hand of who shows it. One that names no holder is its
+// presenter's.
+bool is_revoked(const token::Revocations& revoked, const token::ClaimsView& claims,
+                std::string_view named, const Asker& asker) {
   if (!named.empty()) return revoked.has_holder(named);
-  return std::ranges::any_of(asker.names,
+  const bool bearers = claims.holder.empty() && !claims.holder_key;
+  return (bearers && !asker.cgroups_known && revoked.has_cgroups()) ||
+         std::ranges::any_of(asker.names,
                              [&](const std::string& name) { return revoked.has_holder(name); });
 }
 
@@ -76,8 +80,7 @@ Refusal judge_use(const wire::Check& check, const token::Item& item, const Verif
   if (item.head->kind != token::Kind::use) return Refusal::wrong_kind;
   if (!check.presenter.empty() && !asker.relying) return Refusal::not_relying;
   if (!is_holder(claims, check.presenter, asker)) return Refusal::wrong_holder;
-  // One that names no holder is its presenter's.
-  if (is_revoked(beliefs.revoked, check.presenter, asker)) return Refusal::revoked;
+  if (is_revoked(beliefs.revoked, claims, check.presenter, asker)) return Refusal::revoked;
   if (!claims.operations.has(check.operation)) return Refusal::operation_not_named;
   if (!covers(claims, check.resource)) return Refusal::resource_not_named;
   if (state.clock_in_doubt.load(std::memory_order_relaxed)) return Refusal::clock_suspect;
@@ -95,6 +98,7 @@ Result<std::vector<uint8_t>> take_proof(const wire::Datagram& frame, const token
       frame.body, {.node = beliefs.node, .epoch = beliefs.epoch, .challenge = asker.challenge});
   if (!key) return pass_on(key);
   asker.proved_key = *key;
+  asker.names.push_back(holder_name({Holder::Kind::key, 0, *key}));
   std::vector<uint8_t> body;
   cbor::Writer(body).bytes(*key);
   std::vector<uint8_t> answer;
@@ -119,11 +123,13 @@ Verdict FrameJudge::judge_lease(uint64_t name, const token::Item& item,
       state.tenants[lease->tenant].epoch != lease->tenant_epoch)
     return refused(Refusal::no_lease);
   if (lease->generation != claims.lease->generation) return refused(Refusal::old_generation);
+  // A frame may take so long that a token which was good when its head was looked up is so no more.
+  const uint64_t token_ends_ns = item.expires_s * ns_per_s + boot_less_wall_ns_;
+  if (token_ends_ns <= boot_ns_) return refused(Refusal::expired);
   return {.reason = 0,
           .slot = slot,
           .generation = lease->generation,
-          .valid_until_boot_ns =
-              std::min(lease->deadline_boot_ns, item.expires_s * ns_per_s + boot_less_wall_ns_)};
+          .valid_until_boot_ns = std::min(lease->deadline_boot_ns, token_ends_ns)};
 }
 
 bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,

@@ -30,8 +30,9 @@ struct VerifierState {
 
 // Who sent a frame.
 struct Asker {
-  std::vector<std::string> names;  // "uid:1000", and of the cgroups that it is in
-  bool relying = false;            // may name others as presenters: group holdfast, operators
+  std::vector<std::string> names;  // "uid:1000", of the cgroups that it is in, of a key it proved
+  bool cgroups_known = false;
+  bool relying = false;  // may name others as presenters: group holdfast, operators
   token::Challenge challenge{};
   std::optional<token::Digest> proved_key = {};
 };

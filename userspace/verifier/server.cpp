@@ -68,7 +68,8 @@ void Server::accept_some() {
     Asker asker{.names = {holder_name({Holder::Kind::uid, peer->uid, {}})},
                 .relying = peer->role != wire::Role::none,
                 .challenge = peer->challenge};
-    for (const uint64_t id : peer->cgroups)
+    asker.cgroups_known = peer->cgroups.has_value();
+    for (const uint64_t id : peer->cgroups.value_or(std::vector<uint64_t>()))
       asker.names.push_back(holder_name({Holder::Kind::cgroup, id, {}}));
     workers_[next_]->take(std::move(fd), peer->uid, std::move(asker));
     next_ = (next_ + 1) % workers_.size();

@@ -33,7 +33,7 @@ struct Peer {
   pid_t pid = 0;
   std::vector<gid_t> groups;
   Role role = Role::none;
-  std::vector<uint64_t> cgroups;  // its own and those around it; none where that cannot be told
+  std::optional<std::vector<uint64_t>> cgroups;  // its own and those around it, if they are known
   // Random, told in the hello. Whoever signs it proves a key on this connection, and is that key's
   // holder from then on.
   std::array<uint8_t, 32> challenge{};

@@ -55,21 +55,46 @@ Status VerifyClient::send(std::span<const uint8_t> frame) {
 }
 
 Result<std::span<const uint8_t>> VerifyClient::receive() {
+  Result<Datagram> datagram = receive_datagram();
+  if (!datagram) return pass_on(datagram);
+  return datagram->body;
+}
+
+Result<Datagram> VerifyClient::receive_datagram() {
   ssize_t got = 0;
   do got = ::recv(socket_.get(), buffer_.data(), buffer_.size(), 0);
   while (got < 0 && errno == EINTR);
   if (got <= 0) return closed(got < 0 ? errno : 0);
   const Result<Datagram> datagram =
       read_datagram(std::span(buffer_).first(static_cast<size_t>(got)));
-  if (!datagram) return std::unexpected(datagram.error());
-  if (datagram->type != FrameType::error) return datagram->body;
+  if (!datagram || datagram->type != FrameType::error) return datagram;
   Result<WireError> error = decode_error(datagram->body);
   return std::unexpected(error ? std::move(error->error) : std::move(error.error()));
 }
 
+// Sends a frame with the last id, and takes its answer and no other.
+Result<std::span<const uint8_t>> VerifyClient::exchange(std::span<const uint8_t> frame,
+                                                        FrameType answer) {
+  if (Status ok = send(frame); !ok) return pass_on(ok);
+  const Result<Datagram> datagram = receive_datagram();
+  if (!datagram) return std::unexpected(datagram.error());
+  if (datagram->type != answer || datagram->request_id != last_id_)
+    return fail(ErrorKind::internal, "malformed_answer", "the daemon answered something else",
+                "take the answers of frames that were sent ahead first");
+  return datagram->body;
+}
+
+Status VerifyClient::prove(std::span<const uint8_t> proof) {
+  std::vector<uint8_t> frame;
+  append_frame(frame, FrameType::prove, 0, ++last_id_, proof);
+  const Result<std::span<const uint8_t>> proved = exchange(frame, FrameType::proved);
+  if (!proved) return std::unexpected(proved.error());
+  return {};
+}
+
 Result<std::vector<Verdict>> VerifyClient::ask(CheckFrame& frame) {
-  if (Status ok = send(frame.finish(++last_id_)); !ok) return pass_on(ok);
-  const Result<std::span<const uint8_t>> body = receive();
+  const Result<std::span<const uint8_t>> body =
+      exchange(frame.finish(++last_id_), FrameType::verdicts);
   if (!body) return std::unexpected(body.error());
   return read_verdicts(*body);
 }

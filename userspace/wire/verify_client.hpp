@@ -29,13 +29,17 @@ class VerifyClient {
   Status send(std::span<const uint8_t> frame);
   // The next answer's body. Errors: what the daemon refused; unavailable / connection_closed.
   Result<std::span<const uint8_t>> receive();
-  // One frame and its answer.
+  // One frame and its answer, when none is under way. Errors also: internal / malformed_answer.
   Result<std::vector<Verdict>> ask(CheckFrame& frame);
+  Status prove(std::span<const uint8_t> proof);  // token::prove_key() makes it
 
   int fd() const { return socket_.get(); }
 
  private:
   explicit VerifyClient(UniqueFd socket) : socket_(std::move(socket)) {}
+
+  Result<Datagram> receive_datagram();
+  Result<std::span<const uint8_t>> exchange(std::span<const uint8_t> frame, FrameType answer);
 
   UniqueFd socket_;
   cbor::Value hello_;

@@ -33,7 +33,7 @@ Revocation of_issuer(uint64_t before_s, const std::string& tenant = {}) {
 
 Revocations only(const Revocation& one) {
   Revocations revocations;
-  EXPECT_TRUE(revocations.add(one, now_s));
+  EXPECT_TRUE(revocations.add(one));
   return revocations;
 }
 
@@ -130,26 +130,41 @@ TEST(Revocations, LapseWhenNothingThatIsMeantIsLeft) {
   const std::string digest = hex(Digest{});
   for (const std::string& each :
        {"token:" + digest, "head:" + digest, "key:" + digest, std::string("holder:uid:1")})
-    ASSERT_TRUE(revocations.add(parsed(each), now_s));
-  ASSERT_TRUE(revocations.add(of_issuer(now_s), now_s));
+    ASSERT_TRUE(revocations.add(parsed(each)));
+  ASSERT_TRUE(revocations.add(of_issuer(now_s)));
   EXPECT_EQ(revocations.all().size(), 5U);
   // The longest life, and the farthest that an issuer's clock may be ahead.
-  ASSERT_TRUE(revocations.add(parsed("holder:uid:2"), now_s + 329));
-  EXPECT_EQ(revocations.all().size(), 6U);
-  ASSERT_TRUE(revocations.add(parsed("holder:uid:2"), now_s + 330));
-  EXPECT_EQ(revocations.all().size(), 3U);
+  EXPECT_EQ(revocations.drop_lapsed(now_s + 329), 0U);
+  EXPECT_EQ(revocations.drop_lapsed(now_s + 330), 3U);
+  EXPECT_EQ(revocations.all().size(), 2U);
   EXPECT_TRUE(revocations.has_key(Digest{}));
   EXPECT_FALSE(revocations.has_token(Digest{}));
   EXPECT_EQ(revocations.issued_before_s("cp.example", "any"), 0U);
 }
 
+TEST(Revocations, OfAllTimesStand) {
+  Revocations revocations;
+  ASSERT_TRUE(revocations.add(of_issuer(UINT64_MAX)));
+  EXPECT_EQ(revocations.drop_lapsed(UINT64_MAX - 1), 0U);
+}
+
+TEST(Revocations, KnowWhetherACgroupIsAmongThem) {
+  Revocations revocations;
+  ASSERT_TRUE(revocations.add(parsed("holder:uid:1")));
+  EXPECT_FALSE(revocations.has_cgroups());
+  ASSERT_TRUE(revocations.add(parsed("holder:cgroup:1")));
+  EXPECT_TRUE(revocations.has_cgroups());
+  ASSERT_TRUE(revocations.lift(parsed("holder:cgroup:1")));
+  EXPECT_FALSE(revocations.has_cgroups());
+}
+
 TEST(Revocations, SayEachThingOnceAndAreLifted) {
   Revocations revocations;
-  ASSERT_TRUE(revocations.add(of_issuer(now_s), now_s));
-  ASSERT_TRUE(revocations.add(of_issuer(now_s - 10), now_s));
+  ASSERT_TRUE(revocations.add(of_issuer(now_s)));
+  ASSERT_TRUE(revocations.add(of_issuer(now_s - 10)));
   EXPECT_EQ(revocations.all().size(), 1U);
   EXPECT_EQ(revocations.issued_before_s("cp.example", "any"), now_s) << "it does not go back";
-  ASSERT_TRUE(revocations.add(of_issuer(now_s + 1, "acme/shop/prod"), now_s));
+  ASSERT_TRUE(revocations.add(of_issuer(now_s + 1, "acme/shop/prod")));
   EXPECT_EQ(revocations.issued_before_s("cp.example", "acme/shop/prod"), now_s + 1);
   EXPECT_EQ(revocations.issued_before_s("cp.example", "any"), now_s);
   EXPECT_TRUE(revocations.lift(of_issuer(0, "acme/shop/prod")));
@@ -175,7 +190,7 @@ TEST(Revocations, AreBounded) {
   cbor::Writer(whole).array(2).bytes(sha256(file)).bytes(file).end();
   Result<Revocations> full = Revocations::decode(whole);
   ASSERT_TRUE(full) << full.error().text();
-  const Status one_more = full->add(parsed("holder:uid:1"), now_s);
+  const Status one_more = full->add(parsed("holder:uid:1"));
   ASSERT_FALSE(one_more);
   EXPECT_EQ(one_more.error().code, "revocations_max");
   EXPECT_EQ(full->all().size(), revocations_max);
@@ -183,9 +198,9 @@ TEST(Revocations, AreBounded) {
 
 TEST(Revocations, ComeBackFromTheirFileAndDamageIsNoticed) {
   Revocations revocations;
-  ASSERT_TRUE(revocations.add(parsed("key:" + hex(leaf_hash({}))), now_s));
-  ASSERT_TRUE(revocations.add(parsed("holder:cgroup:4711"), now_s));
-  ASSERT_TRUE(revocations.add(of_issuer(now_s - 3, "acme/shop/prod"), now_s));
+  ASSERT_TRUE(revocations.add(parsed("key:" + hex(leaf_hash({})))));
+  ASSERT_TRUE(revocations.add(parsed("holder:cgroup:4711")));
+  ASSERT_TRUE(revocations.add(of_issuer(now_s - 3, "acme/shop/prod")));
   const std::vector<uint8_t> file = revocations.encode();
   const Result<Revocations> back = Revocations::decode(file);
   ASSERT_TRUE(back) << back.error().text();
