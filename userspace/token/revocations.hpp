@@ -55,7 +55,9 @@ class Revocations {
   bool has_heads() const { return heads_ != 0; }
   bool has_head(const Digest& head) const { return has(Revocation::Kind::head, head); }
   bool has_token(const Digest& leaf) const { return has(Revocation::Kind::token, leaf); }
-  bool has_holder(std::string_view name) const { return holders_.contains(name); }
+  bool has_holder(std::string_view name) const {
+    return !holders_.empty() && holders_.contains(name);
+  }
   bool has_cgroups() const { return cgroups_ != 0; }  // among the holders
   // Tokens of this issuer for this tenant count only if issued at this time or later.
   uint64_t issued_before_s(std::string_view issuer, std::string_view tenant) const;
