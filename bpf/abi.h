@@ -23,7 +23,7 @@ enum {
   HF_ABI_VERSION = 4,
   HF_TENANTS_MAX = 4096,   /* index into `tenants`; a flow and a fragment table each */
   HF_FRAGMENTS_MAX = 1024, /* datagrams in pieces, of one tenant: its LRU table takes 180 KiB */
-  HF_SLOTS_MAX = 1 << 20,  /* the largest --leases-max: 32 MiB of slots, 128 MiB of records, 4 MiB of filter */
+  HF_SLOTS_MAX = 1 << 20,  /* the largest --leases-max: 32 MiB of slots, 192 MiB of records, 4 MiB of filter */
   HF_NO_SLOT = 0xffffffff, /* "no lease slot": a verdict that no lease decided */
   HF_VLAN_DEPTH_MAX = 2,   /* QinQ; a third tag is malformed */
   HF_IPV6_EXTENSIONS_MAX = 6, /* RFC 8200 lists six kinds, each at most once except one */

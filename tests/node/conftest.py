@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from issuer import Issuer, trust
 from lab import Lab, sweep
 
 HOOKS = {
@@ -113,3 +114,15 @@ def own_both(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The same, for each way to attach."""
     with Lab(**HOOKS[request.param]) as made:
         yield made
+
+
+@pytest.fixture
+def issuer(lab: Lab) -> Iterator[Issuer]:
+    """One that the node believes, for both tenants and one operation; nothing is revoked afterwards."""
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    yield issuer
+    if lab.daemon is not None:
+        for each in lab.cli("trust", "show")["revocations"]:
+            lab.cli("trust", "restore", each["what"], *(["--tenant", each["tenant"]] if each["tenant"] else []))
+        trust(lab)

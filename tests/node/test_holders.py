@@ -43,15 +43,6 @@ def key_files(lab: Lab, seed: bytes, owner: int) -> tuple[pathlib.Path, pathlib.
     return secret, public
 
 
-@pytest.fixture
-def issuer(lab: Lab) -> Iterator[Issuer]:
-    issuer = Issuer(lab)
-    trust(lab, issuer.anchor())
-    yield issuer
-    if lab.daemon is not None:
-        trust(lab)
-
-
 def bound(lab: Lab, issuer: Issuer, *words: object, **options: object) -> pathlib.Path:
     """A token for the holder of SEED."""
     _, public = key_files(lab, SEED, USER)

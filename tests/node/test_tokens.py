@@ -9,7 +9,6 @@ import pathlib
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 from issuer import Issuer, as_uid, trust
@@ -18,16 +17,6 @@ from packets import Probe, denied, passes, syn
 
 HOLDER, STRANGER = 4001, 4002
 WEB = Probe("client", "tenant-a", syn())
-
-
-@pytest.fixture
-def issuer(lab: Lab) -> Iterator[Issuer]:
-    """One that the node believes, for both tenants and one operation."""
-    issuer = Issuer(lab)
-    trust(lab, issuer.anchor())
-    yield issuer
-    if lab.daemon is not None:
-        trust(lab)
 
 
 def refused_so_far(lab: Lab) -> dict[str, int]:

@@ -126,4 +126,14 @@ Result<Digest> check_proof(std::span<const uint8_t> proof, const ProofPlace& pla
   return thumbprint(key);
 }
 
+Result<Digest> prove_once(std::optional<Digest>& proved, std::span<const uint8_t> proof,
+                          const ProofPlace& place) {
+  if (proved)
+    return fail(ErrorKind::conflict, "already_proved", "this connection has proved a key already",
+                "connect once for each key");
+  Result<Digest> key = check_proof(proof, place);
+  if (key) proved = *key;
+  return key;
+}
+
 }  // namespace holdfast::token

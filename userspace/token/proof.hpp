@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -27,5 +28,9 @@ std::vector<uint8_t> make_proof(const SecretKey& key, const ProofPlace& place);
 // The thumbprint of the key that was proved. Errors: invalid / malformed_proof; denied /
 // bad_signature; denied / wrong_challenge when it was made for another connection, node or epoch.
 Result<Digest> check_proof(std::span<const uint8_t> proof, const ProofPlace& place);
+// The same, once for a connection: `proved` is the key that it has proved. Errors also: conflict /
+// already_proved.
+Result<Digest> prove_once(std::optional<Digest>& proved, std::span<const uint8_t> proof,
+                          const ProofPlace& place);
 
 }  // namespace holdfast::token

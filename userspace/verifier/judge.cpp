@@ -91,13 +91,10 @@ Refusal judge_use(const wire::Check& check, const token::Item& item, const Verif
 
 Result<std::vector<uint8_t>> take_proof(const wire::Datagram& frame, const token::Beliefs& beliefs,
                                         Asker& asker) {
-  if (asker.proved_key)
-    return fail(ErrorKind::conflict, "already_proved", "this connection has proved a key already",
-                "connect once for each key");
-  Result<token::Digest> key = token::check_proof(
-      frame.body, {.node = beliefs.node, .epoch = beliefs.epoch, .challenge = asker.challenge});
+  Result<token::Digest> key = token::prove_once(
+      asker.proved_key, frame.body,
+      {.node = beliefs.node, .epoch = beliefs.epoch, .challenge = asker.challenge});
   if (!key) return pass_on(key);
-  asker.proved_key = *key;
   asker.names.push_back(holder_name({Holder::Kind::key, 0, *key}));
   std::vector<uint8_t> body;
   cbor::Writer(body).bytes(*key);
