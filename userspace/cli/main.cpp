@@ -350,6 +350,10 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   app.add_option("--socket", words.session.socket,
                  fmt::format("The daemon's control socket; default: {}", default_socket))
       ->type_name("PATH");
+  app.add_option("--sign-key", words.session.sign_key,
+                 "Sign what is asked for with this Ed25519 key, in PEM: the node believes the key,\n"
+                 "and not who runs this")
+      ->type_name("FILE");
   app.add_flag("--json", words.session.json,
                "Print JSON: one object, or one a line from what follows");
   app.footer(exit_codes);

@@ -312,6 +312,9 @@ class Daemon {
     config.reader_gid = groups.readers;
     Result<std::unique_ptr<wire::ControlServer>> server = wire::ControlServer::open(
         *loop_, std::move(config), [this](const wire::Peer& peer) { return verbs_->hello(peer); },
+        [this](wire::Peer& peer, std::span<const uint8_t> sealed) {
+          return verbs_->unseal(peer, sealed);
+        },
         [this](wire::Peer& peer, wire::Request request, wire::Responder responder) {
           verbs_->handle(peer, std::move(request), std::move(responder));
         });

@@ -178,6 +178,13 @@ Status Tokens::restore(const token::Revocation& revocation) {
   return {};
 }
 
+bool Tokens::may_sign_requests(const token::Digest& key) const {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  const token::Anchor* anchor = now->anchors.find(key);
+  return anchor != nullptr && token::is_live(*anchor) && anchor->for_requests &&
+         !now->revoked.has_key(key);
+}
+
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {
   return {.issuer = beginning_of(token.head.key),
           .head = beginning_of(token.head_id),
@@ -185,12 +192,16 @@ LeaseOrigin Tokens::origin_of(const token::Verified& token) {
           .issued_s = token.claims.issued_at};
 }
 
+LeaseOrigin Tokens::origin_of(const wire::Principal& signer) {
+  return {.issuer = beginning_of(signer.key), .issued_s = wall_now_ns() / ns_per_s};
+}
+
 bool Tokens::is_orphan(const abi::lease_record& record) const {
   if (record.issuer == 0) return false;
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   return std::ranges::none_of(now->anchors.all(), [&](const token::Anchor& each) {
     return beginning_of(each.thumbprint) == record.issuer && token::is_live(each) &&
-           !now->revoked.has_key(each.thumbprint);
+           (each.for_tokens || each.for_requests) && !now->revoked.has_key(each.thumbprint);
   });
 }
 
@@ -383,13 +394,22 @@ Value Tokens::status() const {
 
 namespace {
 
+Value uses_of(const token::Anchor& anchor) {
+  Value uses = Value::array();
+  if (anchor.for_tokens) uses.push("token");
+  if (anchor.for_requests) uses.push("request");
+  if (anchor.for_bundles) uses.push("bundle");
+  return uses;
+}
+
 Value anchor_value(const token::Anchor& anchor, bool is_revoked) {
   return Value::map({{"issuer", anchor.issuer},
                      {"key", fmt::format("{:02x}", fmt::join(anchor.thumbprint, ""))},
                      {"state", is_revoked ? "revoked" : token::name_of(anchor.state)},
-                     {"for_tokens", anchor.for_tokens},
+                     {"uses", uses_of(anchor)},
                      {"tenants", list_of(anchor.tenants)},
                      {"operations", list_of(anchor.operations)},
+                     {"verbs", list_of(anchor.verbs)},
                      {"life", human_duration(anchor.life_max_s * ns_per_s)}});
 }
 

@@ -20,6 +20,7 @@
 #include "userspace/daemon/spent.hpp"
 #include "userspace/token/checker.hpp"
 #include "userspace/wire/cbor.hpp"
+#include "userspace/wire/peer.hpp"
 
 namespace holdfast {
 
@@ -55,8 +56,12 @@ class Tokens {
   // Errors: not_found / not_revoked; internal / state_write, and it stays revoked.
   Status restore(const token::Revocation& revocation);
 
+  bool may_sign_requests(const token::Digest& key) const;
+
   // What a lease by this token stands on.
   static LeaseOrigin origin_of(const token::Verified& token);
+  // What a lease by a request that this key signed stands on.
+  static LeaseOrigin origin_of(const wire::Principal& signer);
   // Whether the issuer of such a lease is one no more.
   bool is_orphan(const abi::lease_record& record) const;
   // Whether a revocation means a lease. `tenant_id`: of the tenant that it names, if it names one.

@@ -1,7 +1,5 @@
 // Verbs: requests on control.sock turned into calls of Node, and their outcome into replies. Who
-// may do what is decided here, once, from the peer's role: reading takes group holdfast, changing
-// takes group holdfast-operator, detaching takes root. A holder may renew and release its own
-// lease, and whoever has a token for it may be granted one, or renew it.
+// may do what: authority.hpp.
 #pragma once
 
 #include <functional>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "userspace/daemon/node.hpp"
+#include "userspace/daemon/signed_requests.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/dataplane/counters.hpp"
 #include "userspace/verifier/server.hpp"
@@ -25,6 +24,9 @@ class Verbs {
 
   cbor::Value hello(const wire::Peer& peer) const;
   cbor::Value verify_hello(const wire::Peer& peer) const;
+  Result<wire::Unsealed> unseal(wire::Peer& peer, std::span<const uint8_t> sealed) {
+    return signed_requests_.unseal(peer, sealed);
+  }
   void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
   void set_connections(std::function<uint64_t()> connections) {
@@ -45,14 +47,14 @@ class Verbs {
   Answer lease_list(const cbor::Value& args) const;
   Answer lease_show(const cbor::Value& args) const;
   Answer route_list() const;
-  Answer tenant_list() const;
+  Answer tenant_list(const wire::Principal* signer) const;
   Answer bundle_show() const;
   Answer drops_read() const;
   Answer flows_list(const cbor::Value& args) const;
   Answer explain(const cbor::Value& args) const;
 
   Answer lease_grant(const wire::Peer& peer, const wire::Request& request);
-  Answer lease_renew(const wire::Peer& peer, const cbor::Value& args);
+  Answer lease_renew(const wire::Peer& peer, const wire::Request& request);
   Answer grant_by_token(const Actor& presenter, const cbor::Value& args);
   Answer renew_by_token(const Actor& presenter, const cbor::Value& args);
   Answer prove_key(wire::Peer& peer, const cbor::Value& args) const;
@@ -65,12 +67,14 @@ class Verbs {
 
   cbor::Value lease_value(const LeaseView& lease) const;
   cbor::Value event_value(const abi::drop_event& event) const;
+  Status in_scope(const wire::Principal& signer, const wire::Request& request) const;
   Status may_follow(const wire::Peer& peer) const;
   void on_drop(const abi::drop_event& event);
 
   wire::EventLoop& loop_;
   Node& node_;
   Tokens& tokens_;
+  SignedRequests signed_requests_;
   std::function<Result<std::vector<std::string>>()> detach_;
   std::function<uint64_t()> connections_;
   const verifier::Server* verifier_ = nullptr;
