@@ -31,10 +31,15 @@ Reach reach_of(std::string_view verb) {
   return found == reaches.end() ? Reach::reading : found->second;
 }
 
+bool brings_its_own_signature(const wire::Request& request) {
+  if (request.verb == "bundle.push")
+    return request.args.get_bool_or("signed", false).value_or(false);
+  return request.args.has("token") &&
+         (request.verb == "lease.grant" || request.verb == "lease.renew");
+}
+
 Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach) {
-  const bool by_token = request.args.has("token") &&
-                        (request.verb == "lease.grant" || request.verb == "lease.renew");
-  if (reach == Reach::proving || by_token) return {};
+  if (reach == Reach::proving || brings_its_own_signature(request)) return {};
   if (reach == Reach::ending && (request.signer != nullptr || peer.uid != 0))
     return fail(ErrorKind::denied, "not_root", "only root may end enforcement",
                 "run it as root, on this machine");

@@ -23,6 +23,9 @@ enum class Reach : uint8_t {
 };
 Reach reach_of(std::string_view verb);
 
+// What a token or a signed bundle says, it says for its signer, whoever brings it.
+bool brings_its_own_signature(const wire::Request& request);
+
 // Errors: denied, with the cause as code. A signer's tenants are not looked at: in_scope() does.
 Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach);
 

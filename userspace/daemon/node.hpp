@@ -196,6 +196,8 @@ class Node {
   std::set<uint32_t> shut_ports(const Policy& policy, const NodeFacts& facts) const;
   void describe_nft_change(const Policy& next, const NodeFacts& facts,
                            const std::set<uint32_t>& shut, PolicyChange& change) const;
+  std::vector<uint32_t> slots_losing(const std::vector<bool>& named) const;
+  uint32_t count_leases(std::span<const uint32_t> slots) const;
   void detach_all_but_ours();
   bool is_unenforced(const std::string& uplink) const;
   Error why_no_port(const std::string& name) const;

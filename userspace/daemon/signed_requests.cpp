@@ -49,16 +49,11 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
                                     header.issued_s + age_max_s < now_s))
     return deny("wrong_time", "the request is dated " + rfc3339_utc(header.issued_s * ns_per_s),
                 "see whether this machine's clock is right");
-  const std::shared_ptr<const token::Beliefs> now = tokens_.beliefs().load();
-  const token::Anchor* anchor = now->anchors.find(header.key);
-  if (anchor == nullptr)
-    return deny("unknown_key", "no anchor has the key that signed", "holdfast trust show");
-  if (!token::is_live(*anchor) || now->revoked.has_key(anchor->thumbprint))
-    return deny("key_not_live", "the key that signed may sign no more", "holdfast trust show");
-  if (!anchor->for_requests)
-    return deny("key_not_for_requests", "the key that signed may sign other things, and no requests",
-                "holdfast trust show");
-  if (!token::is_signed_by(anchor->key, token::Purpose::request, *object))
+  const Result<std::shared_ptr<const token::Anchor>> signer =
+      tokens_.signer(header.key, token::Purpose::request);
+  if (!signer) return std::unexpected(signer.error());
+  const token::Anchor& anchor = **signer;
+  if (!token::is_signed_by(anchor.key, token::Purpose::request, *object))
     return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
 
   before = false;
@@ -68,10 +63,10 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
   if (!content) return std::unexpected(content.error());
   unsealed.request = *content;
   unsealed.signer = std::make_shared<const wire::Principal>(wire::Principal{
-      .name = anchor->issuer,
-      .key = anchor->thumbprint,
-      .verbs = anchor->verbs,
-      .tenants = anchor->tenants,
+      .name = anchor.issuer,
+      .key = anchor.thumbprint,
+      .verbs = anchor.verbs,
+      .tenants = anchor.tenants,
   });
   return unsealed;
 }

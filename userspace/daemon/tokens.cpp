@@ -116,6 +116,24 @@ Status Tokens::read_anchors(const std::string& path) {
   } else if (text.error().sys != ENOENT) {
     return std::unexpected(text.error());
   }
+  if (anchors.find(token::thumbprint(identity_.key().public_key())) != nullptr)
+    return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
+                "leave it out: it signs what the node makes, and nothing else");
+  file_anchors_ = std::move(anchors);
+  believe_anchors();
+  return {};
+}
+
+void Tokens::use_bundle_anchors(token::Anchors anchors) {
+  bundle_anchors_ = std::move(anchors);
+  believe_anchors();
+}
+
+bool Tokens::takes_signed_bundles_only() const {
+  return std::ranges::any_of(file_anchors_.all(), &token::Anchor::for_bundles);
+}
+
+void Tokens::believe_anchors() {
   token::Anchor own;
   own.issuer = identity_.name();
   own.key = identity_.key().public_key();
@@ -124,12 +142,13 @@ Status Tokens::read_anchors(const std::string& path) {
   own.own = true;
   own.tenants = {"*"};
   own.operations = {"*"};
-  if (anchors.find(own.thumbprint) != nullptr)
-    return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
-                "leave it out: it signs what the node makes, and nothing else");
+  // Its own first, so that no bundle makes it another's.
+  token::Anchors anchors;
   anchors.add(std::move(own));
+  for (const token::Anchors* from : {&file_anchors_, &bundle_anchors_})
+    for (const token::Anchor& each : from->all())
+      if (anchors.find(each.thumbprint) == nullptr) anchors.add(each);
   believe(std::move(anchors), beliefs_.load()->revoked);
-  return {};
 }
 
 void Tokens::believe(token::Anchors anchors, token::Revocations revoked) {
@@ -178,11 +197,21 @@ Status Tokens::restore(const token::Revocation& revocation) {
   return {};
 }
 
-bool Tokens::may_sign_requests(const token::Digest& key) const {
+Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest& key,
+                                                            token::Purpose purpose) const {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   const token::Anchor* anchor = now->anchors.find(key);
-  return anchor != nullptr && token::is_live(*anchor) && anchor->for_requests &&
-         !now->revoked.has_key(key);
+  const auto deny = [](std::string_view code, const char* what) {
+    return std::unexpected(Error{ErrorKind::denied, code, 0, what, "holdfast trust show"});
+  };
+  if (anchor == nullptr) return deny("unknown_key", "no anchor has the key that signed");
+  if (!token::is_live(*anchor) || now->revoked.has_key(key))
+    return deny("key_not_live", "the key that signed may sign no more");
+  if (purpose == token::Purpose::request && !anchor->for_requests)
+    return deny("key_not_for_requests", "the key that signed may sign other things, no requests");
+  if (purpose == token::Purpose::bundle && !anchor->for_bundles)
+    return deny("key_not_for_bundles", "the key that signed may sign other things, no bundles");
+  return std::shared_ptr<const token::Anchor>(now, anchor);
 }
 
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {

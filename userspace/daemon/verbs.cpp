@@ -166,11 +166,12 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
 
 }  // namespace
 
-Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens,
+Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles,
              std::function<Result<std::vector<std::string>>()> detach)
     : loop_(loop),
       node_(node),
       tokens_(tokens),
+      bundles_(bundles),
       signed_requests_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
@@ -253,7 +254,7 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "lease.show") return lease_show(request.args);
   if (request.verb == "route.list") return route_list();
   if (request.verb == "tenant.list") return tenant_list(request.signer.get());
-  if (request.verb == "bundle.show") return bundle_show();
+  if (request.verb == "bundle.show") return bundle_show(request.args);
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
@@ -274,8 +275,8 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
 Status Verbs::in_scope(const wire::Principal& signer, const wire::Request& request) const {
   const std::string_view verb = request.verb;
   const Value& args = request.args;
-  if (signer.covers_all() || args.has("token") || verb == "holder.prove" || verb == "lease.grant" ||
-      verb == "tenant.list")
+  if (signer.covers_all() || brings_its_own_signature(request) || verb == "holder.prove" ||
+      verb == "lease.grant" || verb == "tenant.list")
     return {};
   if (verb == "lease.list" || verb == "flows.list" || verb.starts_with("tenant.")) {
     const Result<std::string_view> tenant =
@@ -309,10 +310,12 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
       std::make_shared<Waiting>(Waiting{peer, std::move(request), std::move(responder), {}});
   waiting->timer = loop_.after(drain_attempt_period_ns, [this, waiting, attempt] {
     const wire::Principal* signer = waiting->request.signer.get();
-    if (signer != nullptr && !tokens_.may_sign_requests(signer->key))
-      waiting->responder.fail({ErrorKind::denied, "key_not_live", 0,
-                               "the key that signed was revoked while the request waited",
-                               "holdfast trust show"});
+    Status may;  // the key may have been revoked while the request waited
+    if (signer != nullptr)
+      if (const auto anchor = tokens_.signer(signer->key, token::Purpose::request); !anchor)
+        may = std::unexpected(anchor.error());
+    if (!may)
+      waiting->responder.fail(may.error());
     else if (waiting->responder.is_open())
       change(waiting->peer, std::move(waiting->request), std::move(waiting->responder), attempt);
     loop_.defer([waiting] { waiting->timer.reset(); });
@@ -332,7 +335,7 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
   } else if (request.verb == "lease.renew") {
     answer = lease_renew(peer, request);
   } else if (request.verb == "bundle.push") {
-    answer = bundle_push(request);
+    answer = bundle_push(peer, request);
   } else if (request.verb == "trust.revoke") {
     answer = trust_revoke(peer, request.args);
   } else if (request.verb == "trust.restore") {
@@ -509,42 +512,6 @@ void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request,
   };
   if (request.verb == "lease.release") return node_.release(actor_of(peer, request), *id, done);
   node_.revoke(*id, grace, done);
-}
-
-// ---- policy
-
-Verbs::Answer Verbs::bundle_push(const wire::Request& request) {
-  if (!request.has_body)
-    return fail(ErrorKind::invalid, "no_body", "bundle.push takes the policy file as its body");
-  const Result<std::string_view> file = request.args.get_text_or("file", "policy");
-  if (!file) return std::unexpected(file.error());
-  const Result<bool> dry_run = request.args.get_bool_or("dry_run", false);
-  if (!dry_run) return std::unexpected(dry_run.error());
-  const std::string_view text(reinterpret_cast<const char*>(request.body.data()),
-                              request.body.size());
-  Result<Policy> policy = parse_policy(text, *file);
-  if (!policy) return pass_on(policy);
-  const uint64_t generation = policy->generation;
-  const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), *dry_run);
-  if (!outcome) return std::unexpected(outcome.error());
-  Value changes = Value::array();
-  for (const std::string& line : outcome->changes) changes.push(line);
-  Value dark = Value::array();
-  for (const auto& [name, error] : outcome->dark) dark.push(error_value(name, error));
-  const abi::control& control = node_.plane().banks.control();
-  return Value::map({{"applied", outcome->applied},
-                     {"generation", generation},
-                     {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
-                     {"changes", std::move(changes)},
-                     {"leases_ended", outcome->leases_ended},
-                     {"dark", std::move(dark)}});
-}
-
-Verbs::Answer Verbs::bundle_show() const {
-  const abi::control& control = node_.plane().banks.control();
-  return Value::map({{"generation", node_.policy().generation},
-                     {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
-                     {"policy", render_policy_json(node_.policy(), JsonLayout::indented)}});
 }
 
 // ---- reading

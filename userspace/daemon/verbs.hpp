@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "userspace/daemon/bundles.hpp"
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/signed_requests.hpp"
 #include "userspace/daemon/tokens.hpp"
@@ -18,7 +19,7 @@ namespace holdfast {
 class Verbs {
  public:
   // `detach` removes everything of ours and ends the daemon.
-  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens,
+  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles,
         std::function<Result<std::vector<std::string>>()> detach);
   static Status attach_drop_events(Verbs& verbs);
 
@@ -32,6 +33,8 @@ class Verbs {
   void set_connections(std::function<uint64_t()> connections) {
     connections_ = std::move(connections);
   }
+  // Ends leases whose issuer's key counts no more.
+  void end_orphans();
   void set_verifier(const verifier::Server* server) { verifier_ = server; }
 
  private:
@@ -48,7 +51,7 @@ class Verbs {
   Answer lease_show(const cbor::Value& args) const;
   Answer route_list() const;
   Answer tenant_list(const wire::Principal* signer) const;
-  Answer bundle_show() const;
+  Answer bundle_show(const cbor::Value& args) const;
   Answer drops_read() const;
   Answer flows_list(const cbor::Value& args) const;
   Answer explain(const cbor::Value& args) const;
@@ -63,7 +66,10 @@ class Verbs {
   Answer trust_restore(const wire::Peer& peer, const cbor::Value& args);
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
-  Answer bundle_push(const wire::Request& request);
+  Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
+  Answer push_signed(const wire::Peer& peer, std::span<const uint8_t> bytes, std::string_view file,
+                     bool dry_run);
+  cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
 
   cbor::Value lease_value(const LeaseView& lease) const;
   cbor::Value event_value(const abi::drop_event& event) const;
@@ -74,6 +80,7 @@ class Verbs {
   wire::EventLoop& loop_;
   Node& node_;
   Tokens& tokens_;
+  Bundles& bundles_;
   SignedRequests signed_requests_;
   std::function<Result<std::vector<std::string>>()> detach_;
   std::function<uint64_t()> connections_;

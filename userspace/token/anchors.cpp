@@ -93,10 +93,10 @@ class Reader : FileReader {
       if (!operations) return pass_on(operations);
       anchor.operations = std::move(*operations);
     }
-    if (found->contains("verbs") != anchor.for_requests)
-      return refuse(uses, "the use request goes with verbs, and neither without the other",
-                    "write verbs: [lease.grant], or [\"*\"], and request among the uses");
-    if (anchor.for_requests) {
+    if (anchor.for_requests && !found->contains("verbs"))
+      return refuse(uses, "a key that signs requests has verbs that it may ask for",
+                    "write verbs: [lease.grant], or [\"*\"]");
+    if (found->contains("verbs")) {
       Result<std::vector<std::string>> verbs = texts(*found->at("verbs"), "verbs");
       if (!verbs) return pass_on(verbs);
       anchor.verbs = std::move(*verbs);

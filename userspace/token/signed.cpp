@@ -18,7 +18,7 @@ constexpr int64_t ed25519 = -19;  // RFC 9864
 constexpr int64_t private_label = -65537;
 constexpr size_t name_bytes_max = 256;
 enum Label : uint8_t { alg = 1, kid = 4, cwt_claims = 15, typ = 16 };  // of a COSE header
-enum Claim : uint8_t { aud = 3, iat = 6 };                             // of a CWT
+enum Claim : uint8_t { aud = 3, exp = 4, iat = 6 };                    // of a CWT
 enum Private : uint8_t { epoch = 1, challenge = 2, sequence = 3, generation = 4, unpacked = 5 };
 
 struct PurposeWords {
@@ -43,11 +43,14 @@ std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) 
   std::vector<uint8_t> bytes;
   Writer out(bytes);
   out.map(5).u64(alg).i64(ed25519).u64(kid).bytes(header.key);
-  out.u64(cwt_claims).map(2).u64(aud).text(header.audience).u64(iat).u64(header.issued_s).end();
+  const bool stored = purpose == Purpose::bundle;
+  out.u64(cwt_claims).map(stored ? 3 : 2).u64(aud).text(header.audience);
+  if (stored) out.u64(exp).u64(header.expires_s);
+  out.u64(iat).u64(header.issued_s).end();
   out.u64(typ).text(words_of(purpose).type);
   out.i64(private_label);
   const uint64_t packed = header.unpacked_bytes ? 1 : 0;
-  if (purpose == Purpose::request) {
+  if (!stored) {
     out.map(3 + packed).u64(epoch).u64(header.epoch);
     out.u64(challenge).bytes(header.challenge).u64(sequence).u64(header.sequence);
   } else {
@@ -78,11 +81,14 @@ bool read_header(std::span<const uint8_t> bytes, SignedHeader& header, std::stri
   expect(kid);
   copy(header.key);
   expect(cwt_claims);
-  in.map();
-  expect(aud);
-  header.audience = in.text();
-  expect(iat);
-  header.issued_s = in.u64();
+  for (in.map(); in.more();) {
+    switch (in.u64()) {
+      case aud: header.audience = in.text(); break;
+      case exp: header.expires_s = in.u64(); break;
+      case iat: header.issued_s = in.u64(); break;
+      default: in.refuse(cbor::Fault::out_of_range);
+    }
+  }
   in.end();
   expect(typ);
   type = in.text();

@@ -40,6 +40,7 @@ struct SignedHeader {
   Challenge challenge{};
   uint64_t sequence = 0;
   // Of bundles.
+  uint64_t expires_s = 0;
   uint64_t generation = 0;
 
   std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
