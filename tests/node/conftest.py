@@ -121,9 +121,9 @@ def believed(lab: Lab) -> Iterator[None]:
     """Nobody is believed afterwards, and nothing is revoked."""
     yield
     if lab.daemon is not None:
+        trust(lab)
         for each in lab.cli("trust", "show")["revocations"]:
             lab.cli("trust", "restore", each["what"], *(["--tenant", each["tenant"]] if each["tenant"] else []))
-        trust(lab)
 
 
 @pytest.fixture

@@ -367,7 +367,9 @@ class World:
         return found
 
     def check_policy(self) -> None:
-        generation = self.control.call("bundle.show")["generation"]
+        shown = self.control.call("bundle.show")
+        generation = shown["generation"]
+        assert shown["signed"]["generation"] >= generation, "nothing older is taken again (G12)"
         if generation != self.generation:
             assert generation == max(self.pushed), f"generation {generation} is in force, {self.generation} was acknowledged"
             self.generation = generation

@@ -13,6 +13,7 @@
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
 #include "userspace/token/bundle.hpp"
+#include "userspace/token/signers.hpp"
 #include "userspace/token/verify.hpp"
 
 namespace holdfast::cli {
@@ -151,19 +152,13 @@ Outcome run_bundle_sign(Session& session, const BundleSignWords& words) {
   if (!life_ns) return std::unexpected(Error(life_ns.error()).in("--life"));
   if (*life_ns < ns_per_s || *life_ns / ns_per_s > token::bundle_life_max_s)
     return usage("--life: a bundle may be put in force for 1s to 720h", "write it like 24h");
-  Result<token::SecretKey> key = token::SecretKey::read(words.key);
-  if (!key) return pass_on(key);
-  std::string node = words.node;
-  if (node.empty()) {
-    Result<wire::Client*> daemon = session.daemon();
-    if (!daemon) return pass_on(daemon, "asking for the node's name, since there is no --node");
-    const Result<std::string_view> name = (*daemon)->hello().get_text("node");
-    if (!name) return std::unexpected(name.error());
-    node = *name;
-  }
+  const Result<std::unique_ptr<token::Signer>> signer = token::open_signer(words.key);
+  if (!signer) return std::unexpected(signer.error());
+  const Result<std::string> node = session.node_or(words.node);
+  if (!node) return std::unexpected(node.error());
   const Result<std::vector<uint8_t>> bundle = token::sign_bundle(
-      token::FileSigner(std::move(*key)),
-      {.node = node, .generation = policy->generation, .life_s = *life_ns / ns_per_s},
+      **signer,
+      {.node = *node, .generation = policy->generation, .life_s = *life_ns / ns_per_s},
       {.policy = *policy_text, .anchors = anchors});
   if (!bundle) return std::unexpected(bundle.error());
   session.print({reinterpret_cast<const char*>(bundle->data()), bundle->size()});

@@ -69,6 +69,11 @@ Outcome run_tenant_enable(Session& session, const std::string& name);
 Outcome run_bundle_check(Session& session, const std::string& file);  // needs no daemon
 Outcome run_bundle_push(Session& session, const std::string& file, bool dry_run);
 Outcome run_bundle_show(Session& session);
+struct OperatorGrantWords {
+  std::string name, public_key, key, node, life = "8h";
+  std::vector<std::string> verbs, tenants;
+};
+Outcome run_operator_grant(Session& session, const OperatorGrantWords& words);
 struct BundleSignWords {
   std::string file, key, node, anchors, life = "24h";
 };

@@ -28,6 +28,7 @@ struct Words {
   TokenCheckWords check;
   TrustWords trust;
   BundleSignWords sign;
+  OperatorGrantWords operator_grant;
   std::string id;
   std::string tenant;
   std::string file;
@@ -202,7 +203,7 @@ void add_policy(CLI::App& app, Words& words, Run& run) {
       "sign", "Make a signed bundle of a policy, for one node; whoever has it may push it there");
   BundleSignWords& s = words.sign;
   sign->add_option("FILE", s.file, "The policy, YAML or JSON; - is standard input")->required();
-  sign->add_option("--key", s.key, "The Ed25519 key that signs, in PEM")
+  sign->add_option("--key", s.key, "The Ed25519 key that signs, in PEM or of OpenSSH's")
       ->required()
       ->type_name("FILE");
   sign->add_option("--node", s.node, "The node's name; default: the one that runs here")
@@ -217,6 +218,39 @@ void add_policy(CLI::App& app, Words& words, Run& run) {
   examples(sign,
            "  holdfast bundle sign policy.yaml --key root.pem > node1.bundle\n"
            "  holdfast bundle push node1.bundle");
+}
+
+void add_operator(CLI::App& app, Words& words, Run& run) {
+  CLI::App* person = noun(app, "operator", "Persons who may ask for something, each in their name");
+  CLI::App* grant = person->add_subcommand(
+      "grant",
+      "Let a person's key ask for some verbs about some tenants, for at most 24 hours; they show\n"
+      "it with --grant and sign with --sign-key");
+  OperatorGrantWords& g = words.operator_grant;
+  grant->add_option("NAME", g.name, "Who it is, as logs say it")->required();
+  grant->add_option("--public-key", g.public_key, "Theirs: a .pub file of OpenSSH's, or PEM")
+      ->required()
+      ->type_name("FILE");
+  grant->add_option("--verb", g.verbs, "What it may ask for; * is all (repeatable)")
+      ->required()
+      ->allow_extra_args(false)
+      ->type_name("VERB");
+  grant->add_option("--tenant", g.tenants, "About whom; * is all (repeatable)")
+      ->required()
+      ->allow_extra_args(false)
+      ->type_name("TENANT");
+  grant->add_option("--life", g.life, "Until it expires, at most 24h; default 8h")
+      ->type_name("DURATION");
+  grant->add_option("--key", g.key, "The key that signs; its anchor has the use operator")
+      ->required()
+      ->type_name("FILE");
+  grant->add_option("--node", g.node, "The node's name; default: the one that runs here")
+      ->type_name("NAME");
+  grant->callback([&] { run = [&](Session& s) { return run_operator_grant(s, g); }; });
+  examples(grant,
+           "  holdfast operator grant ann --public-key ann.pub --verb lease.grant --tenant '*' \\\n"
+           "      --key root.pem > ann.grant\n"
+           "  holdfast tenant enable acme/shop/prod --sign-key ~/.ssh/id_ed25519 --grant ann.grant");
 }
 
 void add_why(CLI::App& app, Words& words, Run& run) {
@@ -378,8 +412,11 @@ void add_all(CLI::App& app, Words& words, Run& run) {
                  fmt::format("The daemon's control socket; default: {}", default_socket))
       ->type_name("PATH");
   app.add_option("--sign-key", words.session.sign_key,
-                 "Sign what is asked for with this Ed25519 key, in PEM: the node believes the key,\n"
-                 "and not who runs this")
+                 "Sign what is asked for with this Ed25519 key, in PEM or of OpenSSH's (in a file, in\n"
+                 "ssh-agent or in a security key): the node believes the key, and not who runs this")
+      ->type_name("FILE");
+  app.add_option("--grant", words.session.grant,
+                 "Show this operator grant first: it says what --sign-key may ask for")
       ->type_name("FILE");
   app.add_flag("--json", words.session.json,
                "Print JSON: one object, or one a line from what follows");
@@ -403,6 +440,7 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   add_policy(app, words, run);
   add_token(app, words, run);
   add_trust(app, words, run);
+  add_operator(app, words, run);
   add_why(app, words, run);
 
   CLI::App* node = noun(app, "node", "The node as a whole");

@@ -7,11 +7,15 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include "userspace/cli/bulk.hpp"
 #include "userspace/token/holder.hpp"
 #include "userspace/token/requests.hpp"
+#include "userspace/token/signers.hpp"
 
 namespace holdfast::cli {
 namespace {
+
+constexpr size_t grant_bytes_max = 32768;
 
 bool wants_colours(int fd) {
   const char* no_color = std::getenv("NO_COLOR");
@@ -86,18 +90,41 @@ Result<wire::Client*> Session::daemon(uint64_t call_timeout_ns) {
     if (!client) return pass_on(client);
     client_ = std::move(*client);
     if (!options_.sign_key.empty()) {
-      Result<token::SecretKey> key = token::SecretKey::read(options_.sign_key);
-      if (!key) return pass_on(key);
-      token::sign_requests(*client_, std::make_shared<token::FileSigner>(std::move(*key)));
+      Result<std::unique_ptr<token::Signer>> signer = token::open_signer(options_.sign_key);
+      if (!signer) return pass_on(signer);
+      if (Status ok = show_grant(); !ok) return pass_on(ok);
+      token::sign_requests(*client_, std::move(*signer));
     }
   }
   return &*client_;
+}
+
+Status Session::show_grant() {
+  if (options_.grant.empty()) return {};
+  const Result<std::string> grant = read_file(options_.grant, grant_bytes_max);
+  if (!grant) return std::unexpected(grant.error());
+  const Result<cbor::Value> reply = client_->call(
+      "operator.present",
+      cbor::Value::map({{"grant", cbor::Value::Bytes(grant->begin(), grant->end())}}));
+  if (!reply) return std::unexpected(reply.error());
+  return {};
 }
 
 Result<cbor::Value> Session::call(std::string_view verb, const cbor::Value& args) {
   Result<wire::Client*> client = daemon();
   if (!client) return pass_on(client);
   return (*client)->call(verb, args);
+}
+
+Result<std::string> Session::node_or(const std::string& named) {
+  if (!named.empty()) return named;
+  const Result<wire::Client*> node = daemon();
+  if (!node)
+    return std::unexpected(
+        Error(node.error()).in("asking for the node's name, since there is no --node"));
+  const Result<std::string_view> name = (*node)->hello().get_text("node");
+  if (!name) return std::unexpected(name.error());
+  return std::string(*name);
 }
 
 Status Session::prove(const std::string& key_file) {

@@ -41,6 +41,7 @@ std::string versioned_json(const cbor::Value& reply);
 struct SessionOptions {
   std::string socket{default_socket};
   std::string sign_key;  // requests are signed with it, if it is named
+  std::string grant;     // an operator grant that is shown first
   bool json = false;
 };
 
@@ -56,6 +57,8 @@ class Session {
   // The daemon, connected to at the first call. A batch of a million leases may take minutes.
   Result<wire::Client*> daemon(uint64_t call_timeout_ns = 60 * ns_per_s);
   Result<cbor::Value> call(std::string_view verb, const cbor::Value& args);
+  // The name of the node that is meant: this one's, when none is named.
+  Result<std::string> node_or(const std::string& named);
   // Proves the key in this file to the daemon, if there is one.
   Status prove(const std::string& key_file);
 
@@ -69,6 +72,8 @@ class Session {
   Status flush();
 
  private:
+  Status show_grant();
+
   SessionOptions options_;
   Style out_style_;
   Style error_style_;

@@ -6,11 +6,18 @@
 
 #include <fmt/format.h>
 
+#include "userspace/base/clock.hpp"
+
 namespace holdfast {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, Reach>, 11> reaches{{
+// A proof of presence is good for so long (H10).
+constexpr uint64_t fresh_ns = 300 * ns_per_s;
+
+constexpr std::array<std::pair<std::string_view, Reach>, 13> reaches{{
     {"holder.prove", Reach::proving},
+    {"operator.present", Reach::proving},
+    {"session.challenge", Reach::proving},
     {"lease.renew", Reach::own_lease},
     {"lease.release", Reach::own_lease},
     {"lease.revoke", Reach::tightening},
@@ -38,16 +45,24 @@ bool brings_its_own_signature(const wire::Request& request) {
          (request.verb == "lease.grant" || request.verb == "lease.renew");
 }
 
-Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach) {
+Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach,
+               bool signatures_needed) {
   if (reach == Reach::proving || brings_its_own_signature(request)) return {};
   if (reach == Reach::ending && (request.signer != nullptr || peer.uid != 0))
     return fail(ErrorKind::denied, "not_root", "only root may end enforcement",
                 "run it as root, on this machine");
   if (request.signer != nullptr) {
-    if (request.signer->may_ask(request.verb)) return {};
-    return fail(ErrorKind::denied, "verb_not_allowed",
-                fmt::format("the key of {} may not ask for {}", request.signer->name, request.verb),
-                "its anchor lists the verbs it may: holdfast trust show");
+    if (!request.signer->may_ask(request.verb))
+      return fail(
+          ErrorKind::denied, "verb_not_allowed",
+          fmt::format("the key of {} may not ask for {}", request.signer->name, request.verb),
+          "its anchor lists the verbs it may: holdfast trust show");
+    if (reach == Reach::widening && boot_now_ns() - peer.challenge_boot_ns > fresh_ns)
+      return fail(ErrorKind::denied, "step_up_required",
+                  fmt::format("{} takes a signature over a challenge of the last 5 minutes",
+                              request.verb),
+                  "ask for a new challenge: session.challenge");
+    return {};
   }
   switch (reach) {
     case Reach::reading:
@@ -57,10 +72,15 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
                   "usermod -aG holdfast USER, then log in again");
     case Reach::own_lease: return {};
     default:
-      if (peer.role == wire::Role::operates) return {};
-      return fail(ErrorKind::denied, "not_operator",
-                  fmt::format("uid {} is not an operator of this node", peer.uid),
-                  "usermod -aG holdfast-operator USER, then log in again");
+      if (peer.role != wire::Role::operates)
+        return fail(ErrorKind::denied, "not_operator",
+                    fmt::format("uid {} is not an operator of this node", peer.uid),
+                    "usermod -aG holdfast-operator USER, then log in again");
+      if (reach == Reach::widening && signatures_needed)
+        return fail(ErrorKind::denied, "step_up_required",
+                    fmt::format("{} has to be signed on this node, whoever asks", request.verb),
+                    "holdfast --sign-key FILE");
+      return {};
   }
 }
 

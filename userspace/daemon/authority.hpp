@@ -1,6 +1,7 @@
 // Who may ask for what: the one place where it is decided.
 //
-// A signed request may what its key's anchor lists, whoever brought it. Without a signature it is
+// A signed request may what its key's anchor lists, or the operator grant that was shown, whoever
+// brought it; what widens stands on a challenge of the last five minutes. Without a signature it is
 // who connected: reading takes group holdfast, changing takes group holdfast-operator, ending
 // enforcement takes root. A holder may renew and release its own lease, and whoever has a token for
 // it may be granted one, or renew it.
@@ -27,7 +28,9 @@ Reach reach_of(std::string_view verb);
 bool brings_its_own_signature(const wire::Request& request);
 
 // Errors: denied, with the cause as code. A signer's tenants are not looked at: in_scope() does.
-Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach);
+// `signatures_needed`: without a signature nobody widens. Errors also: denied / step_up_required.
+Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach,
+               bool signatures_needed);
 
 // The refusal of a signer that may not ask about this tenant; "*" is all of them.
 Error not_in_scope(const wire::Principal& signer, std::string_view tenant);

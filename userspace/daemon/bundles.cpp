@@ -70,7 +70,7 @@ bool covers(const std::vector<std::string>& wide, const std::vector<std::string>
 // A bundle hands on no more than its signer has, and makes no signers of bundles.
 Status check_anchors(const token::Anchors& anchors, const token::Anchor& signer) {
   for (const token::Anchor& each : anchors.all()) {
-    const char* beyond = each.for_bundles                              ? "uses"
+    const char* beyond = each.for_bundles || each.for_operators        ? "uses"
                          : !covers(signer.tenants, each.tenants)       ? "tenants"
                          : !covers(signer.operations, each.operations) ? "operations"
                          : !covers(signer.verbs, each.verbs)           ? "verbs"
@@ -136,7 +136,7 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
   Result<std::shared_ptr<const token::Anchor>> signer =
       tokens.signer(header.key, token::Purpose::bundle);
   if (!signer) return pass_on(signer);
-  if (!token::is_signed_by((*signer)->key, token::Purpose::bundle, *object))
+  if (!token::is_signed_by(signer_key(**signer), token::Purpose::bundle, *object))
     return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
   signature_held = true;
 

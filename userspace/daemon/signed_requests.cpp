@@ -1,6 +1,7 @@
 #include "userspace/daemon/signed_requests.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
@@ -14,6 +15,23 @@ namespace {
 
 // Requests are made when they are sent, and the clock is the same for both, or nearly so.
 constexpr uint64_t age_max_s = 300;
+
+// Of one connection: a person and, say, a colleague's review.
+constexpr size_t delegations_max = 4;
+
+// What both lists name; "*" is every name.
+std::vector<std::string> both(const std::vector<std::string>& some,
+                              const std::vector<std::string>& others) {
+  const auto names = [](const std::vector<std::string>& list, std::string_view name) {
+    return std::ranges::find(list, name) != list.end();
+  };
+  if (names(some, "*")) return others;
+  if (names(others, "*")) return some;
+  std::vector<std::string> out;
+  std::ranges::copy_if(some, std::back_inserter(out),
+                       [&](const std::string& each) { return names(others, each); });
+  return out;
+}
 
 std::unexpected<Error> deny(std::string_view code, std::string what, std::string next_step) {
   return std::unexpected(
@@ -49,11 +67,9 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
                                     header.issued_s + age_max_s < now_s))
     return deny("wrong_time", "the request is dated " + rfc3339_utc(header.issued_s * ns_per_s),
                 "see whether this machine's clock is right");
-  const Result<std::shared_ptr<const token::Anchor>> signer =
-      tokens_.signer(header.key, token::Purpose::request);
-  if (!signer) return std::unexpected(signer.error());
-  const token::Anchor& anchor = **signer;
-  if (!token::is_signed_by(anchor.key, token::Purpose::request, *object))
+  Result<Signed> signer = signer_of(peer, header.key);
+  if (!signer) return pass_on(signer);
+  if (!token::is_signed_by(signer->key, token::Purpose::request, *object))
     return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
 
   before = false;
@@ -62,13 +78,82 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
   const Result<std::span<const uint8_t>> content = token::content_of(*object, unsealed.unpacked);
   if (!content) return std::unexpected(content.error());
   unsealed.request = *content;
-  unsealed.signer = std::make_shared<const wire::Principal>(wire::Principal{
-      .name = anchor.issuer,
-      .key = anchor.thumbprint,
-      .verbs = anchor.verbs,
-      .tenants = anchor.tenants,
-  });
+  unsealed.signer = std::make_shared<const wire::Principal>(std::move(signer->principal));
   return unsealed;
+}
+
+Result<SignedRequests::Signed> SignedRequests::signer_of(const wire::Peer& peer,
+                                                         const token::Digest& key) const {
+  for (const wire::Delegation& each : peer.delegations) {
+    if (each.principal.key != key) continue;
+    if (each.expires_s <= wall_now_ns() / ns_per_s)
+      return deny("expired", "the operator grant of " + each.principal.name + " has expired",
+                  "ask for another one");
+    if (tokens_.is_revoked(key))
+      return deny("key_not_live", "the key that signed may sign no more", "holdfast trust show");
+    if (const auto by = tokens_.signer(each.by, token::Purpose::operator_grant); !by)
+      return std::unexpected(by.error());
+    return Signed{.key = {each.public_key, each.application}, .principal = each.principal};
+  }
+  const auto anchor = tokens_.signer(key, token::Purpose::request);
+  if (!anchor) return std::unexpected(anchor.error());
+  return Signed{.key = signer_key(**anchor),
+                .principal = {.name = (*anchor)->issuer,
+                              .key = key,
+                              .verbs = (*anchor)->verbs,
+                              .tenants = (*anchor)->tenants}};
+}
+
+Result<cbor::Value> SignedRequests::present(wire::Peer& peer, std::span<const uint8_t> grant) {
+  constexpr auto purpose = token::Purpose::operator_grant;
+  const Result<token::SignedObject> object = token::take_apart_signed(grant, purpose);
+  if (!object) return std::unexpected(object.error());
+  const token::SignedHeader& header = object->header;
+  if (header.audience != tokens_.node())
+    return deny("wrong_audience", fmt::format("the grant is for {}", header.audience),
+                "ask for one for this node");
+  if (tokens_.clock_in_doubt())
+    return deny("clock_suspect", "the node's clock is in doubt, and grants are dated",
+                "set the clock right, then restart holdfastd");
+  const uint64_t now_s = wall_now_ns() / ns_per_s;
+  if (header.issued_s > now_s + token::clock_skew_s)
+    return deny("issued_in_future", "the grant is dated " + rfc3339_utc(header.issued_s * ns_per_s),
+                "see whether its signer's clock is right");
+  if (header.expires_s <= now_s)
+    return deny("expired", "the grant expired at " + rfc3339_utc(header.expires_s * ns_per_s),
+                "ask for another one");
+  if (header.expires_s - header.issued_s > token::operator_grant_life_max_s)
+    return deny("life_too_long", "the grant is for more than 24 hours", "ask for a shorter one");
+  const auto signer = tokens_.signer(header.key, purpose);
+  if (!signer) return std::unexpected(signer.error());
+  if (!token::is_signed_by(signer_key(**signer), purpose, *object))
+    return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
+  std::vector<uint8_t> storage;
+  const auto content = token::content_of(*object, storage);
+  if (!content) return std::unexpected(content.error());
+  Result<token::OperatorGrant> said = token::decode_operator_grant(*content);
+  if (!said) return pass_on(said);
+  const token::Digest key = token::thumbprint(said->key.key);
+  std::erase_if(peer.delegations,
+                [&](const wire::Delegation& each) { return each.principal.key == key; });
+  if (peer.delegations.size() >= delegations_max)
+    return fail(ErrorKind::exhausted, "delegations_max",
+                fmt::format("this connection has {} operator grants already", delegations_max),
+                "connect once for each");
+  const std::string expires = rfc3339_utc(header.expires_s * ns_per_s);
+  log::notice("operator_grant", {{"operator", said->name},
+                                 {"by", (*signer)->issuer},
+                                 {"expires", expires},
+                                 {"uid", peer.uid}});
+  peer.delegations.push_back({.principal = {.name = said->name,
+                                            .key = key,
+                                            .verbs = both(said->verbs, (*signer)->verbs),
+                                            .tenants = both(said->tenants, (*signer)->tenants)},
+                              .public_key = said->key.key,
+                              .application = said->key.application,
+                              .by = header.key,
+                              .expires_s = header.expires_s});
+  return cbor::Value::map({{"operator", said->name}, {"expires", expires}});
 }
 
 Result<wire::Unsealed> SignedRequests::unseal(wire::Peer& peer, std::span<const uint8_t> sealed) {

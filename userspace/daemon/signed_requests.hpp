@@ -14,6 +14,7 @@
 
 #include "userspace/base/result.hpp"
 #include "userspace/daemon/tokens.hpp"
+#include "userspace/token/operator_grant.hpp"
 #include "userspace/wire/cbor.hpp"
 #include "userspace/wire/server.hpp"
 
@@ -27,10 +28,20 @@ class SignedRequests {
   // code; what was wrong before the signature held is told to operators only, others read `denied`.
   Result<wire::Unsealed> unseal(wire::Peer& peer, std::span<const uint8_t> sealed);
 
+  // operator.present: an operator grant, for requests by the key that it names, on this connection
+  // and until it expires. What it grants is what both it and its signer list.
+  Result<cbor::Value> present(wire::Peer& peer, std::span<const uint8_t> grant);
+
   // {"good": n, "refused": {code: n}}
   cbor::Value status() const;
 
  private:
+  struct Signed {
+    token::SignerKey key;
+    wire::Principal principal;
+  };
+  // Who may sign requests with this key on this connection.
+  Result<Signed> signer_of(const wire::Peer& peer, const token::Digest& key) const;
   // Nothing in it is believed yet. `before` becomes false once the signature held.
   Result<wire::Unsealed> check(wire::Peer& peer, std::span<const uint8_t> sealed, bool& before);
 

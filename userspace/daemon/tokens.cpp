@@ -133,6 +133,14 @@ bool Tokens::takes_signed_bundles_only() const {
   return std::ranges::any_of(file_anchors_.all(), &token::Anchor::for_bundles);
 }
 
+bool Tokens::is_revoked(const token::Digest& key) const {
+  return beliefs_.load()->revoked.has_key(key);
+}
+
+bool Tokens::signatures_needed() const {
+  return file_anchors_.signatures_needed || bundle_anchors_.signatures_needed;
+}
+
 void Tokens::believe_anchors() {
   token::Anchor own;
   own.issuer = identity_.name();
@@ -209,6 +217,8 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest&
     return deny("key_not_live", "the key that signed may sign no more");
   if (purpose == token::Purpose::request && !anchor->for_requests)
     return deny("key_not_for_requests", "the key that signed may sign other things, no requests");
+  if (purpose == token::Purpose::operator_grant && !anchor->for_operators)
+    return deny("key_not_for_operators", "the key that signed may sign other things, no grants");
   if (purpose == token::Purpose::bundle && !anchor->for_bundles)
     return deny("key_not_for_bundles", "the key that signed may sign other things, no bundles");
   return std::shared_ptr<const token::Anchor>(now, anchor);
@@ -414,6 +424,7 @@ Value Tokens::status() const {
   const std::optional<std::string> doubt = clock_.doubt(wall_now_ns(), boot_now_ns());
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   return Value::map({{"anchors", now->anchors.all().size() - 1},
+                     {"unsigned_may", signatures_needed() ? "tighten" : "operate"},
                      {"revocations", now->revoked.all().size()},
                      {"believed", believed_},
                      {"refused", std::move(refused)},
@@ -428,6 +439,7 @@ Value uses_of(const token::Anchor& anchor) {
   if (anchor.for_tokens) uses.push("token");
   if (anchor.for_requests) uses.push("request");
   if (anchor.for_bundles) uses.push("bundle");
+  if (anchor.for_operators) uses.push("operator");
   return uses;
 }
 

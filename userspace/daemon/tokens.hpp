@@ -62,8 +62,11 @@ class Tokens {
   // Errors: not_found / not_revoked; internal / state_write, and it stays revoked.
   Status restore(const token::Revocation& revocation);
 
+  // Whether what widens has to be signed, by root too.
+  bool signatures_needed() const;
+  bool is_revoked(const token::Digest& key) const;
   // The anchor of a key that may sign such things now. Errors: denied / unknown_key, key_not_live,
-  // key_not_for_requests, key_not_for_bundles.
+  // key_not_for_requests, key_not_for_bundles, key_not_for_operators.
   Result<std::shared_ptr<const token::Anchor>> signer(const token::Digest& key,
                                                       token::Purpose purpose) const;
 

@@ -1,4 +1,4 @@
-// holder.prove, trust.revoke and trust.restore: which key is at the other end, and whose signatures
+// holder.prove, operator.present, session.challenge, trust.revoke and trust.restore: which key is at the other end, and whose signatures
 // count.
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
@@ -23,6 +23,18 @@ Verbs::Answer Verbs::prove_key(wire::Peer& peer, const Value& args) const {
       {.node = tokens_.node(), .epoch = tokens_.epoch(), .challenge = peer.challenge});
   if (!key) return std::unexpected(key.error());
   return Value::map({{"holder", holder_name({Holder::Kind::key, 0, *key})}});
+}
+
+Verbs::Answer Verbs::present_grant(wire::Peer& peer, const Value& args) {
+  if (Status ok = args.only_keys({"grant"}); !ok) return pass_on(ok);
+  const Result<std::span<const uint8_t>> grant = args.get_bytes("grant");
+  if (!grant) return std::unexpected(grant.error());
+  return signed_requests_.present(peer, *grant);
+}
+
+Verbs::Answer Verbs::renew_challenge(wire::Peer& peer) {
+  if (Status ok = wire::renew_challenge(peer); !ok) return pass_on(ok);
+  return Value::map({{"challenge", Value::Bytes(peer.challenge.begin(), peer.challenge.end())}});
 }
 
 // What trust.revoke and trust.restore are about.

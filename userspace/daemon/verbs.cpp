@@ -215,7 +215,7 @@ Value Verbs::verify_hello(const wire::Peer& peer) const {
 
 void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder responder) {
   const Reach reach = reach_of(request.verb);
-  Status may = may_ask(peer, request, reach);
+  Status may = may_ask(peer, request, reach, tokens_.signatures_needed());
   if (may && request.signer != nullptr) may = in_scope(*request.signer, request);
   if (!may) {
     log::notice("denied", {{"verb", request.verb},
@@ -225,7 +225,9 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
     return responder.fail(may.error());
   }
   if (reach == Reach::proving) {
-    const Answer answer = prove_key(peer, request.args);
+    const Answer answer = request.verb == "holder.prove"       ? prove_key(peer, request.args)
+                          : request.verb == "operator.present" ? present_grant(peer, request.args)
+                                                               : renew_challenge(peer);
     return answer ? responder.answer(*answer) : responder.fail(answer.error());
   }
   if (reach != Reach::reading) {
@@ -275,8 +277,8 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
 Status Verbs::in_scope(const wire::Principal& signer, const wire::Request& request) const {
   const std::string_view verb = request.verb;
   const Value& args = request.args;
-  if (signer.covers_all() || brings_its_own_signature(request) || verb == "holder.prove" ||
-      verb == "lease.grant" || verb == "tenant.list")
+  if (signer.covers_all() || brings_its_own_signature(request) ||
+      reach_of(verb) == Reach::proving || verb == "lease.grant" || verb == "tenant.list")
     return {};
   if (verb == "lease.list" || verb == "flows.list" || verb.starts_with("tenant.")) {
     const Result<std::string_view> tenant =

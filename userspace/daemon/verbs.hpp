@@ -61,6 +61,8 @@ class Verbs {
   Answer grant_by_token(const Actor& presenter, const cbor::Value& args);
   Answer renew_by_token(const Actor& presenter, const cbor::Value& args);
   Answer prove_key(wire::Peer& peer, const cbor::Value& args) const;
+  Answer present_grant(wire::Peer& peer, const cbor::Value& args);
+  static Answer renew_challenge(wire::Peer& peer);
   static Result<token::Revocation> read_revocation(const cbor::Value& args);
   Answer trust_revoke(const wire::Peer& peer, const cbor::Value& args);
   Answer trust_restore(const wire::Peer& peer, const cbor::Value& args);

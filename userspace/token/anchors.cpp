@@ -31,11 +31,19 @@ class Reader : FileReader {
 
   Result<Anchors> read() {
     Anchors anchors;
-    Result<Fields> top = fields(document().root(), {"version", "anchors"}, {"version", "anchors"});
+    Result<Fields> top = fields(document().root(), {"version", "unsigned", "anchors"}, {"version", "anchors"});
     if (!top) return pass_on(top);
     const Node& version = *top->at("version");
     if (version.kind != NodeKind::scalar || document().text(version) != "1")
       return refuse(version, "the only version is 1", "write version: 1");
+    if (top->contains("unsigned")) {
+      const Node& unsigned_may = *top->at("unsigned");
+      const std::string_view word = document().text(unsigned_may);
+      if (unsigned_may.kind != NodeKind::scalar || (word != "operate" && word != "tighten"))
+        return refuse(unsigned_may, "no such right of who does not sign",
+                      "operate: operators may all; tighten: what widens has to be signed");
+      anchors.signatures_needed = word == "tighten";
+    }
     const Node& list = *top->at("anchors");
     if (list.kind != NodeKind::list)
       return refuse(list, "anchors is a list", "write - issuer: NAME");
@@ -52,18 +60,33 @@ class Reader : FileReader {
  private:
   Result<Anchor> read_anchor(const Node& node) const {
     Result<Fields> found =
-        fields(node, {"issuer", "key", "state", "uses", "tenants", "operations", "verbs", "life"},
-               {"issuer", "key", "uses", "tenants"});
+        fields(node,
+               {"issuer", "key", "ssh_key", "state", "uses", "tenants", "operations", "verbs",
+                "life"},
+               {"issuer", "uses", "tenants"});
     if (!found) return pass_on(found);
     Anchor anchor;
     const Node& issuer = *found->at("issuer");
     Result<std::string> name = text(issuer, "issuer");
     if (!name) return pass_on(name);
     anchor.issuer = std::move(*name);
-    Result<PublicKey> key = public_key(*found->at("key"));
-    if (!key) return pass_on(key);
-    anchor.key = *key;
-    anchor.thumbprint = thumbprint(*key);
+    if (found->contains("key") == found->contains("ssh_key"))
+      return refuse(node, "an anchor has a key, or an ssh_key",
+                    "write key: LINE, or ssh_key: ssh-ed25519 LINE");
+    if (found->contains("key")) {
+      const Result<PublicKey> key = public_key(*found->at("key"));
+      if (!key) return std::unexpected(key.error());
+      anchor.key = *key;
+    } else {
+      const Node& line = *found->at("ssh_key");
+      Result<SignerKey> key = parse_ssh_public_key(document().text(line));
+      if (line.kind != NodeKind::scalar || !key)
+        return refuse(line, "that is no Ed25519 key of OpenSSH's",
+                      "copy the line of the .pub file; ecdsa and rsa keys are not taken");
+      anchor.key = key->key;
+      anchor.application = std::move(key->application);
+    }
+    anchor.thumbprint = thumbprint(anchor.key);
     if (found->contains("state")) {
       const Node& state = *found->at("state");
       const auto* known = std::ranges::find(states, document().text(state),
@@ -85,6 +108,9 @@ class Reader : FileReader {
     anchor.for_tokens = is_for("token");
     anchor.for_requests = is_for("request");
     anchor.for_bundles = is_for("bundle");
+    anchor.for_operators = is_for("operator");
+    if (anchor.for_tokens && !anchor.application.empty())
+      return refuse(uses, "a security key signs no tokens", "it may sign requests and bundles");
     Result<std::vector<std::string>> tenants = texts(*found->at("tenants"), "tenants");
     if (!tenants) return pass_on(tenants);
     anchor.tenants = std::move(*tenants);

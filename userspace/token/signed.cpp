@@ -14,7 +14,8 @@ namespace {
 using cbor::Reader;
 using cbor::Writer;
 
-constexpr int64_t ed25519 = -19;  // RFC 9864
+// RFC 9864, and one of ours.
+constexpr std::array<int64_t, 2> algorithms{-19, -65538};
 constexpr int64_t private_label = -65537;
 constexpr size_t name_bytes_max = 256;
 enum Label : uint8_t { alg = 1, kid = 4, cwt_claims = 15, typ = 16 };  // of a COSE header
@@ -29,6 +30,7 @@ struct PurposeWords {
 constexpr std::array<PurposeWords, purposes> words{{
     {"request", "application/holdfast-request+cose", "holdfast request v1"},
     {"bundle", "application/holdfast-bundle+cose", "holdfast bundle v1"},
+    {"operator grant", "application/holdfast-operator-grant+cose", "holdfast operator-grant v1"},
 }};
 
 const PurposeWords& words_of(Purpose purpose) {
@@ -42,8 +44,8 @@ std::span<const uint8_t> bytes_of(std::string_view text) {
 std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) {
   std::vector<uint8_t> bytes;
   Writer out(bytes);
-  out.map(5).u64(alg).i64(ed25519).u64(kid).bytes(header.key);
-  const bool stored = purpose == Purpose::bundle;
+  out.map(5).u64(alg).i64(algorithms[static_cast<size_t>(header.algorithm)]).u64(kid).bytes(header.key);
+  const bool stored = purpose != Purpose::request;
   out.u64(cwt_claims).map(stored ? 3 : 2).u64(aud).text(header.audience);
   if (stored) out.u64(exp).u64(header.expires_s);
   out.u64(iat).u64(header.issued_s).end();
@@ -53,8 +55,10 @@ std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) 
   if (!stored) {
     out.map(3 + packed).u64(epoch).u64(header.epoch);
     out.u64(challenge).bytes(header.challenge).u64(sequence).u64(header.sequence);
-  } else {
+  } else if (purpose == Purpose::bundle) {
     out.map(1 + packed).u64(generation).u64(header.generation);
+  } else {
+    out.map(packed);
   }
   if (header.unpacked_bytes) out.u64(unpacked).u64(*header.unpacked_bytes);
   out.end().end();
@@ -77,7 +81,11 @@ bool read_header(std::span<const uint8_t> bytes, SignedHeader& header, std::stri
   };
   in.map();
   expect(alg);
-  expect(ed25519);
+  const auto* known = std::ranges::find(algorithms, in.i64());
+  if (known == algorithms.end())
+    in.refuse(cbor::Fault::out_of_range);
+  else
+    header.algorithm = static_cast<Algorithm>(known - algorithms.begin());
   expect(kid);
   copy(header.key);
   expect(cwt_claims);
@@ -150,6 +158,7 @@ std::string_view name_of(Purpose purpose) {
 
 Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
                                          std::span<const uint8_t> content, size_t pack_from) {
+  header.algorithm = signer.algorithm();
   header.key = signer.key();
   header.unpacked_bytes.reset();
   std::vector<uint8_t> packed;
@@ -157,10 +166,10 @@ Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, 
   if (!packed.empty()) header.unpacked_bytes = content.size();
   const std::span<const uint8_t> payload = packed.empty() ? content : std::span<const uint8_t>(packed);
   const std::vector<uint8_t> head = encode_header(purpose, header);
-  const Result<Signature> signature = signer.sign(signed_bytes(purpose, head, payload));
+  const Result<std::vector<uint8_t>> signature = signer.sign(signed_bytes(purpose, head, payload));
   if (!signature) return std::unexpected(signature.error());
   std::vector<uint8_t> bytes;
-  bytes.reserve(payload.size() + head.size() + sizeof(Signature) + 16);
+  bytes.reserve(payload.size() + head.size() + signature->size() + 16);
   Writer(bytes).array(4).bytes(head).map(0).end().bytes(payload).bytes(*signature).end();
   return bytes;
 }
@@ -175,7 +184,6 @@ Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose p
   const std::span<const uint8_t> signature = in.bytes();
   in.end();
   if (!in.finish()) return malformed("that is no COSE_Sign1: " + in.error().message);
-  if (signature.size() != sizeof(Signature)) return malformed("its signature has not 64 bytes");
   SignedHeader header;
   std::string_view type;
   if (!read_header(header_bytes, header, type)) return malformed("its header is none of ours");
@@ -189,12 +197,15 @@ Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose p
   return SignedObject{.header = std::move(header),
                       .header_bytes = header_bytes,
                       .payload = payload,
-                      .signature = signature.first<sizeof(Signature)>()};
+                      .signature = signature};
 }
 
-bool is_signed_by(const PublicKey& key, Purpose purpose, const SignedObject& object) {
-  return verify_signature(key, signed_bytes(purpose, object.header_bytes, object.payload),
-                          object.signature);
+bool is_signed_by(const SignerKey& key, Purpose purpose, const SignedObject& object) {
+  const std::vector<uint8_t> bytes = signed_bytes(purpose, object.header_bytes, object.payload);
+  if (object.header.algorithm == Algorithm::ssh)
+    return verify_ssh_signature(key, bytes, object.signature);
+  return key.application.empty() && object.signature.size() == sizeof(Signature) &&
+         verify_signature(key.key, bytes, object.signature.first<sizeof(Signature)>());
 }
 
 Result<std::span<const uint8_t>> content_of(const SignedObject& object,

@@ -16,6 +16,7 @@
 #include "userspace/base/result.hpp"
 #include "userspace/token/key.hpp"
 #include "userspace/token/proof.hpp"
+#include "userspace/token/ssh_key.hpp"
 
 namespace holdfast::token {
 
@@ -27,11 +28,18 @@ constexpr uint64_t unpacked_bytes_max = 48ULL << 20;
 enum class Purpose : uint8_t {
   request,  // what control.sock is asked to do, on one connection
   bundle,   // the desired state of a node, delivered by anybody
+  operator_grant,  // what a person's key may ask for, for some hours
 };
-constexpr size_t purposes = 2;
+constexpr size_t purposes = 3;
 std::string_view name_of(Purpose purpose);
 
+enum class Algorithm : uint8_t {
+  ed25519,  // -19 (RFC 9864)
+  ssh,      // an SSHSIG by an Ed25519 key, which may live in a security key
+};
+
 struct SignedHeader {
+  Algorithm algorithm = Algorithm::ed25519;
   Digest key{};          // the signer's thumbprint
   std::string audience;  // the node's name
   uint64_t issued_s = 0;
@@ -39,8 +47,9 @@ struct SignedHeader {
   uint64_t epoch = 0;
   Challenge challenge{};
   uint64_t sequence = 0;
-  // Of bundles.
+  // Of what is kept until it is used.
   uint64_t expires_s = 0;
+  // Of bundles.
   uint64_t generation = 0;
 
   std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
@@ -53,7 +62,7 @@ struct SignedObject {
   SignedHeader header;
   std::span<const uint8_t> header_bytes;
   std::span<const uint8_t> payload;
-  std::span<const uint8_t, sizeof(Signature)> signature;
+  std::span<const uint8_t> signature;
 };
 
 // Who signs: a key in a file, or one that never leaves where it is.
@@ -61,15 +70,17 @@ class Signer {
  public:
   virtual ~Signer() = default;
   virtual Digest key() const = 0;
-  virtual Result<Signature> sign(std::span<const uint8_t> message) const = 0;
+  virtual Algorithm algorithm() const { return Algorithm::ed25519; }
+  virtual Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const = 0;
 };
 
 class FileSigner : public Signer {
  public:
   explicit FileSigner(SecretKey key) : key_(std::move(key)) {}
   Digest key() const override { return thumbprint(key_.public_key()); }
-  Result<Signature> sign(std::span<const uint8_t> message) const override {
-    return key_.sign(message);
+  Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
+    const Signature signature = key_.sign(message);
+    return std::vector<uint8_t>(signature.begin(), signature.end());
   }
 
  private:
@@ -84,7 +95,7 @@ Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, 
 
 // Errors: invalid / malformed_signed; denied / wrong_purpose.
 Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose purpose);
-bool is_signed_by(const PublicKey& key, Purpose purpose, const SignedObject& object);
+bool is_signed_by(const SignerKey& key, Purpose purpose, const SignedObject& object);
 // The content: the payload, or what it unpacks to, in `storage`. Errors: invalid / bad_packing.
 Result<std::span<const uint8_t>> content_of(const SignedObject& object,
                                             std::vector<uint8_t>& storage);

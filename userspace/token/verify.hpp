@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "userspace/token/revocations.hpp"
+#include "userspace/token/ssh_key.hpp"
 #include "userspace/token/token.hpp"
 
 namespace holdfast::token {
@@ -23,17 +24,23 @@ std::string_view name_of(KeyState state);
 struct Anchor {
   std::string issuer;
   PublicKey key{};
+  std::string application = {};  // of a security key (ssh_key.hpp)
   Digest thumbprint{};
   KeyState state = KeyState::current;
   bool for_tokens = false;
   bool for_requests = false;  // signed frames on control.sock, of these verbs
-  bool for_bundles = false;   // the node's desired state
+  bool for_bundles = false;    // the node's desired state
+  bool for_operators = false;  // grants of some of its verbs to persons' keys
   bool own = false;  // the node's key: it signs use tokens, of leases it has, and no others
   std::vector<std::string> tenants;         // exactly these; "*": every one
   std::vector<std::string> operations;      // likewise
   std::vector<std::string> verbs;           // likewise
   uint64_t life_max_s = token::life_max_s;  // of a token, and of the term it gives a lease
 };
+
+inline SignerKey signer_key(const Anchor& anchor) {
+  return {anchor.key, anchor.application};
+}
 
 class Anchors {
  public:
@@ -44,6 +51,9 @@ class Anchors {
   void add(Anchor anchor);
   const Anchor* find(const Digest& thumbprint) const;
   const std::vector<Anchor>& all() const { return anchors_; }
+
+  // What widens has to be signed by whoever asks for it, root too.
+  bool signatures_needed = false;
 
  private:
   std::vector<Anchor> anchors_;

@@ -17,6 +17,7 @@
 namespace holdfast::wire {
 namespace {
 
+constexpr uint64_t challenge_kept_ns = 240 * ns_per_s;
 constexpr size_t receive_bytes = 64U << 10;
 // A reply is at most one inline body, so this only bounds memory against a daemon that is not ours.
 constexpr size_t reply_items_max = 1U << 20;
@@ -134,6 +135,7 @@ Status Client::read_hello() {
   Result<cbor::Value> body = decode_body(*frame);
   if (!body) return pass_on(body);
   hello_ = std::move(*body);
+  challenge_boot_ns_ = boot_now_ns();
   return {};
 }
 
@@ -234,6 +236,8 @@ Status Client::send_all(std::span<const uint8_t> bytes, int pass_fd, uint64_t de
 Result<uint32_t> Client::send_request(std::string_view verb, const cbor::Value& args,
                                       const std::span<const uint8_t>* body) {
   if (!socket_) return closed(0);
+  if (seal_ && boot_now_ns() - challenge_boot_ns_ > challenge_kept_ns)
+    if (Status ok = renew_challenge(); !ok) return pass_on(ok);
   last_retry_ = {};
   const std::optional<size_t> body_bytes =
       body != nullptr ? std::optional(body->size()) : std::nullopt;
@@ -273,6 +277,19 @@ Result<uint32_t> Client::send_request(std::string_view verb, const cbor::Value& 
   }
   if (Status sent = send_all(bytes, memfd.get(), call_deadline()); !sent) return pass_on(sent);
   return last_id_;
+}
+
+// What widens takes a signature over a challenge of the last five minutes.
+Status Client::renew_challenge() {
+  const Seal seal = std::exchange(seal_, nullptr);
+  const Result<cbor::Value> reply = call("session.challenge", cbor::Value::map());
+  seal_ = seal;
+  if (!reply) return std::unexpected(reply.error());
+  const Result<std::span<const uint8_t>> challenge = reply->get_bytes("challenge");
+  if (!challenge) return std::unexpected(challenge.error());
+  hello_.set("challenge", cbor::Value::Bytes(challenge->begin(), challenge->end()));
+  challenge_boot_ns_ = boot_now_ns();
+  return {};
 }
 
 Result<cbor::Value> Client::call(std::string_view verb, const cbor::Value& args) {

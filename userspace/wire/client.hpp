@@ -71,6 +71,7 @@ class Client {
       : socket_(std::move(socket)), path_(std::move(path)), options_(options) {}
 
   Status read_hello();
+  Status renew_challenge();
   Result<uint32_t> send_request(std::string_view verb, const cbor::Value& args,
                                 const std::span<const uint8_t>* body);
   Status send_all(std::span<const uint8_t> bytes, int pass_fd, uint64_t deadline_ns);
@@ -93,6 +94,7 @@ class Client {
   uint32_t last_id_ = 0;
   Seal seal_;
   uint64_t sequence_ = 0;
+  uint64_t challenge_boot_ns_ = 0;
 };
 
 }  // namespace holdfast::wire

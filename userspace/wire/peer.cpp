@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 
 #include "userspace/base/cgroup2.hpp"
+#include "userspace/base/clock.hpp"
 
 namespace holdfast::wire {
 namespace {
@@ -38,6 +39,14 @@ std::string_view name_of(Role role) {
   return "none";
 }
 
+Status renew_challenge(Peer& peer) {
+  if (::getrandom(peer.challenge.data(), peer.challenge.size(), 0) !=
+      static_cast<ssize_t>(peer.challenge.size()))
+    return fail_sys(errno, "random", "asking the kernel for random bytes");
+  peer.challenge_boot_ns = boot_now_ns();
+  return {};
+}
+
 Result<Peer> read_peer(int fd, const RoleGroups& groups) {
   ucred credentials{};
   socklen_t size = sizeof credentials;
@@ -57,9 +66,7 @@ Result<Peer> read_peer(int fd, const RoleGroups& groups) {
   peer.pid = credentials.pid;
   if (Result<std::vector<uint64_t>> cgroups = cgroups_of_peer(fd))
     peer.cgroups = std::move(*cgroups);
-  if (::getrandom(peer.challenge.data(), peer.challenge.size(), 0) !=
-      static_cast<ssize_t>(peer.challenge.size()))
-    return fail_sys(errno, "random", "asking the kernel for random bytes");
+  if (Status ok = renew_challenge(peer); !ok) return pass_on(ok);
   peer.groups.resize(32);
   for (;;) {
     size = static_cast<socklen_t>(peer.groups.size() * sizeof(gid_t));

@@ -45,6 +45,15 @@ struct Principal {
   }
 };
 
+// What somebody may ask for on this connection beside what anchors say, until it expires.
+struct Delegation {
+  Principal principal;
+  std::array<uint8_t, 32> public_key{};
+  std::string application;         // of a security key
+  std::array<uint8_t, 32> by{};    // the thumbprint of who granted it
+  uint64_t expires_s = 0;          // since 1970
+};
+
 // Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have
 // inherited the socket. The pid is for logs only; it may have been reused.
 struct Peer {
@@ -58,8 +67,13 @@ struct Peer {
   // holder from then on.
   std::array<uint8_t, 32> challenge{};
   std::optional<std::array<uint8_t, 32>> proved_key = {};  // its thumbprint
-  uint64_t sequence = 0;  // of its last signed request that was believed
+  uint64_t challenge_boot_ns = 0;  // when that was made
+  uint64_t sequence = 0;           // of its last signed request that was believed
+  std::vector<Delegation> delegations = {};
 };
+
+// A new challenge for this connection. Errors: internal / random.
+Status renew_challenge(Peer& peer);
 
 // Errors: denied / unmapped_uid; internal / peer_unknown.
 Result<Peer> read_peer(int fd, const RoleGroups& groups);
