@@ -55,8 +55,8 @@ Outcome check_signed(Session& session, const std::string& text, const std::strin
   const token::SignedHeader& header = object->header;
   if (header.generation != policy->generation)
     return fail(ErrorKind::invalid, "generation_differs",
-                fmt::format("{}: the bundle has generation {}, and its policy {}",
-                            shown_name(file), header.generation, policy->generation),
+                fmt::format("{}: the bundle has generation {}, and its policy {}", shown_name(file),
+                            header.generation, policy->generation),
                 "sign it again: holdfast bundle sign");
   const std::string expires = rfc3339_utc(header.expires_s * ns_per_s);
   const std::string key = fmt::format("{:02x}", fmt::join(header.key, ""));
@@ -71,13 +71,14 @@ Outcome check_signed(Session& session, const std::string& text, const std::strin
                                    {"tenants", policy->tenants.size()},
                                    {"anchors", anchors}}));
   } else {
-    session.print(fmt::format(
-        "{} is a signed bundle: generation {}, {}, {}\n  for {}\n  by key {}, to be pushed before {}\n"
-        "Whether its key is believed, the node says: holdfast bundle diff\n",
-        printable(shown_name(file)), header.generation,
-        count_of(policy->tenants.size(), "tenant", "tenants"),
-        count_of(anchors, "anchor", "anchors"), printable(header.audience), key,
-        local_time(expires)));
+    session.print(
+        fmt::format("{} is a signed bundle: generation {}, {}, {}\n  for {}\n  by key {}, to be "
+                    "pushed before {}\n"
+                    "Whether its key is believed, the node says: holdfast bundle diff\n",
+                    printable(shown_name(file)), header.generation,
+                    count_of(policy->tenants.size(), "tenant", "tenants"),
+                    count_of(anchors, "anchor", "anchors"), printable(header.audience), key,
+                    local_time(expires)));
   }
   return ExitCode::done;
 }
@@ -120,8 +121,8 @@ Outcome run_bundle_push(Session& session, const std::string& file, bool dry_run)
   if (!text) return pass_on(text);
   Result<wire::Client*> daemon = session.daemon(push_timeout_ns);
   if (!daemon) return pass_on(daemon);
-  const Value args = Value::map(
-      {{"file", shown_name(file)}, {"dry_run", dry_run}, {"signed", is_signed(*text)}});
+  const Value args =
+      Value::map({{"file", shown_name(file)}, {"dry_run", dry_run}, {"signed", is_signed(*text)}});
   Result<Value> reply = (*daemon)->call_with_body(
       "bundle.push", args, {reinterpret_cast<const uint8_t*>(text->data()), text->size()});
   if (!reply) return pass_on(reply);
@@ -135,7 +136,8 @@ Outcome run_bundle_push(Session& session, const std::string& file, bool dry_run)
 
 Outcome run_bundle_sign(Session& session, const BundleSignWords& words) {
   if (::isatty(STDOUT_FILENO) == 1)
-    return usage("a signed bundle is not for a terminal", "holdfast bundle sign ... > node1.bundle");
+    return usage("a signed bundle is not for a terminal",
+                 "holdfast bundle sign ... > node1.bundle");
   const Result<std::string> policy_text = read_file(words.file, policy_bytes_max);
   if (!policy_text) return std::unexpected(policy_text.error());
   const Result<Policy> policy = parse_policy(*policy_text, shown_name(words.file));
@@ -157,8 +159,7 @@ Outcome run_bundle_sign(Session& session, const BundleSignWords& words) {
   const Result<std::string> node = session.node_or(words.node);
   if (!node) return std::unexpected(node.error());
   const Result<std::vector<uint8_t>> bundle = token::sign_bundle(
-      **signer,
-      {.node = *node, .generation = policy->generation, .life_s = *life_ns / ns_per_s},
+      **signer, {.node = *node, .generation = policy->generation, .life_s = *life_ns / ns_per_s},
       {.policy = *policy_text, .anchors = anchors});
   if (!bundle) return std::unexpected(bundle.error());
   session.print({reinterpret_cast<const char*>(bundle->data()), bundle->size()});

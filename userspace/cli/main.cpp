@@ -247,10 +247,11 @@ void add_operator(CLI::App& app, Words& words, Run& run) {
   grant->add_option("--node", g.node, "The node's name; default: the one that runs here")
       ->type_name("NAME");
   grant->callback([&] { run = [&](Session& s) { return run_operator_grant(s, g); }; });
-  examples(grant,
-           "  holdfast operator grant ann --public-key ann.pub --verb lease.grant --tenant '*' \\\n"
-           "      --key root.pem > ann.grant\n"
-           "  holdfast tenant enable acme/shop/prod --sign-key ~/.ssh/id_ed25519 --grant ann.grant");
+  examples(
+      grant,
+      "  holdfast operator grant ann --public-key ann.pub --verb lease.grant --tenant '*' \\\n"
+      "      --key root.pem > ann.grant\n"
+      "  holdfast tenant enable acme/shop/prod --sign-key ~/.ssh/id_ed25519 --grant ann.grant");
 }
 
 void add_why(CLI::App& app, Words& words, Run& run) {
@@ -411,9 +412,10 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   app.add_option("--socket", words.session.socket,
                  fmt::format("The daemon's control socket; default: {}", default_socket))
       ->type_name("PATH");
-  app.add_option("--sign-key", words.session.sign_key,
-                 "Sign what is asked for with this Ed25519 key, in PEM or of OpenSSH's (in a file, in\n"
-                 "ssh-agent or in a security key): the node believes the key, and not who runs this")
+  app.add_option(
+         "--sign-key", words.session.sign_key,
+         "Sign what is asked for with this Ed25519 key, in PEM or of OpenSSH's (in a file, in\n"
+         "ssh-agent or in a security key): the node believes the key, and not who runs this")
       ->type_name("FILE");
   app.add_option("--grant", words.session.grant,
                  "Show this operator grant first: it says what --sign-key may ask for")

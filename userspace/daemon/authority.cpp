@@ -33,8 +33,7 @@ constexpr std::array<std::pair<std::string_view, Reach>, 13> reaches{{
 }  // namespace
 
 Reach reach_of(std::string_view verb) {
-  const auto* found =
-      std::ranges::find(reaches, verb, &std::pair<std::string_view, Reach>::first);
+  const auto* found = std::ranges::find(reaches, verb, &std::pair<std::string_view, Reach>::first);
   return found == reaches.end() ? Reach::reading : found->second;
 }
 
@@ -58,18 +57,19 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
           fmt::format("the key of {} may not ask for {}", request.signer->name, request.verb),
           "its anchor lists the verbs it may: holdfast trust show");
     if (reach == Reach::widening && boot_now_ns() - peer.challenge_boot_ns > fresh_ns)
-      return fail(ErrorKind::denied, "step_up_required",
-                  fmt::format("{} takes a signature over a challenge of the last 5 minutes",
-                              request.verb),
-                  "ask for a new challenge: session.challenge");
+      return fail(
+          ErrorKind::denied, "step_up_required",
+          fmt::format("{} takes a signature over a challenge of the last 5 minutes", request.verb),
+          "ask for a new challenge: session.challenge");
     return {};
   }
   switch (reach) {
     case Reach::reading:
       if (peer.role != wire::Role::none) return {};
-      return fail(ErrorKind::denied, "not_in_group",
-                  fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
-                  "usermod -aG holdfast USER, then log in again");
+      return fail(
+          ErrorKind::denied, "not_in_group",
+          fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
+          "usermod -aG holdfast USER, then log in again");
     case Reach::own_lease: return {};
     default:
       if (peer.role != wire::Role::operates)

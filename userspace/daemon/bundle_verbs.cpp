@@ -132,8 +132,8 @@ void Verbs::end_orphans() {
   if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
 }
 
-// A large policy comes in pieces of whole lines: "next" is where the next one begins. Between two of
-// them another policy may have come into force; the digest tells.
+// A large policy comes in pieces of whole lines: "next" is where the next one begins. Between two
+// of them another policy may have come into force; the digest tells.
 Verbs::Answer Verbs::bundle_show(const Value& args) const {
   if (Status ok = args.only_keys({"cursor"}); !ok) return pass_on(ok);
   const Result<uint64_t> cursor = args.get_u64_or("cursor", 0);
@@ -143,16 +143,15 @@ Verbs::Answer Verbs::bundle_show(const Value& args) const {
   const size_t from = std::min<uint64_t>(*cursor, text.size());
   size_t to = text.size();
   if (to - from > piece_bytes_max) to = text.rfind('\n', from + piece_bytes_max) + 1;
-  return Value::map(
-      {{"generation", node_.policy().generation},
-       {"digest", hex(node_.plane().banks.control().policy_digest)},
-       {"signed", last.generation == 0 ? Value()
-                                       : Value::map({{"generation", last.generation},
-                                                     {"bundle", hex(last.digest)},
-                                                     {"signer", last.signer},
-                                                     {"key", hex(last.key)}})},
-       {"policy", text.substr(from, to - from)},
-       {"next", to < text.size() ? Value(to) : Value()}});
+  return Value::map({{"generation", node_.policy().generation},
+                     {"digest", hex(node_.plane().banks.control().policy_digest)},
+                     {"signed", last.generation == 0 ? Value()
+                                                     : Value::map({{"generation", last.generation},
+                                                                   {"bundle", hex(last.digest)},
+                                                                   {"signer", last.signer},
+                                                                   {"key", hex(last.key)}})},
+                     {"policy", text.substr(from, to - from)},
+                     {"next", to < text.size() ? Value(to) : Value()}});
 }
 
 }  // namespace holdfast

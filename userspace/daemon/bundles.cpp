@@ -56,8 +56,7 @@ bool decode(std::span<const uint8_t> bytes, BundleRecord& record) {
 }
 
 std::unexpected<Error> deny(std::string_view code, std::string what, std::string next_step) {
-  return std::unexpected(
-      Error{ErrorKind::denied, code, 0, std::move(what), std::move(next_step)});
+  return std::unexpected(Error{ErrorKind::denied, code, 0, std::move(what), std::move(next_step)});
 }
 
 bool covers(const std::vector<std::string>& wide, const std::vector<std::string>& narrow) {
@@ -125,7 +124,8 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
                 "set the clock right, then restart holdfastd");
   const uint64_t now_s = wall_now_ns() / ns_per_s;
   if (header.issued_s > now_s + token::clock_skew_s)
-    return deny("issued_in_future", "the bundle is dated " + rfc3339_utc(header.issued_s * ns_per_s),
+    return deny("issued_in_future",
+                "the bundle is dated " + rfc3339_utc(header.issued_s * ns_per_s),
                 "see whether its signer's clock is right");
   if (header.expires_s <= now_s)
     return deny("expired", "the bundle expired at " + rfc3339_utc(header.expires_s * ns_per_s),
@@ -137,7 +137,8 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
       tokens.signer(header.key, token::Purpose::bundle);
   if (!signer) return pass_on(signer);
   if (!token::is_signed_by(signer_key(**signer), token::Purpose::bundle, *object))
-    return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
+    return deny("bad_signature", "the signature is not the key's",
+                "sign with the key that is named");
   signature_held = true;
 
   const token::Digest digest = token::sha256({bytes});

@@ -30,8 +30,8 @@ struct BundleRecord {
 struct BelievedBundle {
   BundleRecord record;
   std::shared_ptr<const token::Anchor> signer;
-  std::string_view policy;         // points into the signed bytes, or into `unpacked`
-  token::Anchors anchors;          // none wider than its signer
+  std::string_view policy;  // points into the signed bytes, or into `unpacked`
+  token::Anchors anchors;   // none wider than its signer
   std::vector<uint8_t> unpacked;
 };
 

@@ -201,8 +201,8 @@ class Daemon {
                                             node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
     if (Status ok = first_policy(); !ok) return ok;
-    verbs_ = std::make_unique<Verbs>(*loop_, *node_, *tokens_, *bundles_,
-                                     [this] { return detach(); });
+    verbs_ =
+        std::make_unique<Verbs>(*loop_, *node_, *tokens_, *bundles_, [this] { return detach(); });
     verbs_->end_orphans();
     if (Status ok = watch_kernel(); !ok) return ok;
     if (Status ok = serve(); !ok) return ok;

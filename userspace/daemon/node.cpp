@@ -586,8 +586,8 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   return outcome;
 }
 
-// The slots of leases that lose a resource when only those named stay. A lease ends as a whole: half
-// a one has nobody to answer for it.
+// The slots of leases that lose a resource when only those named stay. A lease ends as a whole:
+// half a one has nobody to answer for it.
 std::vector<uint32_t> Node::slots_losing(const std::vector<bool>& named) const {
   std::set<uint32_t> losing;
   for (uint32_t slot = 0; policy_ && slot < named.size(); ++slot) {

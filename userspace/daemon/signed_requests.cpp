@@ -34,8 +34,7 @@ std::vector<std::string> both(const std::vector<std::string>& some,
 }
 
 std::unexpected<Error> deny(std::string_view code, std::string what, std::string next_step) {
-  return std::unexpected(
-      Error{ErrorKind::denied, code, 0, std::move(what), std::move(next_step)});
+  return std::unexpected(Error{ErrorKind::denied, code, 0, std::move(what), std::move(next_step)});
 }
 
 }  // namespace
@@ -63,14 +62,15 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
                 "count up from 1, one for each request");
   const uint64_t now_s = wall_now_ns() / ns_per_s;
   // With a clock in doubt its date says nothing, and the connection says it all.
-  if (!tokens_.clock_in_doubt() && (header.issued_s > now_s + token::clock_skew_s ||
-                                    header.issued_s + age_max_s < now_s))
+  if (!tokens_.clock_in_doubt() &&
+      (header.issued_s > now_s + token::clock_skew_s || header.issued_s + age_max_s < now_s))
     return deny("wrong_time", "the request is dated " + rfc3339_utc(header.issued_s * ns_per_s),
                 "see whether this machine's clock is right");
   Result<Signed> signer = signer_of(peer, header.key);
   if (!signer) return pass_on(signer);
   if (!token::is_signed_by(signer->key, token::Purpose::request, *object))
-    return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
+    return deny("bad_signature", "the signature is not the key's",
+                "sign with the key that is named");
 
   before = false;
   peer.sequence = header.sequence;
@@ -127,7 +127,8 @@ Result<cbor::Value> SignedRequests::present(wire::Peer& peer, std::span<const ui
   const auto signer = tokens_.signer(header.key, purpose);
   if (!signer) return std::unexpected(signer.error());
   if (!token::is_signed_by(signer_key(**signer), purpose, *object))
-    return deny("bad_signature", "the signature is not the key's", "sign with the key that is named");
+    return deny("bad_signature", "the signature is not the key's",
+                "sign with the key that is named");
   std::vector<uint8_t> storage;
   const auto content = token::content_of(*object, storage);
   if (!content) return std::unexpected(content.error());

@@ -1,5 +1,5 @@
-// holder.prove, operator.present, session.challenge, trust.revoke and trust.restore: which key is at the other end, and whose signatures
-// count.
+// holder.prove, operator.present, session.challenge, trust.revoke and trust.restore: which key is
+// at the other end, and whose signatures count.
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/verbs.hpp"

@@ -486,8 +486,8 @@ Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const wire::Request& re
   }
   std::optional<LeaseOrigin> origin;
   if (request.signer != nullptr) origin = Tokens::origin_of(*request.signer);
-  const Result<LeaseView> lease = node_.renew(actor_of(peer, request), *id, *ttl, generation,
-                                              origin ? &*origin : nullptr);
+  const Result<LeaseView> lease =
+      node_.renew(actor_of(peer, request), *id, *ttl, generation, origin ? &*origin : nullptr);
   if (!lease) return std::unexpected(lease.error());
   return lease_value(*lease);
 }

@@ -21,8 +21,8 @@ constexpr std::array<std::pair<std::string_view, KeyState>, 4> states{{
     {"revoked", KeyState::revoked},
 }};
 
-constexpr std::array<std::string_view, 5> known_uses{"token", "request", "bundle",
-                                                       "schedule", "operator"};
+constexpr std::array<std::string_view, 5> known_uses{"token", "request", "bundle", "schedule",
+                                                     "operator"};
 
 class Reader : FileReader {
  public:
@@ -31,7 +31,8 @@ class Reader : FileReader {
 
   Result<Anchors> read() {
     Anchors anchors;
-    Result<Fields> top = fields(document().root(), {"version", "unsigned", "anchors"}, {"version", "anchors"});
+    Result<Fields> top =
+        fields(document().root(), {"version", "unsigned", "anchors"}, {"version", "anchors"});
     if (!top) return pass_on(top);
     const Node& version = *top->at("version");
     if (version.kind != NodeKind::scalar || document().text(version) != "1")
@@ -59,11 +60,10 @@ class Reader : FileReader {
 
  private:
   Result<Anchor> read_anchor(const Node& node) const {
-    Result<Fields> found =
-        fields(node,
-               {"issuer", "key", "ssh_key", "state", "uses", "tenants", "operations", "verbs",
-                "life"},
-               {"issuer", "uses", "tenants"});
+    Result<Fields> found = fields(
+        node,
+        {"issuer", "key", "ssh_key", "state", "uses", "tenants", "operations", "verbs", "life"},
+        {"issuer", "uses", "tenants"});
     if (!found) return pass_on(found);
     Anchor anchor;
     const Node& issuer = *found->at("issuer");

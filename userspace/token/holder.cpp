@@ -17,9 +17,10 @@ Result<ProofPlace> place_of(const cbor::Value& hello, int socket) {
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &server, &size) != 0)
     return fail_sys(errno, "peer_unknown", "the kernel does not say who serves the socket");
   if (server.uid != 0 && server.uid != ::geteuid())
-    return fail(ErrorKind::denied, "not_the_node",
-                fmt::format("uid {} serves this socket, and could pass on what is signed", server.uid),
-                "connect to the socket of the node's own daemon");
+    return fail(
+        ErrorKind::denied, "not_the_node",
+        fmt::format("uid {} serves this socket, and could pass on what is signed", server.uid),
+        "connect to the socket of the node's own daemon");
   const Result<std::string_view> node = hello.get_text("node");
   const Result<uint64_t> epoch = hello.get_u64("epoch");
   const Result<std::span<const uint8_t>> challenge = hello.get_bytes("challenge");

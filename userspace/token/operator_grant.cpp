@@ -41,14 +41,11 @@ std::vector<uint8_t> encode(const OperatorGrant& grant) {
 Result<std::vector<uint8_t>> sign_operator_grant(const Signer& signer, std::string_view node,
                                                  uint64_t life_s, const OperatorGrant& grant) {
   const std::vector<uint8_t> content = encode(grant);
-  if (const auto good = decode_operator_grant(content); !good)
-    return std::unexpected(good.error());
+  if (const auto good = decode_operator_grant(content); !good) return std::unexpected(good.error());
   const uint64_t now_s = wall_now_ns() / ns_per_s;
-  return make_signed(signer, Purpose::operator_grant,
-                     {.audience = std::string(node),
-                      .issued_s = now_s,
-                      .expires_s = now_s + life_s},
-                     content);
+  return make_signed(
+      signer, Purpose::operator_grant,
+      {.audience = std::string(node), .issued_s = now_s, .expires_s = now_s + life_s}, content);
 }
 
 Result<OperatorGrant> decode_operator_grant(std::span<const uint8_t> content) {

@@ -8,9 +8,9 @@
 namespace holdfast::token {
 
 void sign_requests(wire::Client& node, std::shared_ptr<const Signer> signer) {
-  node.seal_with([signer = std::move(signer)](const cbor::Value& hello, int socket,
-                                              uint64_t sequence, std::span<const uint8_t> request)
-                     -> Result<std::vector<uint8_t>> {
+  node.seal_with([signer = std::move(signer)](
+                     const cbor::Value& hello, int socket, uint64_t sequence,
+                     std::span<const uint8_t> request) -> Result<std::vector<uint8_t>> {
     const Result<ProofPlace> place = place_of(hello, socket);
     if (!place) return std::unexpected(place.error());
     return make_signed(*signer, Purpose::request,

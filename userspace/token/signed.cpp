@@ -44,7 +44,11 @@ std::span<const uint8_t> bytes_of(std::string_view text) {
 std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) {
   std::vector<uint8_t> bytes;
   Writer out(bytes);
-  out.map(5).u64(alg).i64(algorithms[static_cast<size_t>(header.algorithm)]).u64(kid).bytes(header.key);
+  out.map(5)
+      .u64(alg)
+      .i64(algorithms[static_cast<size_t>(header.algorithm)])
+      .u64(kid)
+      .bytes(header.key);
   const bool stored = purpose != Purpose::request;
   out.u64(cwt_claims).map(stored ? 3 : 2).u64(aud).text(header.audience);
   if (stored) out.u64(exp).u64(header.expires_s);
@@ -164,7 +168,8 @@ Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, 
   std::vector<uint8_t> packed;
   if (content.size() >= pack_from && content.size() <= unpacked_bytes_max) packed = pack(content);
   if (!packed.empty()) header.unpacked_bytes = content.size();
-  const std::span<const uint8_t> payload = packed.empty() ? content : std::span<const uint8_t>(packed);
+  const std::span<const uint8_t> payload =
+      packed.empty() ? content : std::span<const uint8_t>(packed);
   const std::vector<uint8_t> head = encode_header(purpose, header);
   const Result<std::vector<uint8_t>> signature = signer.sign(signed_bytes(purpose, head, payload));
   if (!signature) return std::unexpected(signature.error());

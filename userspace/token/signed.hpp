@@ -26,8 +26,8 @@ constexpr uint64_t unpacked_bytes_max = 48ULL << 20;
 
 // A signature for one is none for another: each has a type and a context of its own.
 enum class Purpose : uint8_t {
-  request,  // what control.sock is asked to do, on one connection
-  bundle,   // the desired state of a node, delivered by anybody
+  request,         // what control.sock is asked to do, on one connection
+  bundle,          // the desired state of a node, delivered by anybody
   operator_grant,  // what a person's key may ask for, for some hours
 };
 constexpr size_t purposes = 3;

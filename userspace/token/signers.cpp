@@ -53,7 +53,8 @@ Result<std::string> read_all(int fd) {
 
 class SshSigner : public Signer {
  public:
-  SshSigner(std::string path, const PublicKey& key) : path_(std::move(path)), key_(thumbprint(key)) {}
+  SshSigner(std::string path, const PublicKey& key)
+      : path_(std::move(path)), key_(thumbprint(key)) {}
 
   Digest key() const override { return key_; }
   Algorithm algorithm() const override { return Algorithm::ssh; }
@@ -69,8 +70,8 @@ class SshSigner : public Signer {
     ::posix_spawn_file_actions_init(&actions);
     ::posix_spawn_file_actions_adddup2(&actions, in->get(), STDIN_FILENO);
     ::posix_spawn_file_actions_adddup2(&actions, out->write.get(), STDOUT_FILENO);
-    std::array<std::string, 8> words{"ssh-keygen", "-q", "-Y", "sign", "-n", std::string(ssh_namespace),
-                                     "-f", path_};
+    std::array<std::string, 8> words{
+        "ssh-keygen", "-q", "-Y", "sign", "-n", std::string(ssh_namespace), "-f", path_};
     std::array<char*, words.size() + 1> argv{};
     for (size_t i = 0; i < words.size(); ++i) argv[i] = words[i].data();
     pid_t child = 0;

@@ -103,8 +103,8 @@ std::vector<uint8_t> wrapped(std::span<const uint8_t> message) {
 std::vector<uint8_t> by_security_key(std::string_view application,
                                      std::span<const uint8_t> flags_and_counter,
                                      std::span<const uint8_t> bytes) {
-  const Digest of_application = sha256(
-      {std::span(reinterpret_cast<const uint8_t*>(application.data()), application.size())});
+  const Digest of_application =
+      sha256({std::span(reinterpret_cast<const uint8_t*>(application.data()), application.size())});
   const Digest of_bytes = sha256({bytes});
   std::vector<uint8_t> out(of_application.begin(), of_application.end());
   out.insert(out.end(), flags_and_counter.begin(), flags_and_counter.end());
@@ -140,8 +140,8 @@ Result<std::vector<uint8_t>> parse_ssh_signature(std::string_view armoured) {
   const size_t end = armoured.find(end_armour);
   if (begin == std::string_view::npos || end == std::string_view::npos || end < begin)
     return bad_signature("that is no signature of ssh-keygen's");
-  const auto blob = from_base64(
-      armoured.substr(begin + begin_armour.size(), end - begin - begin_armour.size()));
+  const auto blob =
+      from_base64(armoured.substr(begin + begin_armour.size(), end - begin - begin_armour.size()));
   if (!blob) return bad_signature("the signature is not base64");
   Fields fields(*blob);
   const auto start = fields.take(magic.size());

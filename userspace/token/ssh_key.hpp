@@ -1,5 +1,5 @@
-// OpenSSH's Ed25519 keys and signatures: what `ssh-keygen -Y sign` makes (PROTOCOL.sshsig), by a key
-// in a file, in ssh-agent, or in a FIDO security key (PROTOCOL.u2f). Pure.
+// OpenSSH's Ed25519 keys and signatures: what `ssh-keygen -Y sign` makes (PROTOCOL.sshsig), by a
+// key in a file, in ssh-agent, or in a FIDO security key (PROTOCOL.u2f). Pure.
 //
 // A signature travels without its wrapping, which says nothing that its checker does not know: 64
 // bytes; of a security key 69, with its flags and its counter, big-endian.

@@ -28,7 +28,7 @@ struct Anchor {
   Digest thumbprint{};
   KeyState state = KeyState::current;
   bool for_tokens = false;
-  bool for_requests = false;  // signed frames on control.sock, of these verbs
+  bool for_requests = false;   // signed frames on control.sock, of these verbs
   bool for_bundles = false;    // the node's desired state
   bool for_operators = false;  // grants of some of its verbs to persons' keys
   bool own = false;  // the node's key: it signs use tokens, of leases it has, and no others

@@ -8,8 +8,8 @@
 // concerns the connection and is followed by its end.
 //
 //   more   (bit 0, replies)   further reply frames for the same request follow
-//   memfd  (bit 1, requests, signed or not)  length is 0 and the body is in a sealed memfd, passed by SCM_RIGHTS
-//   with
+//   memfd  (bit 1, requests, signed or not)  length is 0 and the body is in a sealed memfd, passed
+//   by SCM_RIGHTS with
 //                             the sendmsg that carries the header's first byte
 //
 // Anything unknown is refused by name. Bodies:

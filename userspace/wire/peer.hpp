@@ -40,8 +40,8 @@ struct Principal {
 
  private:
   static bool lists(const std::vector<std::string>& names, std::string_view name) {
-    return std::ranges::any_of(names,
-                               [&](const std::string& each) { return each == "*" || each == name; });
+    return std::ranges::any_of(
+        names, [&](const std::string& each) { return each == "*" || each == name; });
   }
 };
 
@@ -49,9 +49,9 @@ struct Principal {
 struct Delegation {
   Principal principal;
   std::array<uint8_t, 32> public_key{};
-  std::string application;         // of a security key
-  std::array<uint8_t, 32> by{};    // the thumbprint of who granted it
-  uint64_t expires_s = 0;          // since 1970
+  std::string application;       // of a security key
+  std::array<uint8_t, 32> by{};  // the thumbprint of who granted it
+  uint64_t expires_s = 0;        // since 1970
 };
 
 // Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have
@@ -67,8 +67,8 @@ struct Peer {
   // holder from then on.
   std::array<uint8_t, 32> challenge{};
   std::optional<std::array<uint8_t, 32>> proved_key = {};  // its thumbprint
-  uint64_t challenge_boot_ns = 0;  // when that was made
-  uint64_t sequence = 0;           // of its last signed request that was believed
+  uint64_t challenge_boot_ns = 0;                          // when that was made
+  uint64_t sequence = 0;  // of its last signed request that was believed
   std::vector<Delegation> delegations = {};
 };
 

@@ -149,8 +149,8 @@ class Responder {
 class ControlServer {
  public:
   using Hello = std::function<cbor::Value(const Peer&)>;
-  // Opens a signed request; the peer remembers how far it has come. What it refuses is answered, and
-  // the connection goes on.
+  // Opens a signed request; the peer remembers how far it has come. What it refuses is answered,
+  // and the connection goes on.
   using Unseal = std::function<Result<Unsealed>(Peer&, std::span<const uint8_t>)>;
   // The handler may write down what the peer proves of itself.
   using Handler = std::function<void(Peer&, Request, Responder)>;

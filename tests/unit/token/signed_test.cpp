@@ -54,8 +54,8 @@ SignedHeader header_of(Purpose purpose) {
 
 std::vector<uint8_t> signed_by(uint8_t number, Purpose purpose, std::string_view content,
                                size_t pack_from = SIZE_MAX) {
-  const auto made =
-      make_signed(FileSigner(key_of(number)), purpose, header_of(purpose), bytes_of(content), pack_from);
+  const auto made = make_signed(FileSigner(key_of(number)), purpose, header_of(purpose),
+                                bytes_of(content), pack_from);
   EXPECT_TRUE(made) << made.error().text();
   return *made;
 }
@@ -106,7 +106,8 @@ TEST(Signed, ServesNoOtherPurpose) {
 }
 
 TEST(Signed, AnothersSignatureIsNone) {
-  for (const Purpose purpose : all) EXPECT_EQ(opened(signed_by(4, purpose, "x"), purpose), "bad_signature");
+  for (const Purpose purpose : all)
+    EXPECT_EQ(opened(signed_by(4, purpose, "x"), purpose), "bad_signature");
 }
 
 TEST(Signed, EveryTruncationAndEveryBit) {
