@@ -39,6 +39,7 @@ _holdfast() {
       ;;
     --endpoint) candidates=$(_holdfast_ask 2 route ls) ;;
     --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
+    --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
@@ -48,13 +49,13 @@ _holdfast() {
       return
       ;;
     *)
-      local flags="--json --socket --help"
+      local flags="--json --socket --sign-key --grant --help"
       case "${words[*]}" in
-        "") candidates="status doctor lease route tenant bundle token trust drops flows explain node" flags+=" --version" ;;
+        "") candidates="status doctor lease route tenant bundle token trust operator drops flows explain node" flags+=" --version" ;;
         lease) candidates="ls show grant renew revoke release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
-        bundle) candidates="check push show diff" ;;
+        bundle) candidates="check push show diff sign" ;;
         token) candidates="issue inspect verify" ;;
         trust) candidates="show revoke restore" ;;
         "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
@@ -87,6 +88,9 @@ _holdfast() {
           ;;
         "bundle push") files=1 flags+=" --dry-run" ;;
         "bundle check" | "bundle diff") files=1 ;;
+        "bundle sign"*) files=1 flags+=" --key --node --anchors --life" ;;
+        operator) candidates="grant" ;;
+        "operator grant"*) flags+=" --public-key --verb --tenant --life --key --node" ;;
         "token issue"*)
           flags+=" --key --issuer --node --epoch --kind --life --ttl --endpoint --egress --operation --peer --holder"
           flags+=" --holder-key --lease --generation --from"

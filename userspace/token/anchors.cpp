@@ -21,8 +21,7 @@ constexpr std::array<std::pair<std::string_view, KeyState>, 4> states{{
     {"revoked", KeyState::revoked},
 }};
 
-constexpr std::array<std::string_view, 5> known_uses{"token", "request", "bundle", "schedule",
-                                                     "operator"};
+constexpr std::array<std::string_view, 4> known_uses{"token", "request", "bundle", "operator"};
 
 class Reader : FileReader {
  public:
