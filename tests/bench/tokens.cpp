@@ -275,6 +275,7 @@ class Bench {
           heads.push_back(
               {.header = all[at + i].parts.header, .signature = all[at + i].parts.signature});
         for (size_t i = 0; i < batch.size(); ++i) {
+          checker.expect(heads[i]);
           batch[i].head = &heads[i];
           batch[i].index = all[at + i].parts.index;
           batch[i].path = all[at + i].path;

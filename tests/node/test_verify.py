@@ -6,6 +6,7 @@ counter of the named reason rises by exactly the tokens asked about.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import pathlib
 import select
@@ -29,7 +30,7 @@ WEB = f"web@{HOSTS['tenant-a'].v4}:8080"
 def node(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab whose daemon waits for frames in that way."""
     with Lab(daemon=False) as lab:
-        lab.start(verify_transport=request.param)
+        lab.start(verify_transport=request.param, verify_workers=2)  # whatever the machine
         lab.push(policy())
         by = lab.ask("status")["verifier"]["by"]
         assert by == ("epoll" if request.param == "epoll" else "io_uring")
@@ -357,6 +358,142 @@ def test_connections_come_and_go(node: Lab) -> None:
     with asking(node) as service:
         assert service.reason(check) == "good"
     wait_until(lambda: node.ask("status")["verifier"]["connections"] == 0, 10, "all connections are gone")
+
+
+# ---- many users at once -----------------------------------------------------------------------------------
+
+USERS = range(5000, 5040)
+FRAMES = 20  # that each of them sends
+
+
+def ask_as(uid: int, path: os.PathLike, table: list[tuple[str, Check]], together, told) -> None:
+    """A user, in a process of its own: connects when all do, and asks when all are connected. Tells its answers."""
+    bodies = [body_of([check for _, check in table[i:] + table[:i]]) for i in range(len(table))]
+    together.wait()
+    with VerifySock(path, uid) as sock:
+        together.wait()
+        answers = []
+        for number in range(FRAMES):
+            sent = sock.send(bodies[(uid + number) % len(bodies)])
+            answers.append([sock.reasons[verdict[0]] for verdict in sock.answer()])
+            assert sock.answered == sent
+        told.send(answers)
+
+
+def users_ask(node: Lab, lease: dict, besides: int = 0) -> dict[str, int]:
+    """All USERS at once, each about tokens of its own and of others, while `besides` connections stand. How often
+    which reason has to be counted for it."""
+    at_lease = {"tenant": A, "endpoints": [WEB], "lease": lease["id"], "generation": str(lease["generation"])}
+    path = node.dir / "requests.json"
+    path.write_text(json.dumps([at_lease | {"operations": ["connect"], "holder": f"uid:{uid}"} for uid in USERS]))
+    own = dict(zip(USERS, node.issuer.tokens("--from", path, kind="use"), strict=True))
+    (unknown,) = Issuer(node, "unknown.example").tokens(
+        A, "--endpoint", WEB, "--lease", lease["id"], "--generation", lease["generation"], kind="use"
+    )
+    forks = multiprocessing.get_context("fork")
+    together = forks.Barrier(len(USERS) + 1, timeout=20 * SLOW)
+    asked = {}
+    with contextlib.ExitStack() as ends:
+        for uid in USERS:
+            table = [
+                ("good", Check(own[uid], "connect", WEB)),
+                ("wrong_holder", Check(own[uid + 1 if uid + 1 in USERS else USERS[0]], "connect", WEB)),
+                ("operation_not_named", Check(own[uid], "erase", WEB)),
+                ("not_relying", Check(own[uid], "connect", WEB, f"uid:{uid}")),
+                ("denied", Check(unknown, "connect", WEB)),
+            ]
+            answers, told = forks.Pipe(duplex=False)
+            process = forks.Process(target=ask_as, args=(uid, node.dir / "run" / "verify.sock", table, together, told))
+            process.start()
+            ends.callback(process.join)
+            ends.callback(process.kill)
+            asked[uid] = table, answers
+        together.wait()
+        wait_until(lambda: connections(node) == len(USERS) + besides, 10, "all are connected at once")
+        assert sockets(node) == len(USERS) + besides
+        together.wait()
+        for uid, (table, answers) in asked.items():
+            assert answers.poll(20 * SLOW), f"uid {uid} has no answers"
+            expected = [reason for reason, _ in table]
+            turns = [(uid + number) % len(table) for number in range(FRAMES)]
+            assert answers.recv() == [expected[turn:] + expected[:turn] for turn in turns], uid
+    each = len(USERS) * FRAMES
+    return {reason: each for reason in ("good", "wrong_holder", "operation_not_named", "not_relying", "unknown_key")}
+
+
+def connections(node: Lab) -> int:
+    return node.ask("status")["verifier"]["connections"]
+
+
+def risen(node: Lab, before: dict[str, int]) -> dict[str, int]:
+    now = counts(node)
+    return {reason: count - before.get(reason, 0) for reason, count in now.items() if count != before.get(reason, 0)}
+
+
+def sockets(node: Lab) -> int:
+    """The daemon's ends of connections on verify.sock. The kernel makes them in the network namespace of who connects,
+    which is ours."""
+    rows = pathlib.Path("/proc/net/unix").read_text().splitlines()
+    return sum(row.endswith(f" {node.dir}/run/verify.sock") for row in rows)
+
+
+def test_many_users_at_once(node: Lab) -> None:
+    """L5, L13: each gets its own answers and no other's, the counters are exact in sum, and nothing is left."""
+    wait_until(lambda: connections(node) == 0)
+    before = counts(node)
+    expected = users_ask(node, by_token(node))
+    wait_until(lambda: risen(node, before) == expected, what=f"the counters rise by {expected}")
+    wait_until(lambda: connections(node) == 0, 10, "all connections are gone")
+    wait_until(lambda: sockets(node) == 0, what="no socket is left")
+
+
+def test_a_user_over_its_budget_is_in_nobodys_way(node: Lab) -> None:
+    """L5: budgets go by user. One has every connection it may have, and more, and reads no answers: it alone is short."""
+    wait_until(lambda: connections(node) == 0)
+    lease = by_token(node)
+    mine = 64 * node.ask("status")["verifier"]["workers"]
+    dear = body_of([Check(lease["token"], "connect", WEB + "0", None)] * 60)
+    before = counts(node)
+    with contextlib.ExitStack() as held:
+        greedy = [held.enter_context(asking(node, HOLDER)) for _ in range(mine + 8)]
+        wait_until(lambda: sum(is_closed(each.socket) for each in greedy) == 8, what="8 are let go")
+        for each in greedy:
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it takes no more, or is one of the 8
+                for _ in range(50):
+                    each.send(dear)
+        expected = users_ask(node, lease, besides=mine)
+        wait_until(lambda: risen(node, before).keys() == expected.keys() | {"resource_not_named"})
+        assert expected.items() < risen(node, before).items()
+    wait_until(lambda: connections(node) == 0, 10, "all connections are gone")
+    wait_until(lambda: sockets(node) == 0, what="no socket is left")
+
+
+def test_as_many_users_as_there_is_room_for(node: Lab) -> None:
+    """L5: 64 users a worker; one more is let go, and has its place as soon as another has left. Again and again."""
+    wait_until(lambda: connections(node) == 0)
+    room = 64 * node.ask("status")["verifier"]["workers"]
+    lease = by_token(node)
+    check = Check(lease["token"], "connect", WEB)
+    for first in (6000, 7000):
+        with contextlib.ExitStack() as held:
+            users = [held.enter_context(asking(node, first + number)) for number in range(room)]
+            wait_until(lambda: connections(node) == room)
+            with asking(node, first + room) as late, pytest.raises(ConnectionError):
+                late.read()
+            assert {user.reason(check) for user in users} == {"wrong_holder"}
+            users[0].socket.close()
+            wait_until(lambda: connections(node) == room - 1)
+            wait_until(lambda: takes(node, first + room, check), what="it has its place")
+        wait_until(lambda: connections(node) == 0, 10, "all connections are gone")
+
+
+def takes(node: Lab, uid: int, check: Check) -> bool:
+    """Whether it is answered. Connections go to the workers in turn: not each of them has room."""
+    with asking(node, uid) as user:
+        try:
+            return user.reason(check) == "wrong_holder"
+        except (ConnectionError, BrokenPipeError):
+            return False
 
 
 def is_closed(peer: socket.socket) -> bool:

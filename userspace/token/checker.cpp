@@ -53,11 +53,12 @@ std::span<const Digest> digests_of(std::span<const uint8_t> path) {
   return {reinterpret_cast<const Digest*>(path.data()), path.size() / sizeof(Digest)};
 }
 
-// A node of a tree, by its head's serial, its level (the leaves' is 0), and where it stands there.
-constexpr int index_bits = path_nodes_max + 1;
+// A pair of nodes of a tree, by its head's serial, its level (the leaves' is 0), and where one of
+// them stands there.
+constexpr int index_bits = path_nodes_max;
 constexpr int level_bits = 5;
-uint64_t node_name_of(uint64_t serial, size_t level, uint64_t index) {
-  return serial << (index_bits + level_bits) | uint64_t{level} << index_bits | index;
+uint64_t pair_name_of(uint64_t serial, size_t level, uint64_t index) {
+  return serial << (index_bits + level_bits) | uint64_t{level} << index_bits | index >> 1;
 }
 
 // Levels of a tree from its leaves up. Where there is no sibling a node moves up as it is.
@@ -76,8 +77,13 @@ struct Climb {
   }
 };
 
-Digest parent_of(const Climb& climb, const Digest& node, const Digest& sibling) {
-  return (climb.at & 1) != 0 ? node_hash(sibling, node) : node_hash(node, sibling);
+Digest parent_of(uint64_t at, const Digest& node, const Digest& sibling) {
+  return (at & 1) != 0 ? node_hash(sibling, node) : node_hash(node, sibling);
+}
+
+bool has_shape(const Item& item) {
+  const uint64_t size = item.head->tree_size;
+  return item.index < size && item.path.size() == path_length(item.index, size) * sizeof(Digest);
 }
 
 }  // namespace
@@ -223,64 +229,62 @@ uint32_t Checker::place_for(const FramedHead& head, uint64_t now_s) {
   return static_cast<uint32_t>(best);
 }
 
-Checker::NodeLine& Checker::line_of(uint64_t name) {
+Checker::NodePair& Checker::pair_at(uint64_t name) {
   const uint64_t h =
       name * 0x9e3779b97f4a7c15ULL;  // Fibonacci hashing (Knuth): high bits are mixed
   return nodes_[h >> 32 & node_mask_];
 }
 
-// The first nodes above the leaf: one of them is mostly known.
+// The pair that the leaf's parent is one of: mostly it is known.
 void Checker::ask_for_nodes(const Item& item) {
-  constexpr size_t levels = 3;
-  if (item.head->state != FramedHead::State::known) return;
-  for (size_t level = 1; level <= levels && item.head->tree_size >> level != 0; ++level)
-    __builtin_prefetch(&line_of(node_name_of(item.head->serial, level, item.index >> level)));
+  if (item.head->state == FramedHead::State::known)
+    __builtin_prefetch(&pair_at(pair_name_of(item.head->serial, 1, item.index >> 1)));
 }
 
-// From the leaf up, to the first node that is known, at the latest the root. Leaves are not
-// remembered: each is shown seldom more than once, and its parent is as near.
+// From the leaf's parent up, to the first node that is known, at the latest the root. Leaves are
+// not remembered: each is shown seldom more than once, and its parent is as near.
 bool Checker::climb(const Item& item) {
   const FramedHead& head = *item.head;
-  const std::span<const Digest> path = digests_of(item.path);
+  std::span<const Digest> path = digests_of(item.path);
+  Climb climb(item.index, head.tree_size);
+  if (!climb.below_root()) return item.leaf == heads_[head.place].root;
+  if (!climb.alone()) path = path.subspan(1);
+  climb.up();
+  Digest node = item.parent;
+  struct Fresh {
+    uint64_t name;
+    std::array<NodeTag, 2> tags;
+  };
+  std::array<Fresh, path_nodes_max> fresh;  // only the first `count` are anything
+  size_t count = 0;
   const auto tag_of_node = [](const Digest& digest) {
     NodeTag tag;
     std::memcpy(tag.data(), digest.data(), tag.size());
     return tag;
   };
-  Digest node = item.leaf;
-  size_t used = 0;
-  struct Fresh {
-    uint64_t name;
-    NodeTag tag;
-  };
-  std::array<Fresh, 2 * path_nodes_max> fresh;  // only the first `count` are anything
-  size_t count = 0;
   bool proved = false;
-  for (Climb climb(item.index, head.tree_size); climb.below_root(); climb.up()) {
-    if (climb.level > 0) {
-      const uint64_t name = node_name_of(head.serial, climb.level, climb.at);
-      const NodeLine& line = line_of(name);
-      const size_t way = line.names[0] == name ? 0 : 1;
-      if (line.names[way] == name) {
-        if (line.tags[way] != tag_of_node(node)) return false;
-        proved = true;
-        break;
-      }
-      fresh[count++] = {name, tag_of_node(node)};
+  for (; climb.below_root(); climb.up()) {
+    const uint64_t name = pair_name_of(head.serial, climb.level, climb.at);
+    const size_t side = climb.at & 1;
+    const NodePair& known = pair_at(name);
+    if (known.name == name) {
+      if (known.tags[side] != tag_of_node(node)) return false;
+      proved = true;
+      break;
     }
+    Fresh& pair = fresh[count++];
+    pair.name = name;
+    pair.tags[side] = tag_of_node(node);
+    pair.tags[side ^ 1] = {};
     if (climb.alone()) continue;
-    const Digest& sibling = path[used++];
-    if (climb.level > 0)
-      fresh[count++] = {node_name_of(head.serial, climb.level, climb.at ^ 1), tag_of_node(sibling)};
-    node = parent_of(climb, node, sibling);
+    const Digest& sibling = path.front();
+    path = path.subspan(1);
+    pair.tags[side ^ 1] = tag_of_node(sibling);
+    __builtin_prefetch(&pair_at(pair_name_of(head.serial, climb.level + 1, climb.at >> 1)));
+    node = parent_of(climb.at, node, sibling);
   }
   if (!proved && node != heads_[head.place].root) return false;
-  for (size_t i = 0; i < count; ++i) {
-    NodeLine& line = line_of(fresh[i].name);
-    if (line.names[0] == fresh[i].name || line.names[1] == fresh[i].name) continue;
-    line.names = {fresh[i].name, line.names[0]};
-    line.tags = {fresh[i].tag, line.tags[0]};
-  }
+  for (size_t i = 0; i < count; ++i) pair_at(fresh[i].name) = {fresh[i].name, fresh[i].tags};
   return true;
 }
 
@@ -310,9 +314,7 @@ Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s)
   FramedHead& head = *item.head;
   if (head.state == FramedHead::State::refused) return std::unexpected(head.refused);
   if (item.claims.size() > token_bytes_max) return std::unexpected(Refused{Refusal::malformed});
-  if (item.index >= head.tree_size ||
-      item.path.size() != path_length(item.index, head.tree_size) * sizeof(Digest))
-    return std::unexpected(Refused{Refusal::bad_proof});
+  if (!has_shape(item)) return std::unexpected(Refused{Refusal::bad_proof});
   // Another head of the same batch may have taken its place.
   if (head.state == FramedHead::State::known && heads_[head.place].serial != head.serial)
     head.state = FramedHead::State::unverified;
@@ -321,36 +323,62 @@ Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s)
   return {};
 }
 
+void Checker::expect(const FramedHead& head) {
+  __builtin_prefetch(&head_tags_[set_of(head)]);
+}
+
 void Checker::ask_for_heads(std::span<const Item> batch) {
   for (const Item& item : batch) {
     if (item.head->state != FramedHead::State::fresh) continue;
     const size_t set = set_of(*item.head);
     const uint32_t tag = tag_of(*item.head);
-    for (size_t i = set; i < set + ways; ++i)
-      if (head_tags_[i] == tag) {
-        const char* entry = reinterpret_cast<const char*>(&heads_[i]);
-        __builtin_prefetch(entry);
-        __builtin_prefetch(entry + 64);
-      }
+    for (size_t i = set; i < set + ways; ++i) {
+      if (head_tags_[i] != tag) continue;
+      const char* entry = reinterpret_cast<const char*>(&heads_[i]);
+      __builtin_prefetch(entry);
+      __builtin_prefetch(entry + 64);
+      break;
+    }
+  }
+}
+
+// The first step of every climb, for two at once.
+void Checker::hash_parents(std::span<Item> batch) {
+  const auto children_of = [](const Item& item) {
+    const Digest& sibling = digests_of(item.path).front();
+    return (item.index & 1) != 0 ? Children{sibling, item.leaf} : Children{item.leaf, sibling};
+  };
+  Item* waiting = nullptr;
+  for (Item& item : batch) {
+    if (!has_shape(item)) continue;
+    if (Climb(item.index, item.head->tree_size).alone()) {
+      item.parent = item.leaf;
+    } else if (waiting == nullptr) {
+      waiting = &item;
+    } else {
+      node_hash_two(children_of(*waiting), waiting->parent, children_of(item), item.parent);
+      waiting = nullptr;
+    }
+  }
+  if (waiting != nullptr) {
+    const Children children = children_of(*waiting);
+    waiting->parent = node_hash(children.left, children.right);
   }
 }
 
 void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s) {
   const Place place{
       .node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s, .revoked = beliefs.revoked};
-  for (const Item& item : batch)
-    if (item.head->state == FramedHead::State::fresh)
-      __builtin_prefetch(&head_tags_[set_of(*item.head)]);
+  ask_for_heads(batch);
   for (size_t i = 0; i + 1 < batch.size(); i += 2)
     leaf_hash_two(batch[i].claims, batch[i].leaf, batch[i + 1].claims, batch[i + 1].leaf);
   if (batch.size() % 2 != 0) batch.back().leaf = leaf_hash(batch.back().claims);
-  ask_for_heads(batch);
   for (Item& item : batch)
     if (item.head->state == FramedHead::State::fresh) judge_header(*item.head, beliefs, now_s);
-  for (Item& item : batch) {
+  for (Item& item : batch)
     if (item.head->state == FramedHead::State::judged) look_up(*item.head, beliefs);
-    ask_for_nodes(item);
-  }
+  for (const Item& item : batch) ask_for_nodes(item);
+  hash_parents(batch);
   for (Item& item : batch) {
     item.verdict = prove(item, beliefs, now_s);
     if (item.verdict) item.verdict = judge_revoked(*item.head, beliefs);

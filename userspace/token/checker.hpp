@@ -76,6 +76,7 @@ struct Item {
   ClaimsView said;  // points into `claims`; when the verdict is good
   uint64_t expires_s = 0;
   Digest leaf{};
+  Digest parent{};  // the node above the leaf; when the proof has the right shape
 };
 
 class Checker {
@@ -85,6 +86,9 @@ class Checker {
   static constexpr size_t nodes_default = size_t{1} << 19;
   explicit Checker(size_t heads = heads_default, size_t nodes = nodes_default);
   ~Checker();
+
+  // Tokens under this head are about to be checked: has the memory fetched that is read first.
+  void expect(const FramedHead& head);
 
   // Whether each of them is to be believed.
   void check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s);
@@ -112,13 +116,14 @@ class Checker {
     Kind kind;
     std::array<uint8_t, header_bytes_max> bytes;
   };
-  // Of a digest its first 192 bits: nobody finds another node that has the same ones.
-  using NodeTag = std::array<uint8_t, 24>;
-  // Two nodes, the newer one first.
-  struct alignas(64) NodeLine {
-    std::array<uint64_t, 2> names;  // serial, level and index; 0: free
+  // Of a digest its first 224 bits: nobody finds another node that has the same ones.
+  using NodeTag = std::array<uint8_t, 28>;
+  // Two nodes that have the same parent: whoever proves one has proved the other.
+  struct alignas(64) NodePair {
+    uint64_t name;  // serial, level, and the parent's index; 0: free
     std::array<NodeTag, 2> tags;
   };
+  static_assert(sizeof(NodePair) == 64);
   static constexpr size_t ways = 16;  // places where a head may stand: a line of their tags
   static constexpr size_t headers = size_t{1} << 11;  // that are kept; a MiB
 
@@ -128,12 +133,13 @@ class Checker {
   void judge_header(FramedHead& head, const Beliefs& beliefs, uint64_t now_s);
   void look_up(FramedHead& head, const Beliefs& beliefs);
   void ask_for_nodes(const Item& item);
+  static void hash_parents(std::span<Item> batch);
   Checked<void> prove(Item& item, const Beliefs& beliefs, uint64_t now_s);
   Checked<void> prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s);
   Checked<void> judge_revoked(const FramedHead& head, const Beliefs& beliefs);
   bool climb(const Item& item);
   uint32_t place_for(const FramedHead& head, uint64_t now_s);
-  NodeLine& line_of(uint64_t name);
+  NodePair& pair_at(uint64_t name);
   KnownHeader* find(std::span<const uint8_t> header);
   void remember_header(FramedHead& head, const Beliefs& beliefs);
 
@@ -141,7 +147,7 @@ class Checker {
   SparseArray<uint32_t> head_tags_;  // of the signatures; 0: free
   SparseArray<KnownHead> heads_;
   SparseArray<KnownHeader> headers_;
-  SparseArray<NodeLine> nodes_;
+  SparseArray<NodePair> nodes_;
   size_t set_mask_;
   size_t node_mask_;
   uint64_t next_serial_ = 1;

@@ -1,7 +1,6 @@
 // Claims to bytes and back. The labels are CWT's (RFC 8392, RFC 8747); what is ours stands in one
 // map under a private label, so that no standard reader takes it for something else.
 #include <algorithm>
-#include <tuple>
 
 #include <fmt/format.h>
 
@@ -35,11 +34,18 @@ std::unexpected<Error> bad(std::string what, std::string mend = {}) {
   return fail(ErrorKind::invalid, "bad_claims", std::move(what), std::move(mend));
 }
 
+bool has_length(std::string_view text) {
+  return !text.empty() && text.size() <= text_max;
+}
+
 Status check_text(std::string_view name, std::string_view text) {
+  if (has_length(text)) return {};
   if (text.empty()) return bad(fmt::format("{} is empty", name));
-  if (text.size() > text_max)
-    return bad(fmt::format("{} has {} bytes; at most {}", name, text.size(), text_max));
-  return {};
+  return bad(fmt::format("{} has {} bytes; at most {}", name, text.size(), text_max));
+}
+
+Status check_text_or_none(std::string_view name, std::string_view text) {
+  return text.empty() ? Status() : check_text(name, text);
 }
 
 Status check_names(std::string_view name, const std::vector<std::string>& list) {
@@ -56,8 +62,9 @@ Status check_names(std::string_view name, const std::vector<std::string>& list) 
   return {};
 }
 
-// Their number was checked before.
+// Their number was checked before. What is not sound is read again, to say what is wrong.
 Status check_names(std::string_view name, const NamesView& list) {
+  if (list.sound || list.array.empty()) return {};
   std::string_view last;
   Status ok;
   list.all([&](std::string_view each) {
@@ -74,16 +81,11 @@ Status check_names(std::string_view name, const NamesView& list) {
 // What the kind asks for, and nothing that has no meaning in it. Claims, or a view of them.
 template <typename AnyClaims>
 Status check(const AnyClaims& claims, Kind kind, bool opens) {
-  const auto text = [](std::string_view name, std::string_view value, bool needed) {
-    return needed || !value.empty() ? check_text(name, value) : Status();
-  };
-  for (const auto& [name, value, needed] :
-       {std::tuple<std::string_view, std::string_view, bool>("the issuer", claims.issuer, true),
-        {"the audience", claims.audience, true},
-        {"the tenant", claims.tenant, true},
-        {"the peer", claims.peer, false},
-        {"the holder", claims.holder, false}})
-    if (Status ok = text(name, value, needed); !ok) return ok;
+  if (Status ok = check_text("the issuer", claims.issuer); !ok) return ok;
+  if (Status ok = check_text("the audience", claims.audience); !ok) return ok;
+  if (Status ok = check_text("the tenant", claims.tenant); !ok) return ok;
+  if (Status ok = check_text_or_none("the peer", claims.peer); !ok) return ok;
+  if (Status ok = check_text_or_none("the holder", claims.holder); !ok) return ok;
   if (Status ok = check_names("endpoints", claims.endpoints); !ok) return ok;
   if (Status ok = check_names("egress", claims.egress); !ok) return ok;
   if (Status ok = check_names("operations", claims.operations); !ok) return ok;
@@ -115,9 +117,14 @@ NamesView read_names(Reader& in, std::span<const uint8_t> input) {
   const size_t begin = in.offset();
   const uint64_t count = in.array();
   if (count == 0 || count > names_max) in.refuse(cbor::Fault::out_of_range);
-  while (in.more()) in.text();
+  bool sound = true;
+  for (std::string_view last; in.more();) {
+    const std::string_view each = in.text();
+    sound &= has_length(each) && last < each;
+    last = each;
+  }
   in.end();
-  return {input.subspan(begin, in.offset() - begin)};
+  return {input.subspan(begin, in.offset() - begin), sound};
 }
 
 template <size_t size>

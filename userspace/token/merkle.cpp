@@ -1,6 +1,7 @@
 #include "userspace/token/merkle.hpp"
 
 #include <array>
+#include <bit>
 
 #include "userspace/base/check.hpp"
 
@@ -25,11 +26,15 @@ Digest node_hash(const Digest& left, const Digest& right) {
   return sha256({node_prefix, left, right});
 }
 
+void node_hash_two(const Children& a, Digest& a_digest, const Children& b, Digest& b_digest) {
+  sha256_two({node_prefix, a.left, a.right}, a_digest, {node_prefix, b.left, b.right}, b_digest);
+}
+
 size_t path_length(uint64_t index, uint64_t size) {
-  size_t length = 0;
-  for (uint64_t at = index, last = size - 1; last > 0; at >>= 1, last >>= 1)
-    length += (at & 1) != 0 || at < last ? 1 : 0;
-  return length;
+  // Below where its way meets the last leaf's there is always a sibling; from there up, only on the
+  // left.
+  const auto apart = std::bit_width(index ^ (size - 1));
+  return apart + static_cast<size_t>(std::popcount(index >> apart));
 }
 
 std::optional<Digest> root_of_path(const Digest& leaf, uint64_t index, uint64_t size,

@@ -15,6 +15,11 @@ Digest leaf_hash(std::span<const uint8_t> leaf);
 void leaf_hash_two(std::span<const uint8_t> a, Digest& a_digest, std::span<const uint8_t> b,
                    Digest& b_digest);
 Digest node_hash(const Digest& left, const Digest& right);
+struct Children {
+  const Digest& left;
+  const Digest& right;
+};
+void node_hash_two(const Children& a, Digest& a_digest, const Children& b, Digest& b_digest);
 
 // How many nodes the proof of leaf `index` in a tree of `size` leaves has. index < size.
 size_t path_length(uint64_t index, uint64_t size);

@@ -67,6 +67,7 @@ struct Claims {
 // Names as they stand in claims: ascending, each once.
 struct NamesView {
   std::span<const uint8_t> array;  // their encoding; nothing: no names
+  bool sound = false;              // each as long as it may be, and in that order
 
   // Calls `each` with every name until it answers false; whether it never did.
   template <typename Each>

@@ -135,8 +135,10 @@ bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
   if (!begun_) {
     begun_ = true;
     heads_.reserve(std::min<uint64_t>(in_.heads(), wire::check_heads_max));
-    for (wire::CheckHead head; in_.next_head(head);)
+    for (wire::CheckHead head; in_.next_head(head);) {
       heads_.push_back({.header = head.header, .signature = head.signature.first<64>()});
+      checker.expect(heads_.back());
+    }
     verdicts_.reserve(std::min<uint64_t>(in_.begin_checks(), wire::checks_max));
   }
   // What a frame's heads were found to be holds under the beliefs they were judged by.
@@ -162,14 +164,16 @@ bool FrameJudge::go_on(token::Checker& checker, const VerifierState& state,
     }
     if (!in_.ok()) break;
     checker.check(std::span(items).first(count), beliefs, wall_ns_ / ns_per_s);
-    for (size_t i = 0; i < count; ++i) {
-      Asked& each = asked[i];
-      each.why = items[i].verdict ? judge_use(each.check, items[i], state, beliefs, asker)
-                                  : items[i].verdict.error().why;
-      if (each.why != Refusal::no_lease) continue;
-      each.name = state.names.hash(items[i].said.tenant, each.check.resource);
-      state.names.ask_for(each.name);
-    }
+    // Where memory is asked for nothing else is done: the requests then wait together, and what
+    // follows runs meanwhile.
+    for (size_t i = 0; i < count; ++i)
+      if (items[i].verdict)
+        asked[i].name = state.names.hash(items[i].said.tenant, asked[i].check.resource);
+    for (size_t i = 0; i < count; ++i)
+      if (items[i].verdict) state.names.ask_for(asked[i].name);
+    for (size_t i = 0; i < count; ++i)
+      asked[i].why = items[i].verdict ? judge_use(asked[i].check, items[i], state, beliefs, asker)
+                                      : items[i].verdict.error().why;
     for (size_t i = 0; i < count; ++i)
       if (asked[i].why == Refusal::no_lease)
         state.names.find(asked[i].name, [&](uint32_t slot) {

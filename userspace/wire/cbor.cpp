@@ -73,13 +73,6 @@ bool is_utf8(std::string_view text) {
 
 // ---- Reader ----
 
-// frames_ is left uninitialised on purpose: clearing a kilobyte would cost more than a small
-// request. NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init)
-Reader::Reader(std::span<const uint8_t> bytes, const Limits& limits)
-    : input_(bytes), depth_max_(std::min(limits.depth_max, depth_limit)) {
-  if (bytes.size() > limits.bytes_max) set_fault(Fault::too_long, limits.bytes_max);
-}
-
 void Reader::set_fault(Fault fault, size_t at) {
   if (fault_ != Fault::none) return;
   fault_ = fault;
@@ -216,7 +209,7 @@ uint64_t Reader::negative() {
   return ok() ? head.argument : 0;
 }
 
-int64_t Reader::i64() {
+int64_t Reader::i64_slowly() {
   Head head;
   if (!begin(head)) return 0;
   if (head.major > major_negative) {
@@ -267,39 +260,6 @@ uint64_t Reader::tag() {
     return 0;
   }
   return head.argument;
-}
-
-uint64_t Reader::enter(uint8_t major) {
-  Head head;
-  if (!begin(head, major)) return 0;
-  if (at_key()) {
-    set_fault(Fault::key_type, item_);
-    return 0;
-  }
-  if (depth_ == depth_max_) {
-    set_fault(Fault::too_deep, item_);
-    return 0;
-  }
-  const uint64_t room = input_.size() - position_;
-  const bool is_map = major == major_map;
-  if (head.argument > (is_map ? room / 2 : room)) {
-    set_fault(Fault::truncated, item_);
-    return 0;
-  }
-  complete();
-  frames_[depth_++] = Nesting{is_map ? head.argument * 2 : head.argument, is_map, nullptr, 0};
-  return head.argument;
-}
-
-uint64_t Reader::array() {
-  return enter(major_array);
-}
-uint64_t Reader::map() {
-  return enter(major_map);
-}
-
-void Reader::array_of(uint64_t count) {
-  if (array() != count) set_fault(Fault::wrong_type, item_);
 }
 
 void Reader::end_slowly() {

@@ -9,6 +9,7 @@
 // have text keys only. Threads: none of these is shared.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
@@ -90,7 +91,12 @@ bool is_utf8(std::string_view text);
 // Views point into the input. Key order is checked as keys are read.
 class Reader {
  public:
-  explicit Reader(std::span<const uint8_t> bytes, const Limits& limits = {});
+  // frames_ is left uninitialised on purpose: clearing a kilobyte would cost more than a small
+  // request. NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init)
+  explicit Reader(std::span<const uint8_t> bytes, const Limits& limits = {})
+      : input_(bytes), depth_max_(std::min(limits.depth_max, depth_limit)) {
+    if (bytes.size() > limits.bytes_max) set_fault(Fault::too_long, limits.bytes_max);
+  }
 
   // The type of the next item, without taking it.
   Type peek();
@@ -148,8 +154,9 @@ class Reader {
   // The major types (RFC 8949, 3.1) that the inlined part below knows.
   static constexpr uint8_t major_unsigned = 0, major_bytes = 2, major_text = 3, major_array = 4,
                            major_map = 5;
+  static constexpr uint8_t one_byte_max = 23;  // the largest argument in an item's first byte
 
-  void set_fault(Fault fault, size_t at);
+  [[gnu::cold]] void set_fault(Fault fault, size_t at);
   bool at_key() const {
     return depth_ > 0 && frames_[depth_ - 1].is_map && frames_[depth_ - 1].left % 2 == 0;
   }
@@ -159,6 +166,7 @@ class Reader {
   void complete();
   void complete_slowly();
   void end_slowly();
+  int64_t i64_slowly();
   uint64_t enter(uint8_t major);
   std::span<const uint8_t> string(uint8_t major);
 
@@ -220,6 +228,13 @@ inline uint64_t Reader::u64() {
   return ok() ? head.argument : 0;
 }
 
+// Mostly a small label.
+inline int64_t Reader::i64() {
+  if (position_ < input_.size() && input_[position_] <= one_byte_max) [[likely]]
+    return static_cast<int64_t>(u64());
+  return i64_slowly();
+}
+
 inline std::span<const uint8_t> Reader::string(uint8_t major) {
   Head head;
   if (!begin(head, major)) return {};
@@ -247,6 +262,40 @@ inline std::span<const uint8_t> Reader::bytes() {
 inline std::string_view Reader::text() {
   const auto content = string(major_text);
   return {reinterpret_cast<const char*>(content.data()), content.size()};
+}
+
+inline uint64_t Reader::enter(uint8_t major) {
+  Head head;
+  if (!begin(head, major)) return 0;
+  if (at_key()) {
+    set_fault(Fault::key_type, item_);
+    return 0;
+  }
+  if (depth_ == depth_max_) {
+    set_fault(Fault::too_deep, item_);
+    return 0;
+  }
+  const uint64_t room = input_.size() - position_;
+  const bool is_map = major == major_map;
+  if (head.argument > (is_map ? room / 2 : room)) {
+    set_fault(Fault::truncated, item_);
+    return 0;
+  }
+  complete();
+  frames_[depth_++] = Nesting{is_map ? head.argument * 2 : head.argument, is_map, nullptr, 0};
+  return head.argument;
+}
+
+inline uint64_t Reader::array() {
+  return enter(major_array);
+}
+
+inline uint64_t Reader::map() {
+  return enter(major_map);
+}
+
+inline void Reader::array_of(uint64_t count) {
+  if (array() != count) set_fault(Fault::wrong_type, item_);
 }
 
 inline void Reader::end() {
