@@ -222,8 +222,8 @@ class Daemon {
 
   // A lease by token ends with the trust in who signed it.
   void end_orphans() {
-    const size_t ended = node_->revoke_all(
-        [this](const abi::lease_record& record) { return tokens_->is_orphan(record); });
+    const size_t ended =
+        node_->revoke_issuers([this](uint64_t issuer) { return tokens_->is_orphan(issuer); });
     if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
   }
 

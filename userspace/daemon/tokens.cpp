@@ -149,16 +149,18 @@ Status Tokens::write(const token::Revocations& revoked) const {
                           {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
-// Enforced before it is written: what is torn down stays so, whatever becomes of the daemon.
+// Enforced before anything else, since what follows takes the longer the more is revoked: the list
+// is copied, and written. In between no token is judged for a grant or a renewal, which are of this
+// thread too; and what is torn down stays so, whatever becomes of the daemon.
 Status Tokens::revoke(token::Revocation revocation, const std::function<void()>& enforce) {
+  enforce();
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   token::Revocations next = now->revoked;
   // A time that is behind one that has been would let it lapse too early.
   revocation.since_s = std::max(wall_now_ns() / ns_per_s, identity_.wall_floor_ms() / 1000);
   const Status added = next.add(std::move(revocation));
-  if (added) believe(now->anchors, next);
-  enforce();
   if (!added) return added;
+  believe(now->anchors, next);
   Status written = write(next);
   if (written) return {};
   return pass_on(written, "revoked until the daemon ends, but not beyond");
@@ -179,17 +181,20 @@ Status Tokens::restore(const token::Revocation& revocation) {
 }
 
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {
-  return {.issuer = beginning_of(token.head.key),
+  return {.issuer = issuer_of(token.head.key),
           .head = beginning_of(token.head_id),
           .token = beginning_of(token.id),
           .issued_s = token.claims.issued_at};
 }
 
-bool Tokens::is_orphan(const abi::lease_record& record) const {
-  if (record.issuer == 0) return false;
+uint64_t Tokens::issuer_of(const token::Digest& key) {
+  return beginning_of(key);
+}
+
+bool Tokens::is_orphan(uint64_t issuer) const {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   return std::ranges::none_of(now->anchors.all(), [&](const token::Anchor& each) {
-    return beginning_of(each.thumbprint) == record.issuer && token::is_live(each) &&
+    return issuer_of(each.thumbprint) == issuer && token::is_live(each) &&
            !now->revoked.has_key(each.thumbprint);
   });
 }
@@ -214,7 +219,7 @@ std::function<bool(const abi::lease_record&)> Tokens::meant_by(
   }
   std::vector<uint64_t> keys;
   for (const token::Anchor& each : beliefs_.load()->anchors.all())
-    if (each.issuer == revocation.name) keys.push_back(beginning_of(each.thumbprint));
+    if (each.issuer == revocation.name) keys.push_back(issuer_of(each.thumbprint));
   return [keys, tenant_id, before_s = revocation.issued_before_s](const Record& r) {
     return std::ranges::find(keys, r.issuer) != keys.end() && r.issued_s < before_s &&
            (!tenant_id || r.tenant_id == *tenant_id);
