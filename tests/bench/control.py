@@ -14,6 +14,7 @@ LEASES, ENDPOINTS = 100_000, 1_000_000
 KEY_PARTS = {"narrow": (1, 100, 900), "wide": (64, 120, 900)}
 ISSUER = "bench.example"
 KEY_P99_MAX_US = 2000
+KEY_RUNS_MIN = 30  # fewer prove nothing: the target is not met. Of fewer than 100 the p99 is the slowest
 TOOL = BUILD / "tests" / "bench" / "bench_control"
 
 
@@ -57,6 +58,8 @@ def measure_key(name):
 def measure():
     grants, bundle = measure_grants(), measure_bundle()
     key = {name: measure_key(name) for name in KEY_PARTS}
+    for part in key.values():
+        part["met"] = part["runs"] >= KEY_RUNS_MIN and part["p99_us"] <= KEY_P99_MAX_US
     # The worse of the two speaks for both.
     worst = max(part["p99_us"] for part in key.values())
     return {
@@ -64,7 +67,7 @@ def measure():
         "bundle_10k_ms": max(bundle["answer_p50_us"], bundle["p50_us"]) / 1000,
         "bundle_10k_denied_ms": bundle["p50_us"] / 1000, "bundle_10k_runs": bundle["runs"],
         "key_revoke_p99_us": worst, "leases": LEASES, "endpoints": ENDPOINTS, "key_revoke": key,
-        "met": worst <= KEY_P99_MAX_US,
+        "met": all(part["met"] for part in key.values()),
     }
 
 
@@ -80,7 +83,7 @@ def table(result):
         part = result["key_revoke"][name]
         lines.append(f"{wide:>12} " + " ".join(f"{part[f'{rank}_us']:>8.0f}" for rank in ("p50", "p90", "p99", "max", "answer_p50"))
                      + f"  {part['pps']:>10,.0f} {part['runs']:>5} {part['discarded']:>9}   "
-                     f"{'met' if part['p99_us'] <= KEY_P99_MAX_US else 'MISSED'}")
+                     f"{'met' if part['met'] else 'MISSED'}")
     return "\n".join(lines)
 
 
