@@ -214,8 +214,8 @@ void SenderProcess::go_on() const {
 uint64_t SenderProcess::sent_after(uint64_t boot_ns) const {
   const uint64_t end = shared_->sent.load(std::memory_order_acquire);
   uint64_t found = 0;
-  for (uint64_t i = end; i-- > 0 && end - i < sent_times;) {
-    const uint64_t at = shared_->boot_ns[i % sent_times].load(std::memory_order_relaxed);
+  for (uint64_t back = 1; back <= end && back < sent_times; ++back) {
+    const uint64_t at = shared_->boot_ns[(end - back) % sent_times].load(std::memory_order_relaxed);
     if (at <= boot_ns) return found;
     found = at;
   }

@@ -46,6 +46,7 @@ void LeaseIssuers::remove(uint32_t slot) {
 
 std::vector<uint64_t> LeaseIssuers::issuers() const {
   std::vector<uint64_t> all;
+  all.reserve(numbers_.size());
   for (const auto& [issuer, number] : numbers_) all.push_back(issuer);
   return all;
 }
