@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("HOLDFAST_BUILD", ROOT / "build" / "release"))
@@ -96,11 +97,13 @@ class Lab:
         self.pins = pathlib.Path("/sys/fs/bpf") / self.name
         self.daemon = None
         self.options = []  # further ones of holdfastd
+        self.in_memory = False  # the state directory: for what is not about syncing
         self.undo = contextlib.ExitStack()
 
     def __enter__(self):
         try:
-            self.work = pathlib.Path(tempfile.mkdtemp(prefix="holdfast-bench."))
+            where = "/dev/shm" if self.in_memory else None
+            self.work = pathlib.Path(tempfile.mkdtemp(prefix="holdfast-bench.", dir=where))
             self.work.chmod(0o711)  # other users may use the sockets
             self.undo.callback(shutil.rmtree, self.work, ignore_errors=True)
             self.make_network()
@@ -181,7 +184,7 @@ class Lab:
 
     def populate(self, endpoints, leases):
         """Makes keys 0 to `endpoints`-1 (or a few more, to fill all addresses) endpoints of the tenant on
-        t0, and grants a lease on each of the first `leases`, in one bulk grant, for the longest term."""
+        t0, and grants a lease on each of the first `leases`, if any, in one bulk grant, for the longest term."""
         addresses = ADDRESSES[:min(endpoints, len(ADDRESSES))]
         last = port_of(endpoints - 1)
         listen = PORT_FIRST if last == PORT_FIRST else f"{PORT_FIRST}-{last}"
@@ -198,6 +201,8 @@ class Lab:
         file = self.work / "policy.json"
         file.write_text(json.dumps(policy))
         self.cli("bundle", "push", file)
+        if leases == 0:
+            return
         grants = self.work / "grants.jsonl"
         with open(grants, "w") as out:
             for key in range(leases):
@@ -205,3 +210,36 @@ class Lab:
                           % (TENANT, address_of(key), port_of(key)))
         self.cli("lease", "grant", "--from", grants)
         grants.unlink()
+
+
+def make_path(lab):
+    """The node forwards from its uplink to the tenant, through all layers. Neighbours are told, not asked for."""
+    lab.inside("node", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0",
+               "net.ipv4.conf.default.rp_filter=0", "net.ipv4.conf.uplink0.rp_filter=0",
+               "net.netfilter.nf_conntrack_max=1048576")
+    lab.inside("node", "ip", "address", "add", "10.80.0.1/24", "dev", "uplink0")
+    lab.inside("node", "ip", "route", "add", "203.0.113.0/24", "dev", "uplink0")
+    lab.inside("node", "ip", "route", "add", "10.90.0.0/24", "dev", "t0")
+    for address in ADDRESSES:
+        lab.inside("node", "ip", "neighbour", "replace", address, "lladdr", MAC, "dev", "t0")
+    (uplink,) = json.loads(lab.inside("node", "ip", "-j", "link", "show", "uplink0"))
+    return uplink["address"]
+
+
+def trust(lab, issuer):
+    """A key of openssl's, believed for everything; the file that holds it."""
+    key = lab.work / "key.pem"
+    run("openssl", "genpkey", "-algorithm", "ed25519", "-out", key)
+    key.chmod(0o400)
+    line = run("openssl", "pkey", "-in", key, "-pubout").splitlines()[1]
+    anchors = {"version": 1, "anchors": [
+        {"issuer": issuer, "key": line, "uses": ["token"], "tenants": ["*"], "operations": ["*"]}]}
+    (lab.work / "etc" / "anchors.yaml").write_text(json.dumps(anchors))
+    before = (lab.work / "log").read_text().count("reloaded")
+    lab.daemon.send_signal(signal.SIGHUP)
+    end = time.monotonic() + 30
+    while (lab.work / "log").read_text().count("reloaded") == before:
+        if time.monotonic() > end:
+            raise CannotRun("holdfastd did not read the anchors:\n" + lab.log_tail())
+        time.sleep(0.05)
+    return key

@@ -3,7 +3,7 @@
 import json
 import time
 
-from lab import ADDRESSES, BUILD, MAC, TENANT, Lab, bench, say
+from lab import BUILD, TENANT, Lab, bench, make_path, say
 
 LEASES = 100_000
 SINGLE_RUNS = 300
@@ -13,20 +13,6 @@ RUNS_MIN = 60  # fewer prove no percentile: the target is not met
 PPS_MIN = 100_000
 P99_MAX_US = 1000
 TOOL = BUILD / "tests" / "bench" / "bench_revoke"
-
-
-def make_path(lab):
-    """The node forwards from its uplink to the tenant, through all layers. Neighbours are told, not asked for."""
-    lab.inside("node", "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0",
-               "net.ipv4.conf.default.rp_filter=0", "net.ipv4.conf.uplink0.rp_filter=0",
-               "net.netfilter.nf_conntrack_max=1048576")
-    lab.inside("node", "ip", "address", "add", "10.80.0.1/24", "dev", "uplink0")
-    lab.inside("node", "ip", "route", "add", "203.0.113.0/24", "dev", "uplink0")
-    lab.inside("node", "ip", "route", "add", "10.90.0.0/24", "dev", "t0")
-    for address in ADDRESSES:
-        lab.inside("node", "ip", "neighbour", "replace", address, "lladdr", MAC, "dev", "t0")
-    (uplink,) = json.loads(lab.inside("node", "ip", "-j", "link", "show", "uplink0"))
-    return uplink["address"]
 
 
 def measure_part(what, runs, granted):

@@ -4,12 +4,11 @@ core's `openssl speed` verifies. See README.md for how to read it."""
 import json
 import os
 import pathlib
-import signal
 import statistics
 import subprocess
 import time
 
-from lab import BUILD, CannotRun, Lab, bench, run, say
+from lab import BUILD, CannotRun, Lab, bench, run, say, trust
 
 LEASES = 100_000
 PAIRS = 5
@@ -68,20 +67,7 @@ def node(leases, transport="auto"):
 
 def make_issuer(lab):
     """A key of openssl's, believed for everything; and the worker on its core, everything else of the daemon's off it."""
-    key = lab.work / "key.pem"
-    run("openssl", "genpkey", "-algorithm", "ed25519", "-out", key)
-    key.chmod(0o400)
-    line = run("openssl", "pkey", "-in", key, "-pubout").splitlines()[1]
-    anchors = {"version": 1, "anchors": [
-        {"issuer": "bench.example", "key": line, "uses": ["token"], "tenants": ["*"], "operations": ["*"]}]}
-    (lab.work / "etc" / "anchors.yaml").write_text(json.dumps(anchors))
-    before = (lab.work / "log").read_text().count("reloaded")
-    lab.daemon.send_signal(signal.SIGHUP)
-    end = time.monotonic() + 30
-    while (lab.work / "log").read_text().count("reloaded") == before:
-        if time.monotonic() > end:
-            raise CannotRun("holdfastd did not read the anchors:\n" + lab.log_tail())
-        time.sleep(0.05)
+    trust(lab, "bench.example")
     for task in pathlib.Path(f"/proc/{lab.daemon.pid}/task").iterdir():
         cpu = WORKER_CPU if (task / "comm").read_text().strip() == "verifier" else CLIENT_CPU
         os.sched_setaffinity(int(task.name), {cpu})

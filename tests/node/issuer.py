@@ -6,6 +6,7 @@ import json
 import pathlib
 import signal
 import subprocess
+from base64 import urlsafe_b64decode
 
 from lab import Lab, wait_until
 
@@ -46,6 +47,12 @@ class Issuer:
         path.write_text(token + "\n")
         path.chmod(0o444)
         return path
+
+
+def as_bytes(token: str) -> bytes:
+    """A token as it goes over a socket, of one as text."""
+    text = token.strip()
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def trust(lab: Lab, *anchors: dict) -> None:

@@ -103,6 +103,11 @@ class Probe:
         return bytes(self.packet())
 
 
+def ports_of(frames: Sequence[bytes]) -> set[int]:
+    """Where IPv4 frames of UDP or TCP go to."""
+    return {int.from_bytes(frame[36:38], "big") for frame in frames}
+
+
 def watching(lab: Lab, probe: Probe) -> contextlib.AbstractContextManager[Capture]:
     """Counts what arrives of a probe. By length too: an ICMP error about an answer quotes the marker as well."""
     return lab.capture(probe.receiver, probe.marker, probe.interface, {len(probe.frame())})

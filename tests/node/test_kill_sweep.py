@@ -35,15 +35,14 @@ import struct
 import subprocess
 import threading
 import time
-from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import signing
 from control import Control, Refused
-from issuer import Issuer, trust
+from issuer import Issuer, as_bytes, trust
 from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
-from packets import Probe, udp
+from packets import Probe, ports_of, udp
 
 FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
 KILLS = min(FULL, int(os.environ.get("HOLDFAST_LOOPS", "1000")))
@@ -234,7 +233,7 @@ class World:
 
     def by_token(self, token: pathlib.Path, ports: tuple[int, ...]) -> Lease:
         begin = boot_s()
-        lease = self.control.call("lease.grant", {"token": binary(token)})
+        lease = self.control.call("lease.grant", {"token": as_bytes(token.read_text())})
         known = [each for each in self.live if each.id == lease["id"]]
         if not known:
             left_s = lease["remaining_ns"] / 1e9
@@ -399,7 +398,7 @@ class World:
             self.token = None
         for token in self.revoked:
             with pytest.raises(Refused, match="revoked"):
-                self.control.call("lease.grant", {"token": binary(token)})
+                self.control.call("lease.grant", {"token": as_bytes(token.read_text())})
 
     def check(self) -> None:
         self.check_policy()
@@ -456,15 +455,6 @@ class World:
                 except Refused as refused:
                     assert refused.code == "no_such_lease" and boot_s() >= lease.earliest_s  # its term ended first
                 self.ended(lease)
-
-
-def binary(token: pathlib.Path) -> bytes:
-    text = token.read_text().strip()
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def ports_of(frames: Sequence[bytes]) -> set[int]:
-    return {int.from_bytes(frame[36:38], "big") for frame in frames}
 
 
 def dump(lab: Lab, name: str) -> list[bytes]:

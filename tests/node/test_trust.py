@@ -5,14 +5,15 @@ Covers G10, G11, L13, P5. Each refusal stands beside its control.
 """
 
 import datetime
+import itertools
 import json
 import pathlib
 import time
 
 from control import Control
-from issuer import Issuer, as_uid, trust
-from lab import A, B, Lab, wait_until
-from packets import Probe, denied, passes, syn
+from issuer import Issuer, as_bytes, as_uid, trust
+from lab import A, B, HOSTS, MANY, Lab, policy, wait_until
+from packets import Probe, denied, passes, ports_of, syn, udp
 from verify_sock import Check, VerifySock
 
 HOLDER, OTHER = 4001, 4002
@@ -146,6 +147,68 @@ def test_a_key(lab: Lab, issuer: Issuer) -> None:
     assert states[key] == "revoked" and sorted(states.values()) == ["current", "revoked"]
     lab.cli("trust", "restore", f"key:{key}")
     granted(lab, one(issuer, A))
+
+
+def test_a_key_of_many_leases(own_lab: Lab) -> None:
+    """Of one slot and of many, more than are forgotten in one turn of the loop: its own end, and among them another
+    key's and operators' go on. So it is after a crash, too: then only the records tell."""
+    lab, singles, wide, width = own_lab, 300, 64, 64
+    first, second = Issuer(lab), Issuer(lab, "second.example")
+    document = policy(2, limits={"leases": 65536})
+    for tenant in document["tenants"]:
+        (many,) = (each for each in tenant["endpoints"] if each["name"] == "many")
+        many["listen"] = f"{MANY}-{MANY + 3 * singles + wide * width - 1}"
+    lab.push(document)
+    trust(lab, first.anchor(), second.anchor())
+    unused = itertools.count(MANY)
+
+    def take(count: int) -> list[int]:
+        return list(itertools.islice(unused, count))
+
+    def name(port: int) -> str:
+        return f"many@{HOSTS['tenant-a'].v4}:{port}"
+
+    def lease(issuer: Issuer, leases: int, slots: int) -> list[int]:
+        """The ports of so many leases of so many slots each."""
+        leased = [take(slots) for _ in range(leases)]
+        batch = [{"tenant": A, "endpoints": [name(port) for port in each], "operations": ["connect"]} for each in leased]
+        path = lab.dir / "batch.json"
+        path.write_text(json.dumps(batch))
+        with Control(lab.socket_path, 60) as control:
+            for token in issuer.tokens("--from", path, life="300s"):
+                control.call("lease.grant", {"token": as_bytes(token)})
+        return sum(leased, [])
+
+    mine, others, operators = [], [], []
+    for _ in range(4):  # between one another
+        mine += lease(first, singles // 4, 1) + lease(first, wide // 4, width)
+        others += lease(second, singles // 4, 1)
+        operators += (ports := take(singles // 4))
+        lab.grant_many([{"tenant": A, "endpoints": [name(port)], "ttl": "300s"} for port in ports])
+
+    def lives(leases: int, *passing: list[int]) -> None:
+        wanted = set(sum(passing, []))
+        asked = [port for ports in (mine, others, operators) for port in (*ports[::9], ports[-1])]
+        probes = [Probe("client", "tenant-a", udp(port)) for port in asked]
+        for probe in probes:
+            probe.marker = probes[0].marker
+        with lab.capture("tenant-a", probes[0].marker) as capture:
+            lab.send("client", [probe.frame() for probe in probes])
+            wait_until(lambda: len(capture.drain()) >= len(wanted.intersection(asked)), 3, "what is leased arrives")
+            assert ports_of(capture.drain()) == wanted.intersection(asked)
+        wait_until(lambda: lab.ask("status")["leases"]["live"] == leases, 5, "what ended is not counted any more")
+
+    lives(wide + 3 * singles, mine, others, operators)
+    assert revoke(lab, f"key:{inspected(lab, one(first))['head']['key']}") == wide + singles
+    lives(2 * singles, others, operators)
+    lab.kill()
+    lab.start()
+    lives(2 * singles, others, operators)
+    assert revoke(lab, f"key:{inspected(lab, one(second))['head']['key']}") == singles
+    lives(singles, operators)
+    # What ended is free again, the first and the last of it.
+    for port in (mine[0], mine[-1], others[-1]):
+        lab.grant(A, name(port))
 
 
 def test_a_lease_stands_on_its_last_token(lab: Lab, issuer: Issuer) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from base64 import urlsafe_b64decode
 
 from control import ERROR, HEADER, Refused, decode, encode
+from issuer import as_bytes
 
 HELLO, CHECK, VERDICTS, PROVE, PROVED = 1, 6, 7, 8, 9
 
@@ -28,7 +28,7 @@ class Parts:
 
 
 def take_apart(text: str) -> Parts:
-    data = urlsafe_b64decode(text.strip() + "=" * (-len(text.strip()) % 4))
+    data = as_bytes(text)
     (receipt, claims), end = decode(data)
     assert end == len(data)
     header, unprotected, payload, signature = receipt

@@ -127,8 +127,8 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, std::span<const uint8_t
 }
 
 void Verbs::end_orphans() {
-  const size_t ended = node_.revoke_all(
-      [this](const abi::lease_record& record) { return tokens_.is_orphan(record); });
+  const size_t ended =
+      node_.revoke_issuers([this](uint64_t issuer) { return tokens_.is_orphan(issuer); });
   if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
 }
 

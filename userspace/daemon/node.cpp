@@ -232,6 +232,7 @@ void Node::adopt_leases() {
     if (record.first_slot != slot || !is_whole(slot)) continue;
     for (const uint32_t part : slots_of(slot)) {
       adopted[part] = true;
+      issuers_.put(part, plane_->slots.record(part).issuer, part == slot);
       live.push_back({part, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(part))});
     }
     leases_.add(LeaseId::of(record), slot, record.incarnation,

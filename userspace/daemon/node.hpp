@@ -25,6 +25,7 @@
 #include "userspace/daemon/apply.hpp"
 #include "userspace/daemon/grace_waiter.hpp"
 #include "userspace/daemon/journal.hpp"
+#include "userspace/daemon/lease_issuers.hpp"
 #include "userspace/daemon/lease_table.hpp"
 #include "userspace/daemon/netlink.hpp"
 #include "userspace/verifier/leased_names.hpp"
@@ -145,6 +146,9 @@ class Node {
   void release(const Actor& actor, const LeaseId& id, Done done);
   // Ends all leases that are meant, at once; how many. Their teardown follows.
   size_t revoke_all(const std::function<bool(const abi::lease_record&)>& is_meant);
+  // The same for those that stand on a key of these issuers (as in lease_record), for which nobody
+  // else's lease is looked at.
+  size_t revoke_issuers(const std::function<bool(uint64_t issuer)>& is_meant);
 
   static Holder holder_of(const abi::lease_record& record);
   Result<LeaseView> lease(const LeaseId& id) const;
@@ -178,7 +182,8 @@ class Node {
         options_(std::move(options)),
         plane_(std::move(plane)),
         grace_(loop),
-        names_(plane_->slots.size()) {}
+        names_(plane_->slots.size()),
+        issuers_(plane_->slots.size()) {}
 
   Status start();
   Status load_policy();
@@ -207,6 +212,8 @@ class Node {
   // fails.
   Status bind_lease(const GrantRequest& request, const LeaseId& id, const LeaseOrigin& origin,
                     uint64_t now_boot_ns, std::vector<Term>& bound);
+  std::unexpected<Error> at_limit(std::string_view code, std::string message,
+                                  std::string_view next_step) const;
   Result<uint32_t> slot_of(const Tenant& tenant, const Resource& resource,
                            abi::lease_record& record) const;
   std::vector<uint32_t> slots_of(uint32_t first_slot) const;
@@ -226,6 +233,8 @@ class Node {
   // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown,
   // failed_closed.
   void tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done);
+  void forget(const std::shared_ptr<const std::vector<uint32_t>>& slots, size_t from,
+              std::string_view outcome, Done done);
   void settle(uint32_t slot, const Status& proved);
   void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                          const Done& done);
@@ -257,8 +266,12 @@ class Node {
   bool ended_ = false;
   std::map<uint32_t, uint32_t>
       binding_of_tenant_;  // leases bound in the batch under way, by tenant index
+  // Leases that were just closed may be in these two for a few turns of the loop; draining_ says
+  // so.
   LeaseTable leases_;
   LeasedNames names_;
+  size_t forgetting_ = 0;              // teardowns for which that is so
+  LeaseIssuers issuers_;               // of slots that are open and do not drain
   std::vector<uint64_t> names_bound_;  // of the batch under way, slot by slot as in `bound`
   wire::Timer expiry_timer_;
   uint64_t expiry_timer_at_ = 0;

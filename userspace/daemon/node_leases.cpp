@@ -12,8 +12,8 @@
 namespace holdfast {
 namespace {
 
-// Slots whose teardown is finished in one turn of the loop, so that a tenant with a hundred
-// thousand leases does not keep others waiting.
+// Slots whose leases are forgotten, or whose teardown is finished, in one turn of the loop, so that
+// a tenant with a hundred thousand leases does not keep others waiting.
 constexpr size_t teardown_slots_per_turn = 4096;
 
 // Slots looked at for one page of a list, so that a filter that fits nothing holds nobody up.
@@ -65,6 +65,15 @@ std::vector<Holder> Actor::holders() const {
   return all;
 }
 
+// While some that have ended are still counted, that is over in a moment.
+std::unexpected<Error> Node::at_limit(std::string_view code, std::string message,
+                                      std::string_view next_step) const {
+  if (forgetting_ != 0)
+    return fail(ErrorKind::unavailable, "draining",
+                message + ", and some of them have ended just now", "try again in a second");
+  return fail(ErrorKind::exhausted, std::string(code), std::move(message), std::string(next_step));
+}
+
 Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const LeaseOrigin& origin,
                         uint64_t now_boot_ns, std::vector<Term>& bound) {
   const Result<GrantPlan> plan = decide_grant(*index_, request);
@@ -78,9 +87,10 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const Le
                 fmt::format("holdfast tenant enable {}", tenant.name));
   uint32_t& binding = binding_of_tenant_[tenant_slot];
   if (leases_.of_tenant(tenant_slot) + binding >= tenant.leases_max)
-    return fail(ErrorKind::exhausted, "tenant_leases_max",
-                fmt::format("tenant {} has {} leases, its limit", tenant.name, tenant.leases_max),
-                "release some, or raise the tenant's limits.leases");
+    return at_limit(
+        "tenant_leases_max",
+        fmt::format("tenant {} has {} leases, its limit", tenant.name, tenant.leases_max),
+        "release some, or raise the tenant's limits.leases");
 
   const size_t first = bound.size();
   for (const Resource& resource : plan->resources) {
@@ -184,9 +194,10 @@ Result<Grant> Node::grant(const Actor& actor,
     Status ok =
         leases_.size() + ids.size() < policy_->leases_max
             ? bind_lease(request, id, origin, now, bound)
-            : Status(fail(ErrorKind::exhausted, "leases_max",
-                          fmt::format("this node has {} leases, its limit", policy_->leases_max),
-                          "release some, or raise limits.leases in the policy"));
+            : Status(
+                  at_limit("leases_max",
+                           fmt::format("this node has {} leases, its limit", policy_->leases_max),
+                           "release some, or raise limits.leases in the policy"));
     if (!ok)
       return refuse(
           ids.empty()
@@ -204,6 +215,7 @@ Result<Grant> Node::grant(const Actor& actor,
   for (size_t i = 0; i < bound.size(); ++i) names_.put(bound[i].slot, names_bound_[i]);
   for (const Term& term : bound) {
     const abi::lease_record& record = plane_->slots.record(term.slot);
+    issuers_.put(term.slot, record.issuer, record.first_slot == term.slot);
     if (record.first_slot != term.slot) continue;
     leases_.add(LeaseId::of(record), term.slot, record.incarnation, term.deadline_boot_ns,
                 plane_->slots.slot(term.slot).tenant);
@@ -229,7 +241,7 @@ Error no_such_lease(const LeaseId& id) {
 
 Result<uint32_t> Node::find_live(const LeaseId& id) const {
   const std::optional<uint32_t> slot = leases_.find(id);
-  if (slot) return *slot;
+  if (slot && !draining_[*slot]) return *slot;
   return std::unexpected(no_such_lease(id));
 }
 
@@ -276,9 +288,9 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   } else {
     const std::vector<Term> terms = terms_of(*slot, deadline);
     if (Status ok = move_deadline(*plane_, terms); !ok) {
+      set_origin(*slot, former);
       // Some of its gates may stand at the new deadline and some at the old one, or be shut.
       if (ok.error().code == lease_closed_code) tear_down(slots_of(*slot), "failed_closed", {});
-      set_origin(*slot, former);
       return pass_on(ok);
     }
     leases_.moved(*slot, record.incarnation, deadline);
@@ -296,8 +308,10 @@ LeaseOrigin Node::origin_of(const abi::lease_record& record) {
 }
 
 void Node::set_origin(uint32_t first_slot, const LeaseOrigin& origin) {
-  for (const uint32_t slot : slots_of(first_slot))
+  for (const uint32_t slot : slots_of(first_slot)) {
     plane_->slots.set_origin(slot, origin.issuer, origin.head, origin.token, origin.issued_s);
+    issuers_.put(slot, origin.issuer, slot == first_slot);
+  }
 }
 
 std::vector<Term> Node::terms_of(uint32_t first_slot, uint64_t deadline_boot_ns) const {
@@ -378,19 +392,38 @@ void Node::release(const Actor& actor, const LeaseId& id, Done done) {
 }
 
 void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done) {
-  for (const uint32_t slot : slots) plane_->slots.close(slot);  // first, and nothing before it
+  plane_->slots.close(slots);  // first, and nothing before it
+  // From here on nothing is bound there, and nobody finds their leases.
   for (const uint32_t slot : slots) {
     draining_[slot] = true;
+    issuers_.remove(slot);
+  }
+  ++forgetting_;
+  forget(std::make_shared<const std::vector<uint32_t>>(std::move(slots)), 0, outcome,
+         std::move(done));
+}
+
+// What is still kept of the leases of closed slots, in turns of the loop; then the rest of their
+// teardown.
+void Node::forget(const std::shared_ptr<const std::vector<uint32_t>>& slots, size_t from,
+                  std::string_view outcome, Done done) {
+  const auto part =
+      std::span(*slots).subspan(from, std::min(slots->size() - from, teardown_slots_per_turn));
+  for (const uint32_t slot : part) {
     names_.remove(slot);
     const abi::lease_record& record = plane_->slots.record(slot);
     if (record.first_slot == slot)
       leases_.remove(LeaseId::of(record), plane_->slots.slot(slot).tenant);
   }
-  journal_leases("lease.forced_teardown", slots);
-  auto shared = std::make_shared<std::vector<uint32_t>>(std::move(slots));
-  grace_.after_grace_period([this, shared, outcome, done = std::move(done)] {
-    teardown_finished(*shared, outcome, done);
-  });
+  journal_leases("lease.forced_teardown", part);
+  from += part.size();
+  if (from < slots->size())
+    return loop_.defer([this, slots, from, outcome, done = std::move(done)]() mutable {
+      forget(slots, from, outcome, std::move(done));
+    });
+  --forgetting_;
+  grace_.after_grace_period(
+      [this, slots, outcome, done = std::move(done)] { teardown_finished(*slots, outcome, done); });
 }
 
 // Free, or fenced: the end of one slot's teardown.
@@ -548,6 +581,18 @@ size_t Node::revoke_all(const std::function<bool(const abi::lease_record&)>& is_
     if (!is_meant(record)) continue;
     slots.push_back(slot);
     if (record.first_slot == slot) ++leases;
+  }
+  if (!slots.empty()) tear_down(std::move(slots), "torndown", {});
+  return leases;
+}
+
+size_t Node::revoke_issuers(const std::function<bool(uint64_t)>& is_meant) {
+  std::vector<uint32_t> slots;
+  size_t leases = 0;
+  for (const uint64_t issuer : issuers_.issuers()) {
+    if (!is_meant(issuer)) continue;
+    leases += issuers_.leases(issuer);
+    issuers_.append_slots(issuer, slots);
   }
   if (!slots.empty()) tear_down(std::move(slots), "torndown", {});
   return leases;

@@ -91,7 +91,7 @@ Result<SignedRequests::Signed> SignedRequests::signer_of(const wire::Peer& peer,
                   "ask for another one");
     if (tokens_.is_revoked(key))
       return deny("key_not_live", "the key that signed may sign no more", "holdfast trust show");
-    if (const auto by = tokens_.signer(each.by, token::Purpose::operator_grant); !by)
+    if (const auto by = tokens_.signer(*each.principal.by, token::Purpose::operator_grant); !by)
       return std::unexpected(by.error());
     return Signed{.key = {each.public_key, each.application}, .principal = each.principal};
   }
@@ -149,10 +149,10 @@ Result<cbor::Value> SignedRequests::present(wire::Peer& peer, std::span<const ui
   peer.delegations.push_back({.principal = {.name = said->name,
                                             .key = key,
                                             .verbs = both(said->verbs, (*signer)->verbs),
-                                            .tenants = both(said->tenants, (*signer)->tenants)},
+                                            .tenants = both(said->tenants, (*signer)->tenants),
+                                            .by = header.key},
                               .public_key = said->key.key,
                               .application = said->key.application,
-                              .by = header.key,
                               .expires_s = header.expires_s});
   return cbor::Value::map({{"operator", said->name}, {"expires", expires}});
 }

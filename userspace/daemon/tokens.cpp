@@ -176,16 +176,18 @@ Status Tokens::write(const token::Revocations& revoked) const {
                           {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
-// Enforced before it is written: what is torn down stays so, whatever becomes of the daemon.
+// Enforced before anything else, since what follows takes the longer the more is revoked: the list
+// is copied, and written. In between no token is judged for a grant or a renewal, which are of this
+// thread too; and what is torn down stays so, whatever becomes of the daemon.
 Status Tokens::revoke(token::Revocation revocation, const std::function<void()>& enforce) {
+  enforce();
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   token::Revocations next = now->revoked;
   // A time that is behind one that has been would let it lapse too early.
   revocation.since_s = std::max(wall_now_ns() / ns_per_s, identity_.wall_floor_ms() / 1000);
   const Status added = next.add(std::move(revocation));
-  if (added) believe(now->anchors, next);
-  enforce();
   if (!added) return added;
+  believe(now->anchors, next);
   Status written = write(next);
   if (written) return {};
   return pass_on(written, "revoked until the daemon ends, but not beyond");
@@ -225,22 +227,33 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest&
 }
 
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {
-  return {.issuer = beginning_of(token.head.key),
+  return {.issuer = issuer_of(token.head.key),
           .head = beginning_of(token.head_id),
           .token = beginning_of(token.id),
           .issued_s = token.claims.issued_at};
 }
 
 LeaseOrigin Tokens::origin_of(const wire::Principal& signer) {
-  return {.issuer = beginning_of(signer.key), .issued_s = wall_now_ns() / ns_per_s};
+  LeaseOrigin origin{.issuer = issuer_of(signer.by.value_or(signer.key)),
+                     .issued_s = wall_now_ns() / ns_per_s};
+  if (signer.by) origin.head = beginning_of(signer.key);
+  return origin;
 }
 
-bool Tokens::is_orphan(const abi::lease_record& record) const {
-  if (record.issuer == 0) return false;
+uint64_t Tokens::issuer_of(const token::Digest& key) {
+  return beginning_of(key);
+}
+
+bool Tokens::is_anchored(const token::Digest& key) const {
+  return beliefs_.load()->anchors.find(key) != nullptr;
+}
+
+bool Tokens::is_orphan(uint64_t issuer) const {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   return std::ranges::none_of(now->anchors.all(), [&](const token::Anchor& each) {
-    return beginning_of(each.thumbprint) == record.issuer && token::is_live(each) &&
-           (each.for_tokens || each.for_requests) && !now->revoked.has_key(each.thumbprint);
+    return issuer_of(each.thumbprint) == issuer && token::is_live(each) &&
+           (each.for_tokens || each.for_requests || each.for_operators) &&
+           !now->revoked.has_key(each.thumbprint);
   });
 }
 
@@ -250,7 +263,10 @@ std::function<bool(const abi::lease_record&)> Tokens::meant_by(
   using Record = abi::lease_record;
   const uint64_t beginning = beginning_of(revocation.digest);
   switch (revocation.kind) {
-    case Kind::key: return [=](const Record& r) { return r.issuer != 0 && r.issuer == beginning; };
+    case Kind::key:
+      return [=](const Record& r) {
+        return r.issuer != 0 && (r.issuer == beginning || (r.token == 0 && r.head == beginning));
+      };
     case Kind::head: return [=](const Record& r) { return r.issuer != 0 && r.head == beginning; };
     case Kind::token:
       return [=, made = lease_of(revocation.digest)](const Record& r) {
@@ -264,7 +280,7 @@ std::function<bool(const abi::lease_record&)> Tokens::meant_by(
   }
   std::vector<uint64_t> keys;
   for (const token::Anchor& each : beliefs_.load()->anchors.all())
-    if (each.issuer == revocation.name) keys.push_back(beginning_of(each.thumbprint));
+    if (each.issuer == revocation.name) keys.push_back(issuer_of(each.thumbprint));
   return [keys, tenant_id, before_s = revocation.issued_before_s](const Record& r) {
     return std::ranges::find(keys, r.issuer) != keys.end() && r.issued_s < before_s &&
            (!tenant_id || r.tenant_id == *tenant_id);

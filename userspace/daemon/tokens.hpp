@@ -55,9 +55,9 @@ class Tokens {
   const std::atomic<std::shared_ptr<const token::Beliefs>>& beliefs() const { return beliefs_; }
   bool clock_in_doubt() const;
 
-  // Believed no more from here on, then `enforce` is called, then it is written, so that it holds
-  // durably when this returns well. Errors: exhausted / revocations_max; internal / state_write:
-  // it holds until the daemon ends.
+  // Calls `enforce`, which ends what is meant; from then on it is believed no more; then it is
+  // written, so that it holds durably when this returns well. Errors: exhausted / revocations_max;
+  // internal / state_write: it holds until the daemon ends.
   Status revoke(token::Revocation revocation, const std::function<void()>& enforce);
   // Errors: not_found / not_revoked; internal / state_write, and it stays revoked.
   Status restore(const token::Revocation& revocation);
@@ -72,11 +72,16 @@ class Tokens {
 
   // What a lease by this token stands on.
   static LeaseOrigin origin_of(const token::Verified& token);
-  // What a lease by a request that this key signed stands on.
+  // What a lease by a request that this key signed stands on: by the grace of another key, on that
+  // one, and the signer's is in the place of a head.
   static LeaseOrigin origin_of(const wire::Principal& signer);
-  // Whether the issuer of such a lease is one no more.
-  bool is_orphan(const abi::lease_record& record) const;
-  // Whether a revocation means a lease. `tenant_id`: of the tenant that it names, if it names one.
+  // A key, as in the record of a lease that stands on it.
+  static uint64_t issuer_of(const token::Digest& key);
+  bool is_anchored(const token::Digest& key) const;
+  // Whether nobody's key is called so any more.
+  bool is_orphan(uint64_t issuer) const;
+  // Whether a revocation means a lease; of an anchor's key, issuer_of() tells sooner. `tenant_id`: of
+  // the tenant that it names, if it names one.
   std::function<bool(const abi::lease_record&)> meant_by(const token::Revocation& revocation,
                                                          std::optional<uint64_t> tenant_id) const;
 

@@ -75,8 +75,17 @@ Verbs::Answer Verbs::trust_revoke(const wire::Peer& peer, const Value& args) {
     tenant_id = tenant != nullptr ? tenant->id : 0;  // no tenant has that
   }
   size_t ended = 0;
-  const Status ok = tokens_.revoke(
-      *revocation, [&] { ended = node_.revoke_all(tokens_.meant_by(*revocation, tenant_id)); });
+  const Status ok = tokens_.revoke(*revocation, [&] {
+    if (revocation->kind == token::Revocation::Kind::key) {
+      const uint64_t key = Tokens::issuer_of(revocation->digest);
+      ended = node_.revoke_issuers([key](uint64_t issuer) { return issuer == key; });
+      // A person's key, by the grace of an anchor's: leases stand on that one.
+      if (!tokens_.is_anchored(revocation->digest))
+        ended += node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
+    } else {
+      ended = node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
+    }
+  });
   const std::string what = token::text_of(*revocation);
   log::notice(
       "trust_revoke",

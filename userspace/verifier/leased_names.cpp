@@ -5,29 +5,11 @@
 #include <span>
 
 #include <sodium.h>
-#include <sys/mman.h>
-
-#include "userspace/base/check.hpp"
 
 namespace holdfast {
 
-void LeasedNames::Unmap::operator()(void* memory) const {
-  ::munmap(memory, bytes);
-}
-
-template <typename T>
-LeasedNames::Array<T> LeasedNames::array_of(size_t count) {
-  const size_t bytes = count * sizeof(T);
-  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  CHECK(memory != MAP_FAILED);
-  return Array<T>(static_cast<T*>(memory), Unmap{bytes});
-}
-
 LeasedNames::LeasedNames(uint32_t slots)
-    : mask_(std::bit_ceil(size_t{2} * slots) - 1),
-      places_(array_of<std::atomic<uint64_t>>(mask_ + 1)),
-      names_(array_of<uint64_t>(slots)) {
+    : mask_(std::bit_ceil(size_t{2} * slots) - 1), places_(mask_ + 1), names_(slots) {
   randombytes_buf(key_.data(), key_.size());
 }
 

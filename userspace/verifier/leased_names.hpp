@@ -7,10 +7,11 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <string_view>
 
 #include <sched.h>
+
+#include "userspace/base/zeroed_array.hpp"
 
 namespace holdfast {
 
@@ -36,16 +37,6 @@ class LeasedNames {
   size_t home_of(uint64_t hash) const { return hash >> slot_bits & mask_; }
   size_t after(size_t place) const { return (place + 1) & mask_; }
 
-  struct Unmap {
-    size_t bytes;
-    void operator()(void* memory) const;
-  };
-  // Zeroed memory that is there only where it was touched.
-  template <typename T>
-  using Array = std::unique_ptr<T[], Unmap>;
-  template <typename T>
-  static Array<T> array_of(size_t count);
-
   std::array<uint8_t, 16> key_;
   size_t mask_;
   // A name's place holds the upper bits of its hash and below them its slot plus one; 0 is free. It
@@ -57,8 +48,8 @@ class LeasedNames {
     return (hash & ~slot_mask) | (uint64_t{slot} + 1);
   }
 
-  Array<std::atomic<uint64_t>> places_;
-  Array<uint64_t> names_;              // by slot; the writer's
+  ZeroedArray<std::atomic<uint64_t>> places_;
+  ZeroedArray<uint64_t> names_;        // by slot; the writer's
   std::atomic<uint64_t> changes_ = 0;  // odd while a place moves
 };
 

@@ -33,6 +33,7 @@ struct Principal {
   std::array<uint8_t, 32> key{};     // its thumbprint
   std::vector<std::string> verbs;    // exactly these; "*": every one
   std::vector<std::string> tenants;  // likewise
+  std::optional<std::array<uint8_t, 32>> by = {};  // the key that granted it this, if one did
 
   bool may_ask(std::string_view verb) const { return lists(verbs, verb); }
   bool covers(std::string_view tenant) const { return lists(tenants, tenant); }
@@ -50,7 +51,6 @@ struct Delegation {
   Principal principal;
   std::array<uint8_t, 32> public_key{};
   std::string application;       // of a security key
-  std::array<uint8_t, 32> by{};  // the thumbprint of who granted it
   uint64_t expires_s = 0;        // since 1970
 };
 
