@@ -99,6 +99,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     return !gone_ && unanswered_.contains(request_id);
   }
   bool is_writable() const;
+  bool has_room(size_t unsent_max) const;
   void send_part(FrameType type, uint16_t flags, uint32_t request_id,
                  std::span<const uint8_t> body);
   void send_final(FrameType type, uint32_t request_id, std::span<const uint8_t> body);
@@ -190,6 +191,11 @@ bool Connection::may_take() const {
 bool Connection::is_writable() const {
   return unsent() < server_.config.unsent_bytes_max &&
          uid_.unsent < server_.config.uid_unsent_bytes_max;
+}
+
+bool Connection::has_room(size_t unsent_max) const {
+  const bool uid_has_room = uid_.unsent < server_.config.uid_unsent_bytes_max / 2;
+  return unsent() <= (uid_has_room ? unsent_max : 0);
 }
 
 void Connection::on_event(uint32_t events) {
@@ -757,6 +763,29 @@ Status Responder::page_encoded(std::span<const uint8_t> body) {
 
 Status Responder::event(const cbor::Value& body) {
   return send_part(FrameType::event, 0, cbor::encode(body));
+}
+
+Status Responder::event_encoded(std::span<const uint8_t> body, size_t unsent_max) {
+  const auto connection = connection_.lock();
+  if (connection == nullptr || request_id_ == 0 || !connection->is_unanswered(request_id_)) {
+    return holdfast::fail(ErrorKind::unavailable, "peer_gone",
+                          "the peer has closed its connection");
+  }
+  if (body.size() > inline_body_bytes_max) {
+    return holdfast::fail(ErrorKind::internal, "reply_too_large",
+                          fmt::format("an event of {} bytes does not fit a frame", body.size()));
+  }
+  if (!connection->has_room(unsent_max)) {
+    return holdfast::fail(ErrorKind::exhausted, "peer_slow",
+                          "the peer does not read what it was sent");
+  }
+  connection->send_part(FrameType::event, 0, request_id_, body);
+  return {};
+}
+
+bool Responder::has_room(size_t unsent_max) const {
+  const auto connection = connection_.lock();
+  return connection != nullptr && connection->has_room(unsent_max);
 }
 
 void Responder::on_writable(std::function<void()> callback) {
