@@ -10,6 +10,7 @@
 
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/tokens.hpp"
+#include "userspace/daemon/watch.hpp"
 #include "userspace/dataplane/counters.hpp"
 #include "userspace/verifier/server.hpp"
 #include "userspace/wire/server.hpp"
@@ -62,8 +63,8 @@ class Verbs {
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
   Answer bundle_push(const wire::Request& request);
+  Answer node_state(const wire::Peer& peer, const wire::Request& request);
 
-  cbor::Value lease_value(const LeaseView& lease) const;
   cbor::Value event_value(const abi::drop_event& event) const;
   Status may_follow(const wire::Peer& peer) const;
   void on_drop(const abi::drop_event& event);
@@ -75,6 +76,7 @@ class Verbs {
   std::function<uint64_t()> connections_;
   const verifier::Server* verifier_ = nullptr;
   Counters counters_;
+  Watch watch_;
   std::optional<DropEvents> drop_events_;
   wire::FdWatch drop_watch_;
   struct Follower {
