@@ -19,6 +19,7 @@ class Refused(Exception):
     def __init__(self, error: dict) -> None:
         super().__init__(f"{error['code']}: {error['detail']}")
         self.code = error["code"]
+        self.error = error
 
 
 def head(major: int, value: int) -> bytes:

@@ -18,6 +18,7 @@ constexpr uint64_t heartbeat_default_ns = 10 * ns_per_s;
 constexpr uint64_t heartbeat_min_ns = ns_per_s;
 constexpr uint64_t heartbeat_max_ns = 300 * ns_per_s;
 constexpr uint64_t beat_period_ns = 250 * ns_per_ms;  // how exact a heartbeat is
+constexpr size_t watchers_per_turn = 128;
 constexpr size_t filter_names_max = 64;
 constexpr size_t filter_name_bytes_max = 256;
 constexpr size_t instance_digits = 16;
@@ -275,22 +276,23 @@ void Watch::page_soon(uint64_t delay_ns) {
   if (!page_timer_.is_pending()) page_timer_ = loop_.after(delay_ns, [this] { page_turn(); });
 }
 
+// Operators' first: readers who begin all the time hold up only readers.
 void Watch::page_turn() {
   forget_gone();
   bool waits = false;
-  for (size_t n = 0; n < watchers_.size(); ++n) {
-    const size_t at = (turn_ + n) % watchers_.size();
-    Watcher& watcher = *watchers_[at];
-    if (watcher.has_begun && watcher.snapshot == nullptr) continue;
-    waits = true;
-    if (!watcher.responder.has_room(limits_.unsent_max)) continue;
-    turn_ = at + 1;
-    const bool operates = watcher.operates;
-    const uint64_t begin_ns = read_clock_ns(CLOCK_MONOTONIC);
-    if (!page(watcher)) watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(at));
-    const uint64_t took_ns = read_clock_ns(CLOCK_MONOTONIC) - begin_ns;
-    return page_soon(operates ? 0 : took_ns * reader_rest);
-  }
+  for (const bool operates : {true, false})
+    for (size_t n = 0; n < watchers_.size(); ++n) {
+      const size_t at = (turn_ + n) % watchers_.size();
+      Watcher& watcher = *watchers_[at];
+      if (watcher.operates != operates || watcher.is_live()) continue;
+      waits = true;
+      if (!watcher.responder.has_room(limits_.unsent_max)) continue;
+      turn_ = at + 1;
+      const uint64_t begin_ns = read_clock_ns(CLOCK_MONOTONIC);
+      if (!page(watcher)) watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(at));
+      const uint64_t took_ns = read_clock_ns(CLOCK_MONOTONIC) - begin_ns;
+      return page_soon(operates ? 0 : took_ns * reader_rest);
+    }
   if (waits) page_soon(limits_.batch_ns);  // none has room now
 }
 
@@ -329,20 +331,27 @@ void Watch::flush_soon() {
   if (!flush_timer_.is_pending()) flush_timer_ = loop_.after(limits_.batch_ns, [this] { flush(); });
 }
 
+// A round over all watchers, so many in a turn of the loop: a send costs microseconds, and a
+// revocation does not wait for a thousand of them.
 void Watch::flush() {
+  for (size_t n = 0; n < watchers_per_turn && flush_at_ < watchers_.size(); ++n) {
+    Watcher& watcher = *watchers_[flush_at_];
+    if (!watcher.is_live() || serve(watcher))
+      ++flush_at_;
+    else
+      watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(flush_at_));
+  }
+  if (flush_at_ < watchers_.size()) {
+    flush_timer_ = loop_.after(0, [this] { flush(); });
+    return;
+  }
+  flush_at_ = 0;
   shared_.clear();
-  bool behind = false;
-  // In place: a watcher's end must not hold up the next one.
-  std::erase_if(watchers_, [&](const auto& watcher) {
-    if (!watcher->has_begun || watcher->snapshot != nullptr) return false;
-    if (!serve(*watcher)) return true;
-    behind = behind || watcher->next_seq < ring_.end();
-    return false;
+  // Who has not taken all is looked at again: there is no buffer but the ring.
+  const bool behind = std::ranges::any_of(watchers_, [&](const auto& watcher) {
+    return watcher->is_live() && watcher->next_seq < ring_.end();
   });
-  shared_.clear();
-  forget_gone();
-  // Looked at again as long as somebody has not taken all: there is no buffer but the ring.
-  if (behind && !watchers_.empty()) flush_soon();
+  if (behind) flush_soon();
 }
 
 const EventRing::Batch& Watch::batch_for(const Watcher& watcher) {
@@ -383,8 +392,7 @@ void Watch::beat() {
   const uint64_t now = boot_now_ns();
   std::vector<uint8_t> frame;
   for (const auto& watcher : watchers_) {
-    const bool idle =
-        watcher->has_begun && watcher->snapshot == nullptr && watcher->next_seq == ring_.end();
+    const bool idle = watcher->is_live() && watcher->next_seq == ring_.end();
     if (!idle || now - watcher->sent_boot_ns < watcher->heartbeat_ns) continue;
     if (frame.empty())
       frame = cbor::encode(Value::map({{"type", "heartbeat"},

@@ -153,6 +153,8 @@ class Watch {
     bool has_begun = false;
     bool resumes = false;
     std::unique_ptr<SnapshotPages> snapshot;  // while it is under way
+
+    bool is_live() const { return has_begun && snapshot == nullptr; }
   };
   // Made for one watcher, and right for all that stand where it stood.
   struct Shared {
@@ -181,6 +183,7 @@ class Watch {
   std::vector<std::unique_ptr<Watcher>> watchers_;
   std::vector<Shared> shared_;  // of the flush under way, the last few
   size_t shared_next_ = 0;      // which is replaced next
+  size_t flush_at_ = 0;         // who is served next, of the round under way
   size_t turn_ = 0;             // whose snapshot goes on next
   uint64_t resyncs_ = 0;
   wire::Timer flush_timer_;

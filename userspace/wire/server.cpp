@@ -21,7 +21,7 @@ namespace detail {
 constexpr size_t receive_bytes = 64U << 10;  // one recvmsg, into a buffer all connections share
 constexpr int receives_per_turn = 4;         // then others get their turn
 constexpr int accepts_per_turn = 16;
-constexpr size_t output_bytes_kept = 64U << 10;        // capacity an idle connection may keep
+constexpr size_t output_bytes_kept = 16U << 10;        // capacity an idle connection may keep
 constexpr uint64_t accept_pause_ns = 100 * ns_per_ms;  // when descriptors have run out
 constexpr uint64_t rate_pause_ns = 10 * ns_per_ms;  // what a peer over its rate waits per refusal
 constexpr size_t idle_uids_max = 4096;              // uids remembered only for their rate
