@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from control import Control, Refused
+from control import Control, Refused, encode
 from lab import A, B, MANY, SLOW, Lab, nanoseconds, policy, wait_until
 from watcher import Watcher
 
@@ -120,6 +120,7 @@ def test_no_gap_between_snapshot_and_events(own_lab: Lab) -> None:
     """While leases come and go, watchers begin: what each knows by snapshot and events is what there is."""
     lab, ports = own_lab, itertools.cycle(range(MANY, MANY + 900))
     pool: collections.deque[str] = collections.deque()
+    between = 0
 
     def come_and_go(control: Control, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -128,6 +129,8 @@ def test_no_gap_between_snapshot_and_events(own_lab: Lab) -> None:
                 control.revoke(pool.popleft())
 
     with Control(lab.socket_path) as control:
+        other = {"tenant": B, "endpoints": ["many"], "each": True, "ttl_ns": nanoseconds("250s")}
+        ballast = control.call("lease.grant", {}, encode([other]))["leases"]  # makes the snapshot some pages longer
         for _ in range(12):
             stop = threading.Event()
             others = threading.Thread(target=come_and_go, args=(control, stop))
@@ -137,17 +140,48 @@ def test_no_gap_between_snapshot_and_events(own_lab: Lab) -> None:
                 seen = watcher.snapshot()
                 stop.set()
                 others.join()
-                known = {name for name, lease in seen.leases.items() if lease["state"] != "draining"}
                 last = lab.ask("status")["watch"]["cursor"]["seq"]
                 while watcher.cursor["seq"] < last:
                     watcher.frame()
-                assert numbers(watcher.events) == list(range(seen.cursor["seq"] + 1, watcher.cursor["seq"] + 1))
-                for event in watcher.events:
-                    if event["event"] == "lease.grant":
-                        known.add(event["lease"])
-                    elif event["event"] == "lease.forced_teardown":
-                        known.discard(event["lease"])
-                assert known == set(control.leases()) == set(pool)
+                told = numbers(watcher.events)
+                assert told == list(range(told[0], watcher.cursor["seq"] + 1)) and told[0] <= seen.cursor["seq"] + 1
+                between += len([number for number in told if number <= seen.cursor["seq"]])
+                assert live(watcher.frames) == set(pool) | {lease["id"] for lease in ballast}
+    assert between  # events between the pages were seen
+
+
+def test_a_push_begins_the_snapshot_anew(own_lab: Lab) -> None:
+    """One that does not read stands still in the middle of its snapshot; what it then reads begins once more."""
+    lab = own_lab
+    all_of = [{"tenant": tenant, "endpoints": ["many"], "each": True, "ttl_ns": nanoseconds("250s")} for tenant in (A, B)]
+    with Control(lab.socket_path) as control, watching(lab) as bystander:
+        bystander.snapshot()
+        assert control.call("lease.grant", {}, encode(all_of))["granted"] == 2000
+        with watching(lab) as watcher:
+            time.sleep(0.5 * SLOW)
+            lab.push(policy(listeners=[{"protocol": "tcp", "port": 7070}]))
+            lease = lab.grant(A, "web")
+            bystander.until_named("lease.grant", lease=lease["id"])
+            pages = watcher.snapshot()
+            types = [frame["type"] for frame in watcher.frames]
+            assert types.count("snapshot") == 2 and types.count("snapshot_end") == 1, collections.Counter(types)
+            again = types.index("snapshot", 1)
+            assert names(watcher.frames[again - 1]["events"])[-2:] == ["policy.apply", "lease.grant"]
+            assert len(live(watcher.frames[again:])) == 2001 and pages.node["generation"] < lab.generation
+
+
+def live(frames: list[dict]) -> set[str]:
+    """The leases that are, by pages and events as they came."""
+    known: set[str] = set()
+    for frame in frames:
+        if frame["type"] == "leases":
+            known |= {lease["id"] for lease in frame["leases"] if lease["state"] != "draining"}
+        for event in frame.get("events", []):
+            if event["event"] == "lease.grant":
+                known.add(event["lease"])
+            elif event["event"] == "lease.forced_teardown":
+                known.discard(event["lease"])
+    return known
 
 
 def test_resume(lab: Lab) -> None:

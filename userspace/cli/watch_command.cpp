@@ -67,6 +67,7 @@ Value names(const std::vector<std::string>& from) {
 Value with_cursor(const Value& event, const Value& cursor) {
   Value out = event;
   out.set("type", "event");
+  if (!cursor.is_map()) return out;
   Value own = cursor;
   own.set("seq", number_of(event, "seq"));
   out.set("cursor", own);
@@ -129,9 +130,13 @@ class Watcher {
 
   // Each frame at once: whoever reads this waits for it.
   bool take(const Value& frame) {
-    const Value& cursor = part_of(frame, "cursor");
-    if (cursor.is_map()) args_.set("from", cursor);
-    if (text_of(frame, "type") != "events") {
+    const std::string type = text_of(frame, "type");
+    if (type == "snapshot") in_snapshot_ = true;
+    if (type == "snapshot_end") in_snapshot_ = false;
+    // Within a snapshot a cursor is nothing to go on from.
+    const Value cursor = in_snapshot_ ? Value() : part_of(frame, "cursor");
+    args_.set("from", cursor);
+    if (type != "events") {
       print(frame);
     } else {
       for (const Value& event : list_of(frame, "events")) print(with_cursor(event, cursor));
@@ -151,6 +156,7 @@ class Watcher {
   Session& session_;
   const WatchWords& words_;
   Value args_;
+  bool in_snapshot_ = false;
   Status written_;
 };
 

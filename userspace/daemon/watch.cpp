@@ -278,7 +278,6 @@ void Watch::page_soon(uint64_t delay_ns) {
 
 // Operators' first: readers who begin all the time hold up only readers.
 void Watch::page_turn() {
-  forget_gone();
   bool waits = false;
   for (const bool operates : {true, false})
     for (size_t n = 0; n < watchers_.size(); ++n) {
@@ -289,7 +288,10 @@ void Watch::page_turn() {
       if (!watcher.responder.has_room(limits_.unsent_max)) continue;
       turn_ = at + 1;
       const uint64_t begin_ns = read_clock_ns(CLOCK_MONOTONIC);
-      if (!page(watcher)) watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(at));
+      const bool stays = page(watcher);
+      if (flush_at_ == 0) shared_.clear();  // else a round is under way, which ends with it
+      if (stays && watcher.next_seq < ring_.end()) flush_soon();
+      if (!stays) watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(at));
       const uint64_t took_ns = read_clock_ns(CLOCK_MONOTONIC) - begin_ns;
       return page_soon(operates ? 0 : took_ns * reader_rest);
     }
@@ -302,11 +304,17 @@ bool Watch::page(Watcher& watcher) {
     watcher.has_begun = true;
     return begin_events(watcher, "resumed");
   }
-  if (!watcher.has_begun || !watcher.snapshot->is_current()) {
+  if (!watcher.has_begun) {
     watcher.has_begun = true;
-    watcher.snapshot = new_snapshot_(watcher.filter);
     watcher.next_seq = ring_.end();
+    watcher.snapshot = new_snapshot_(watcher.filter);
   }
+  // What happened before the page was read stands before it. So the ring has to hold what happens
+  // between two pages, and not what happens while a million leases go out.
+  if (!serve(watcher)) return false;
+  if (watcher.next_seq < ring_.end() || !watcher.responder.has_room(limits_.unsent_max))
+    return watcher.responder.is_open();  // flush() goes on, and then this
+  if (!watcher.snapshot->is_current()) watcher.snapshot = new_snapshot_(watcher.filter);
   if (const std::optional<Value> page = watcher.snapshot->next()) {
     const Status sent = watcher.responder.event_encoded(cbor::encode(*page), limits_.unsent_max);
     if (!sent && sent.error().kind == ErrorKind::internal) watcher.responder.fail(sent.error());
@@ -319,10 +327,7 @@ bool Watch::page(Watcher& watcher) {
 bool Watch::begin_events(Watcher& watcher, std::string_view type) {
   const WatchCursor cursor{ring_.cursor().instance, watcher.next_seq - 1};
   send(watcher, cbor::encode(Value::map({{"type", type}, {"cursor", cursor.value()}})));
-  const bool stays = serve(watcher);
-  shared_.clear();
-  if (stays && watcher.next_seq < ring_.end()) flush_soon();
-  return stays;
+  return serve(watcher);
 }
 
 // ---- events
@@ -336,7 +341,7 @@ void Watch::flush_soon() {
 void Watch::flush() {
   for (size_t n = 0; n < watchers_per_turn && flush_at_ < watchers_.size(); ++n) {
     Watcher& watcher = *watchers_[flush_at_];
-    if (!watcher.is_live() || serve(watcher))
+    if (!watcher.has_begun || serve(watcher))
       ++flush_at_;
     else
       watchers_.erase(watchers_.begin() + static_cast<ptrdiff_t>(flush_at_));
@@ -349,7 +354,7 @@ void Watch::flush() {
   shared_.clear();
   // Who has not taken all is looked at again: there is no buffer but the ring.
   const bool behind = std::ranges::any_of(watchers_, [&](const auto& watcher) {
-    return watcher->is_live() && watcher->next_seq < ring_.end();
+    return watcher->has_begun && watcher->next_seq < ring_.end();
   });
   if (behind) flush_soon();
 }

@@ -6,14 +6,15 @@
 //
 //   snapshot      begins a snapshot; whatever was known before is void. Then, in pages:
 //   tenants, endpoints, leases
-//   snapshot_end  the snapshot is whole as of "cursor"; every event after it follows
+//   snapshot_end  the snapshot is whole; the cursor
 //   resumed       instead of all that: the cursor that was asked for is still in the ring
 //   events        in order, and the cursor behind the last of them
 //   heartbeat     nothing has happened for a while; the cursor
 //
-// Pages are read while things go on, so what a page tells may be newer than the cursor: an event
-// may tell it once more. An event says what is from then on, so applying all in order ends right. A
-// snapshot begins anew when another policy comes into force under it.
+// Pages are read while things go on, and all stands in the order in which it was: events may come
+// between pages, and a page says what is at its place of the stream. An event of a lease that no
+// page has told yet may be ignored, unless it is its grant. A cursor is of use from snapshot_end
+// on. A snapshot begins anew when another policy comes into force under it.
 //
 // What many leases share is one event with their number, "leases", for each tenant, instead of
 // "lease": whoever needs them one by one reads lease.list.
