@@ -26,6 +26,7 @@ from lab import A, B, MANY, SLOW, Lab, nanoseconds, policy, wait_until
 from watcher import Watcher
 
 from test_daemon import groups  # noqa: F401 (a fixture)
+from test_policy_push import fence
 
 READER = 61001  # uids that are nobody's
 OTHER_READER = 61002
@@ -168,6 +169,22 @@ def test_a_push_begins_the_snapshot_anew(own_lab: Lab) -> None:
             again = types.index("snapshot", 1)
             assert names(watcher.frames[again - 1]["events"])[-2:] == ["policy.apply", "lease.grant"]
             assert len(live(watcher.frames[again:])) == 2001 and pages.node["generation"] < lab.generation
+
+
+def test_fenced_is_told() -> None:
+    """What is fenced is in the snapshot, and no state of the node clears it (G7)."""
+    with Lab(leases_max=4096) as lab:
+        lease = lab.grant(A, "echo")
+        fence(lab, lease)
+        for verb in (None, "disable", "resume", "quarantine", "release"):
+            if verb:
+                lab.ask(f"node.{verb}")
+            with watching(lab) as watcher:
+                seen = watcher.snapshot()
+            assert {name: each["state"] for name, each in seen.leases.items()} == {lease["id"]: "fenced"}, verb
+            echo = seen.endpoints[A, "echo"]
+            assert (echo["fenced"], echo["free"], echo["members"]) == (2, 0, 2), (verb, echo)
+        assert "fenced" in lab.cli_refused("lease", "grant", A, "--endpoint", "echo")
 
 
 def live(frames: list[dict]) -> set[str]:

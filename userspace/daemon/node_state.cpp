@@ -170,8 +170,9 @@ Status Node::may_lease(bool renewal) {
   return fail(ErrorKind::conflict, code,
               fmt::format("the node is {}: it {}", name_of(state),
                           state == NodeState::draining ? "takes no new leases" : "has no leases"),
-              state == NodeState::quarantined ? "another node, or: holdfast node release"
-                                              : "another node, or: holdfast node resume");
+              state == NodeState::quarantined
+                  ? "ask another node, or lift it: holdfast node release"
+                  : "ask another node, or end it: holdfast node resume");
 }
 
 Status Node::may_push(const Policy& next) const {
