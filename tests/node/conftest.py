@@ -117,12 +117,18 @@ def own_both(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def issuer(lab: Lab) -> Iterator[Issuer]:
-    """One that the node believes, for both tenants and one operation; nothing is revoked afterwards."""
-    issuer = Issuer(lab)
-    trust(lab, issuer.anchor())
-    yield issuer
+def believed(lab: Lab) -> Iterator[None]:
+    """Nobody is believed afterwards, and nothing is revoked."""
+    yield
     if lab.daemon is not None:
         for each in lab.cli("trust", "show")["revocations"]:
             lab.cli("trust", "restore", each["what"], *(["--tenant", each["tenant"]] if each["tenant"] else []))
         trust(lab)
+
+
+@pytest.fixture
+def issuer(lab: Lab, believed: None) -> Issuer:
+    """One that the node believes, for both tenants and one operation."""
+    issuer = Issuer(lab)
+    trust(lab, issuer.anchor())
+    return issuer

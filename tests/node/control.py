@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Callable
 
 HEADER = struct.Struct("!4sBBHII")
-REQUEST, REPLY, ERROR = 2, 3, 4
+REQUEST, REPLY, ERROR, SIGNED_REQUEST = 2, 3, 4, 10
 MORE = 1
 
 
@@ -74,12 +75,17 @@ def decode(data: bytes, at: int = 0) -> tuple[object, int]:
 
 
 class Control:
-    def __init__(self, path: os.PathLike, timeout_s: float = 30.0) -> None:
+    def __init__(self, path: os.PathLike, timeout_s: float = 30.0, uid: int = 0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.buffer = b""
         self.last_id = 0
+        self.seal: Callable[[bytes], bytes] | None = None  # makes a signed request of a request
         try:
-            self.socket.connect(str(path))  # waits its turn; with a time limit it would give up at once
+            os.seteuid(uid)  # whom SO_PEERCRED names
+            try:
+                self.socket.connect(str(path))  # waits its turn; with a time limit it would give up at once
+            finally:
+                os.seteuid(0)
             self.socket.settimeout(timeout_s)
             self.hello = self.read_frame()[3]
         except BaseException:
@@ -110,12 +116,16 @@ class Control:
         return kind, flags, number, value
 
     def call(self, verb: str, args: dict | None = None, body: bytes | None = None) -> dict:
-        self.last_id += 1
         request: dict = {"verb": verb, "args": args or {}}
         if body is not None:
             request["body"] = body
         encoded = encode(request)
-        self.socket.sendall(HEADER.pack(b"HLDF", 1, REQUEST, 0, len(encoded), self.last_id) + encoded)
+        return self.send(REQUEST, encoded) if self.seal is None else self.send(SIGNED_REQUEST, self.seal(encoded))
+
+    def send(self, kind: int, content: bytes) -> dict:
+        """A frame, and its one answer."""
+        self.last_id += 1
+        self.socket.sendall(HEADER.pack(b"HLDF", 1, kind, 0, len(content), self.last_id) + content)
         kind, flags, number, answer = self.read_frame()
         if kind == ERROR:
             raise Refused(answer)
@@ -137,6 +147,9 @@ class Control:
 
     def revoke(self, lease_id: str) -> dict:
         return self.call("lease.revoke", {"id": lease_id})
+
+    def leases_of(self, tenant: str) -> dict[str, dict]:
+        return {each["id"]: each for each in self.call("lease.list", {"tenant": tenant})["leases"]}
 
     def leases(self) -> dict[str, dict]:
         return {lease["id"]: lease for lease in self.call("lease.list")["leases"]}

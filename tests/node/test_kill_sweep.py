@@ -39,6 +39,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import signing
 from control import Control, Refused
 from issuer import Issuer, trust
 from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
@@ -103,7 +104,7 @@ def place_of(line: str) -> str | None:
     if call == "recvmsg":
         return "request" if "HLDF" in arguments else None
     if call in ("write", "pwrite64"):
-        files = {"policy.json.new": "policy file", "spent": "used tokens", "revocations.new": "revocations"}
+        files = {"policy.json.new": "policy file", "spent": "used tokens", "revocations.new": "revocations", "bundle.new": "bundle record"}
         return (files | {"daemon.log": "log"}).get(name_in(arguments), "wake")
     return call
 
@@ -172,13 +173,18 @@ class World:
         self.unsure: list[int] = []  # ports of a grant that was not acknowledged
         self.generation = 10
         self.pushed = {self.generation: self.document(self.generation, None)}
-        self.control.push(json.dumps(self.pushed[self.generation]))
         self.issuer = Issuer(lab)
-        trust(lab, self.issuer.anchor())
+        trust(lab, self.issuer.anchor(), signing.anchor(issuer="root.example", uses=["bundle"]))
+        self.push(self.generation)
         self.epoch = self.control.call("status")["epoch"]
         self.token: tuple[pathlib.Path, tuple[int, ...]] | None = None  # the last that was presented, and its ports
         self.revoked: collections.deque[pathlib.Path] = collections.deque(maxlen=3)
         self.grant(KEEPER, ttl_s=300)
+
+    def push(self, generation: int) -> None:
+        """As a signed bundle."""
+        made = signing.bundle(self.control.hello["node"], self.pushed[generation])
+        self.control.call("bundle.push", {"signed": True}, made)
 
     # ---- what is asked of the daemon -----------------------------------------------------------------------
 
@@ -320,7 +326,7 @@ class World:
         def act() -> None:
             if not back:
                 had.may_be_gone = True
-            self.control.push(json.dumps(self.pushed[generation]))
+            self.push(generation)
             self.generation = generation
             if not back:
                 self.ended(had)

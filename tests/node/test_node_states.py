@@ -15,10 +15,11 @@ import re
 import time
 
 import pytest
-from control import Refused
-from issuer import Issuer
+from control import Control, Refused
+from issuer import Issuer, trust
 from lab import A, B, Lab, policy
 from packets import Probe, denied, passes, syn, udp
+from signing import STRANGER, USER, anchor, bundle, connect
 from watcher import Watcher
 
 from test_kill_sweep import CALLS, daemon_ended, dump, thread_of, traced
@@ -177,6 +178,35 @@ def test_tokens_meet_it_too(lab: Lab, issuer: Issuer) -> None:
         for verb in ("release", "resume"):
             with contextlib.suppress(Refused):
                 lab.ask(f"node.{verb}")
+
+
+def test_signed_bundles_and_requests_meet_it_too(own_lab: Lab) -> None:
+    """A signed bundle that opens something is refused under quarantine and raises no floor; a key drains, if it may."""
+    lab, listener = own_lab, {"protocol": "tcp", "port": 7070}
+    trust(lab, anchor(issuer="root.example", uses=["bundle"], operations=["*"]), anchor(STRANGER, verbs=["node.drain", "status"]))
+    node = lab.ask("status")["node"]
+
+    def push(document: dict) -> dict:
+        with Control(lab.socket_path, uid=USER) as control:
+            return control.call("bundle.push", {"signed": True}, bundle(node, document))
+
+    assert push(policy(50))["applied"]
+    lab.grant(A, "echo")
+    passes(lab, TO_A)
+    with connect(lab, seed=STRANGER) as control:
+        assert control.call("node.drain")["state"] == "draining"
+        with pytest.raises(Refused) as refused:
+            control.call("node.resume")
+        assert refused.value.code == "verb_not_allowed"
+    assert grant_refused(lab) == "node_draining"
+    lab.ask("node.quarantine")
+    denied(lab, TO_A, "no_lease", "from_uplink")
+    with pytest.raises(Refused) as refused:
+        push(policy(60, listeners=[listener]))
+    assert refused.value.code == "node_quarantined"
+    assert push(policy(55))["applied"]
+    lab.ask("node.release")
+    assert push(policy(60, listeners=[listener]))["applied"]
 
 
 def refused_by_token(lab: Lab, token: os.PathLike) -> str:

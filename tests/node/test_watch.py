@@ -18,7 +18,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from control import Control, Refused, encode
@@ -324,16 +324,14 @@ def test_trust_policy_and_interfaces(own_lab: Lab) -> None:
 # ---- limits ------------------------------------------------------------------------------------------------
 
 
-def as_reader(groups: dict[str, int], uid: int, body: object) -> None:
-    """Runs `body` in a child that is this user, in group holdfast; what it raises ends it badly."""
+def as_reader(groups: dict[str, int], uid: int, body: Callable[[int], None]) -> None:
+    """Runs `body` in a child in group holdfast, which connects as this user; what it raises ends it badly."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             os.setgroups([groups["holdfast"]])
-            os.setgid(uid)
-            os.setuid(uid)
-            body()
+            body(uid)
             code = 0
         except BaseException as error:  # noqa: BLE001 (a child's last words)
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
@@ -356,8 +354,8 @@ def test_limits(groups: dict[str, int], own_lab: Lab) -> None:  # noqa: F811
             watcher.frame()
         assert refused.value.code == code, name
 
-    def fill() -> None:
-        watchers = [Watcher(lab.socket_path, 30 * SLOW) for _ in range(63)]
+    def fill(uid: int) -> None:
+        watchers = [Watcher(lab.socket_path, 30 * SLOW, uid) for _ in range(63)]
         for watcher in watchers:
             watcher.snapshot()
         last = watchers[-1]
@@ -372,8 +370,8 @@ def test_limits(groups: dict[str, int], own_lab: Lab) -> None:  # noqa: F811
         last.begin()
         last.snapshot()
 
-    def one() -> None:
-        with Watcher(lab.socket_path, 30 * SLOW) as watcher:
+    def one(uid: int) -> None:
+        with Watcher(lab.socket_path, 30 * SLOW, uid) as watcher:
             watcher.snapshot()
 
     as_reader(groups, READER, fill)

@@ -69,6 +69,10 @@ Outcome run_tenant_enable(Session& session, const std::string& name);
 Outcome run_bundle_check(Session& session, const std::string& file);  // needs no daemon
 Outcome run_bundle_push(Session& session, const std::string& file, bool dry_run);
 Outcome run_bundle_show(Session& session);
+struct BundleSignWords {
+  std::string file, key, node, anchors, life = "24h";
+};
+Outcome run_bundle_sign(Session& session, const BundleSignWords& words);
 
 Outcome run_drops(Session& session, bool follow);
 Outcome run_flows(Session& session, const ListWords& words);

@@ -28,6 +28,7 @@ struct Words {
   TokenCheckWords check;
   TrustWords trust;
   WatchWords watch;
+  BundleSignWords sign;
   std::string id;
   std::string tenant;
   std::string file;
@@ -174,23 +175,49 @@ void add_policy(CLI::App& app, Words& words, Run& run) {
   CLI::App* bundle = noun(app, "bundle", "The policy");
   CLI::App* check = bundle->add_subcommand(
       "check", "Whether a policy file is good; needs no daemon and changes nothing");
-  check->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
+  check
+      ->add_option("FILE", words.file,
+                   "YAML or JSON, or what bundle sign made; - is standard input")
+      ->required();
   check->callback([&] { run = [&](Session& s) { return run_bundle_check(s, words.file); }; });
   examples(check, "  holdfast bundle check /etc/holdfast/policy.yaml");
   CLI::App* push = bundle->add_subcommand("push", "Put a policy in force, whole or not at all");
-  push->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
+  push->add_option("FILE", words.file,
+                   "YAML or JSON, or what bundle sign made; - is standard input")
+      ->required();
   push->add_flag("--dry-run", words.dry_run, "Only say what would change");
   push->callback(
       [&] { run = [&](Session& s) { return run_bundle_push(s, words.file, words.dry_run); }; });
   examples(push, "  holdfast bundle push /etc/holdfast/policy.yaml");
   CLI::App* diff = bundle->add_subcommand("diff", "What pushing a file would change");
-  diff->add_option("FILE", words.file, "YAML or JSON, - is standard input")->required();
+  diff->add_option("FILE", words.file,
+                   "YAML or JSON, or what bundle sign made; - is standard input")
+      ->required();
   diff->callback([&] { run = [&](Session& s) { return run_bundle_push(s, words.file, true); }; });
   examples(diff, "  holdfast bundle diff /etc/holdfast/policy.yaml");
   CLI::App* show =
       bundle->add_subcommand("show", "The policy in force, as JSON that can be pushed again");
   show->callback([&] { run = [](Session& s) { return run_bundle_show(s); }; });
   examples(show, "  holdfast bundle show > policy.json");
+  CLI::App* sign = bundle->add_subcommand(
+      "sign", "Make a signed bundle of a policy, for one node; whoever has it may push it there");
+  BundleSignWords& s = words.sign;
+  sign->add_option("FILE", s.file, "The policy, YAML or JSON; - is standard input")->required();
+  sign->add_option("--key", s.key, "The Ed25519 key that signs, in PEM")
+      ->required()
+      ->type_name("FILE");
+  sign->add_option("--node", s.node, "The node's name; default: the one that runs here")
+      ->type_name("NAME");
+  sign->add_option("--anchors", s.anchors,
+                   "Anchors that come with it, none wider than the key's own; without them those\n"
+                   "of the bundle before go")
+      ->type_name("FILE");
+  sign->add_option("--life", s.life, "How long it may be put in force; default 24h, at most 720h")
+      ->type_name("DURATION");
+  sign->callback([&] { run = [&](Session& each) { return run_bundle_sign(each, words.sign); }; });
+  examples(sign,
+           "  holdfast bundle sign policy.yaml --key root.pem > node1.bundle\n"
+           "  holdfast bundle push node1.bundle");
 }
 
 void add_why(CLI::App& app, Words& words, Run& run) {
@@ -393,6 +420,11 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   app.add_option("--socket", words.session.socket,
                  fmt::format("The daemon's control socket; default: {}", default_socket))
       ->type_name("PATH");
+  app.add_option(
+         "--sign-key", words.session.sign_key,
+         "Sign what is asked for with this Ed25519 key, in PEM: the node believes the key,\n"
+         "and not who runs this")
+      ->type_name("FILE");
   app.add_flag("--json", words.session.json,
                "Print JSON: one object, or one a line from what follows");
   app.footer(exit_codes);

@@ -1,14 +1,10 @@
-// status, route ls, tenant ls|disable|enable, bundle check|push|show|diff, node detach.
+// status, route ls, tenant ls|disable|enable, node detach.
 #include <cstdio>
 #include <iostream>
 
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include "policy/limits.hpp"
-#include "policy/parse.hpp"
-#include "policy/render.hpp"
-#include "userspace/cli/bulk.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
@@ -17,8 +13,6 @@ namespace holdfast::cli {
 namespace {
 
 using cbor::Value;
-
-constexpr uint64_t push_timeout_ns = 300 * ns_per_s;
 
 Outcome set_tenant(Session& session, std::string_view verb, const std::string& name,
                    std::string_view said) {
@@ -75,82 +69,6 @@ Outcome run_tenant_disable(Session& session, const std::string& name) {
 
 Outcome run_tenant_enable(Session& session, const std::string& name) {
   return set_tenant(session, "tenant.enable", name, "is enabled: it may be granted leases again");
-}
-
-Outcome run_bundle_check(Session& session, const std::string& file) {
-  Result<std::string> text = read_file(file, policy_bytes_max);
-  if (!text) return pass_on(text);
-  Result<Policy> policy = parse_policy(*text, shown_name(file));
-  if (!policy) return pass_on(policy);
-  size_t ports = 0;
-  size_t endpoints = 0;
-  for (const Tenant& tenant : policy->tenants) {
-    ports += tenant.ports.size();
-    endpoints += tenant.endpoints.size();
-  }
-  if (session.json()) {
-    session.print_json(Value::map({{"good", true},
-                                   {"file", file},
-                                   {"generation", policy->generation},
-                                   {"uplinks", policy->uplinks.size()},
-                                   {"tenants", policy->tenants.size()},
-                                   {"ports", ports},
-                                   {"endpoints", endpoints}}));
-  } else {
-    session.print(fmt::format(
-        "{} is {}: generation {}, {}, {}, {}, {}\n", printable(shown_name(file)),
-        session.style().paint(Colour::green, "good"), policy->generation,
-        count_of(policy->uplinks.size(), "uplink", "uplinks"),
-        count_of(policy->tenants.size(), "tenant", "tenants"), count_of(ports, "port", "ports"),
-        count_of(endpoints, "endpoint", "endpoints")));
-  }
-  return ExitCode::done;
-}
-
-Outcome run_bundle_push(Session& session, const std::string& file, bool dry_run) {
-  Result<std::string> text = read_file(file, policy_bytes_max);
-  if (!text) return pass_on(text);
-  Result<wire::Client*> daemon = session.daemon(push_timeout_ns);
-  if (!daemon) return pass_on(daemon);
-  const Value args = Value::map({{"file", shown_name(file)}, {"dry_run", dry_run}});
-  Result<Value> reply = (*daemon)->call_with_body(
-      "bundle.push", args, {reinterpret_cast<const uint8_t*>(text->data()), text->size()});
-  if (!reply) return pass_on(reply);
-  if (session.json()) {
-    session.print_json(*reply);
-  } else {
-    session.print(render_push(*reply, dry_run, session.style()));
-  }
-  return ExitCode::done;
-}
-
-Outcome run_bundle_show(Session& session) {
-  Result<Value> reply = session.call("bundle.show", Value::map());
-  if (!reply) return pass_on(reply);
-  const std::string text = text_of(*reply, "policy");
-  const uint64_t generation = number_of(*reply, "generation");
-  Result<Policy> policy = parse_policy(text, "the daemon's policy", rendered_bytes_max);
-  // Before the first push there is nothing that would parse.
-  if (!policy && generation != 0) return pass_on(policy);
-  if (session.json()) {
-    // The policy as an object of its own, not as text in text.
-    std::string json = policy ? render_policy_json(*policy) : "null";
-    if (json.ends_with('\n')) json.pop_back();
-    session.print(fmt::format("{{\"version\":{},\"generation\":{},\"digest\":{},\"policy\":{}}}\n",
-                              json_version, generation, cbor::to_json(part_of(*reply, "digest")),
-                              json));
-    return ExitCode::done;
-  }
-  if (!policy) {
-    session.print(
-        "No policy yet: everything is denied. Put one in force: holdfast bundle push FILE\n");
-    return ExitCode::done;
-  }
-  // Only the policy on stdout, so that it may be kept in a file and pushed again.
-  session.print(render_policy_json(*policy, JsonLayout::indented));
-  session.note(
-      fmt::format("generation {}, digest {}\n", generation, printable(text_of(*reply, "digest"))));
-  return ExitCode::done;
 }
 
 Outcome run_node_state(Session& session, const std::string& verb) {

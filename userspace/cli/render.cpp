@@ -354,6 +354,8 @@ std::string render_push(const Value& reply, bool dry_run, const Style& style) {
                                                   : Colour::none;
     out += style.paint(colour, text) + "\n";
   }
+  if (const uint64_t more = number_of(reply, "changes_more"); more != 0)
+    out += fmt::format("and {} more changes\n", more);
   const uint64_t ended = number_of(reply, "leases_ended");
   const uint64_t generation = number_of(reply, "generation");
   if (dry_run) {

@@ -2,11 +2,13 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <memory>
 
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include "userspace/token/holder.hpp"
+#include "userspace/token/requests.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -83,6 +85,11 @@ Result<wire::Client*> Session::daemon(uint64_t call_timeout_ns) {
     Result<wire::Client> client = wire::Client::connect(options_.socket, options);
     if (!client) return pass_on(client);
     client_ = std::move(*client);
+    if (!options_.sign_key.empty()) {
+      Result<token::SecretKey> key = token::SecretKey::read(options_.sign_key);
+      if (!key) return pass_on(key);
+      token::sign_requests(*client_, std::make_shared<token::FileSigner>(std::move(*key)));
+    }
   }
   return &*client_;
 }

@@ -40,6 +40,7 @@ std::string versioned_json(const cbor::Value& reply);
 
 struct SessionOptions {
   std::string socket{default_socket};
+  std::string sign_key;  // requests are signed with it, if it is named
   bool json = false;
 };
 

@@ -24,17 +24,18 @@ std::string time_or_dash(const Value& from, std::string_view key) {
 
 std::string render_trust(const Value& trust, const Style& style) {
   Table anchors(
-      {{"ISSUER"}, {"KEY"}, {"STATE"}, {"TOKENS"}, {"LIFE"}, {"TENANTS"}, {"OPERATIONS"}});
+      {{"ISSUER"}, {"KEY"}, {"STATE"}, {"USES"}, {"LIFE"}, {"TENANTS"}, {"OPERATIONS"}, {"VERBS"}});
   for (const Value& each : list_of(trust, "anchors")) {
     const std::string state = text_of(each, "state");
     const bool live = state == "current" || state == "retiring";
     anchors.add({printable(text_of(each, "issuer")),
                  printable(text_of(each, "key")),
                  {printable(state), live ? Colour::green : Colour::red},
-                 part_of(each, "for_tokens").as_bool().value_or(false) ? "yes" : "no",
+                 joined(each, "uses"),
                  printable(text_of(each, "life")),
                  joined(each, "tenants"),
-                 joined(each, "operations")});
+                 joined(each, "operations"),
+                 joined(each, "verbs")});
   }
   Table revocations({{"REVOKED"}, {"TENANT"}, {"ISSUED BEFORE"}, {"SINCE"}, {"UNTIL"}});
   for (const Value& each : list_of(trust, "revocations")) {

@@ -21,12 +21,14 @@ namespace holdfast {
 // Everything that is recorded: a noun and what happened to it. The list is the vocabulary of
 // `watch`.
 constexpr std::string_view journal_actions[] = {
-    "lease.grant",   "lease.renew",           "lease.revoke_warning", "lease.grace_running",
-    "lease.expired", "lease.forced_teardown", "lease.torndown",       "lease.failed_closed",
-    "lease.fenced",  "policy.apply",          "tenant.disable",       "tenant.enable",
-    "node.drain",    "node.disable",          "node.quarantine",      "node.resume",
-    "node.release",  "interface.dark",        "interface.back",       "trust.anchors",
-    "trust.revoke",  "trust.restore",
+    "lease.grant",         "lease.renew",         "lease.revoke_warning",
+    "lease.grace_running", "lease.expired",       "lease.forced_teardown",
+    "lease.torndown",      "lease.failed_closed", "lease.fenced",
+    "policy.apply",        "policy.bundle",       "tenant.disable",
+    "tenant.enable",       "node.drain",          "node.disable",
+    "node.quarantine",     "node.resume",         "node.release",
+    "interface.dark",      "interface.back",      "trust.anchors",
+    "trust.revoke",        "trust.restore",
 };
 
 // One of these; another one does not compile.

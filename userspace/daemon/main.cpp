@@ -200,6 +200,14 @@ class Daemon {
     if (!tokens) return pass_on(tokens);
     tokens_ = std::move(*tokens);
     if (Status ok = tokens_->read_anchors(anchors_path()); !ok) return ok;
+    Result<Bundles> bundles = Bundles::open(options_.node.state_dir);
+    if (!bundles) return pass_on(bundles);
+    bundles_.emplace(std::move(*bundles));
+    if (const std::string& anchors = bundles_->last().anchors; !anchors.empty()) {
+      Result<token::Anchors> read = token::Anchors::parse(anchors, "the bundle's anchors");
+      if (!read) return pass_on(read);
+      tokens_->use_bundle_anchors(std::move(*read));
+    }
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
@@ -207,7 +215,9 @@ class Daemon {
                                             node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
     if (Status ok = first_policy(); !ok) return ok;
-    end_orphans();
+    verbs_ =
+        std::make_unique<Verbs>(*loop_, *node_, *tokens_, *bundles_, [this] { return detach(); });
+    verbs_->end_orphans();
     if (Status ok = watch_kernel(); !ok) return ok;
     if (Status ok = serve(); !ok) return ok;
     ::malloc_trim(0);  // what compiling the policy took is not needed any more
@@ -234,13 +244,6 @@ class Daemon {
   std::string policy_path() const { return options_.config_dir + "/policy.yaml"; }
   std::string anchors_path() const { return options_.config_dir + "/anchors.yaml"; }
 
-  // A lease by token ends with the trust in who signed it.
-  void end_orphans() {
-    const size_t ended = node_->revoke_all(
-        [this](const abi::lease_record& record) { return tokens_->is_orphan(record); });
-    if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
-  }
-
   // The very first start: nothing is stored yet, and the operator has put a policy in place.
   Status first_policy() {
     if (node_->policy().generation != 0 || ::access(policy_path().c_str(), F_OK) != 0) return {};
@@ -257,7 +260,7 @@ class Daemon {
     const Status anchors = tokens_->read_anchors(anchors_path());
     if (anchors) {
       node_->journal().record("trust.anchors", {{"file", anchors_path()}});
-      end_orphans();
+      verbs_->end_orphans();
     }
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
@@ -265,6 +268,10 @@ class Daemon {
   }
 
   Status reload_policy() {
+    if (tokens_->takes_signed_bundles_only())
+      return fail(ErrorKind::denied, "signature_required",
+                  policy_path() + " is not read: this node takes signed bundles",
+                  "remove it, or the anchor with the use \"bundle\"");
     const Result<std::string> text = read_state_file(policy_path());
     if (!text) return std::unexpected(text.error());
     Result<Policy> policy = parse_policy(*text, policy_path());
@@ -325,7 +332,6 @@ class Daemon {
   }
 
   Status serve() {
-    verbs_ = std::make_unique<Verbs>(*loop_, *node_, *tokens_, [this] { return detach(); });
     if (Status ok = Verbs::attach_drop_events(*verbs_); !ok) return ok;
     wire::ServerConfig config;
     config.path = options_.runtime_dir + "/control.sock";
@@ -334,6 +340,9 @@ class Daemon {
     config.reader_gid = groups.readers;
     Result<std::unique_ptr<wire::ControlServer>> server = wire::ControlServer::open(
         *loop_, std::move(config), [this](const wire::Peer& peer) { return verbs_->hello(peer); },
+        [this](wire::Peer& peer, std::span<const uint8_t> sealed) {
+          return verbs_->unseal(peer, sealed);
+        },
         [this](wire::Peer& peer, wire::Request request, wire::Responder responder) {
           verbs_->handle(peer, std::move(request), std::move(responder));
         });
@@ -402,6 +411,7 @@ class Daemon {
   std::unique_ptr<wire::EventLoop> loop_;
   wire::SignalWatch signals_;
   std::unique_ptr<Tokens> tokens_;
+  std::optional<Bundles> bundles_;
   std::unique_ptr<Node> node_;
   std::unique_ptr<Verbs> verbs_;
   std::unique_ptr<wire::ControlServer> server_;

@@ -446,7 +446,13 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   Book book(*this);
   Result<CompiledPolicy> compiled = compile(*next, *facts, book);
   if (!compiled) return pass_on(compiled);
-  if (dry_run) return outcome;
+  if (dry_run) {
+    std::vector<bool> named(plane_->slots.size(), false);
+    for (const abi::endpoint_entry& entry : compiled->tables.endpoints) named[entry.slot] = true;
+    for (const auto& [port, slot] : compiled->egress_slots) named[slot] = true;
+    outcome.leases_ended = count_leases(slots_losing(named));
+    return outcome;
+  }
   name_tenants(*facts);
 
   for (const Tenant& tenant : next->tenants)
@@ -528,16 +534,8 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
     if (Status ok = restore_elements(*plane_, moved); !ok)
       log::error("nft_elements_missing", {{"cause", ok.error().text()}});
 
-  // A lease that loses one of its resources ends as a whole: half a lease has nobody to answer for
-  // it.
-  std::set<uint32_t> ending;
-  for (uint32_t slot = 0; policy_ && slot < used.size(); ++slot) {
-    if (used[slot] || !slot_used_[slot] || draining_[slot] || !plane_->slots.bound(slot)) continue;
-    for (const uint32_t part : slots_of(plane_->slots.record(slot).first_slot))
-      if (plane_->slots.bound(part)) ending.insert(part);
-  }
-  for (const uint32_t slot : ending) used[slot] = true;  // until its teardown is proved
-  std::vector<uint32_t> ended(ending.begin(), ending.end());
+  std::vector<uint32_t> ended = slots_losing(used);
+  for (const uint32_t slot : ended) used[slot] = true;  // until its teardown is proved
   for (uint32_t slot = 0; slot < used.size(); ++slot)
     if (draining_[slot] || plane_->slots.record(slot).phase == abi::HF_PHASE_FENCED ||
         (!policy_ && plane_->slots.record(slot).phase != 0))
@@ -556,10 +554,7 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   const auto dark_before = std::exchange(dark_, *dark);
   const auto unenforced_before = std::exchange(unenforced_uplinks_, std::move(swapped->unenforced));
   outcome.dark = std::move(*dark);
-  outcome.leases_ended =
-      static_cast<uint32_t>(std::count_if(ended.begin(), ended.end(), [&](uint32_t slot) {
-        return plane_->slots.record(slot).first_slot == slot;
-      }));
+  outcome.leases_ended = count_leases(ended);
   outcome.applied = true;
   if (is_new) name_leases();
   if (!ended.empty()) tear_down(std::move(ended), "torndown", {});
@@ -596,6 +591,23 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
   }
   if (!stored) return pass_on(stored, "the policy is in force, but would not survive a restart");
   return outcome;
+}
+
+// The slots of leases that lose a resource when only those named stay. A lease ends as a whole:
+// half a one has nobody to answer for it.
+std::vector<uint32_t> Node::slots_losing(const std::vector<bool>& named) const {
+  std::set<uint32_t> losing;
+  for (uint32_t slot = 0; policy_ && slot < named.size(); ++slot) {
+    if (named[slot] || !slot_used_[slot] || draining_[slot] || !plane_->slots.bound(slot)) continue;
+    for (const uint32_t part : slots_of(plane_->slots.record(slot).first_slot))
+      if (plane_->slots.bound(part)) losing.insert(part);
+  }
+  return {losing.begin(), losing.end()};
+}
+
+uint32_t Node::count_leases(std::span<const uint32_t> slots) const {
+  return static_cast<uint32_t>(std::ranges::count_if(
+      slots, [&](uint32_t slot) { return plane_->slots.record(slot).first_slot == slot; }));
 }
 
 bool Node::is_unenforced(const std::string& uplink) const {

@@ -92,7 +92,8 @@ struct Grant {
   uint64_t nft_ns = 0;   // elements written and read back
 };
 
-// The token by which a lease was granted or last renewed; units as in lease_record.
+// The token or signed request by which a lease was granted or last renewed; units as in
+// lease_record. A request has neither head nor token.
 struct LeaseOrigin {
   uint64_t issuer = 0;
   uint64_t head = 0;
@@ -103,9 +104,11 @@ struct LeaseOrigin {
 // What a token says of the lease it makes, beyond the request.
 struct ByToken {
   LeaseId id;  // follows from the token's, so that a repeated grant finds its lease
-  LeaseOrigin origin;
   std::function<Status()> spend;  // durably; called when all is bound and nothing open
 };
+
+// There is none, or none that may be told of.
+Error no_such_lease(const LeaseId& id);
 
 class Node {
  public:
@@ -131,10 +134,10 @@ class Node {
   // ---- leases ----
   // Feeds requests one by one, so that a million need not stand in memory; all or none are granted.
   // `next` fills its argument and says true, or false after the last, or an error that ends it all.
-  // By token it is one lease.
+  // `origin` is what they stand on, if on anything. By token it is one lease.
   Result<Grant> grant(const Actor& actor, const std::function<Result<bool>(GrantRequest&)>& next,
-                      const ByToken* token = nullptr);
-  // By token the lease stands on that one from then on.
+                      const LeaseOrigin& origin = {}, const ByToken* token = nullptr);
+  // With an origin the lease stands on that one from then on.
   Result<LeaseView> renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
                           std::optional<uint64_t> generation, const LeaseOrigin* origin = nullptr);
   // Closes now, with grace 0; `done` is called when the teardown is proved or has failed. Without a
@@ -220,6 +223,8 @@ class Node {
   std::set<uint32_t> shut_ports(const Policy& policy, const NodeFacts& facts) const;
   void describe_nft_change(const Policy& next, const NodeFacts& facts,
                            const std::set<uint32_t>& shut, PolicyChange& change) const;
+  std::vector<uint32_t> slots_losing(const std::vector<bool>& named) const;
+  uint32_t count_leases(std::span<const uint32_t> slots) const;
   void detach_all_but_ours();
   bool is_unenforced(const std::string& uplink) const;
   Error why_no_port(const std::string& name) const;

@@ -158,7 +158,7 @@ Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const Le
 
 Result<Grant> Node::grant(const Actor& actor,
                           const std::function<Result<bool>(GrantRequest&)>& next,
-                          const ByToken* token) {
+                          const LeaseOrigin& origin, const ByToken* token) {
   if (!actor.operates)
     return fail(ErrorKind::denied, "not_operator", "granting a lease takes an operator",
                 "join group holdfast-operator, or ask an operator");
@@ -187,7 +187,7 @@ Result<Grant> Node::grant(const Actor& actor,
     const LeaseId id = token != nullptr ? token->id : LeaseId::random();
     Status ok =
         leases_.size() + ids.size() < policy_->leases_max
-            ? bind_lease(request, id, token != nullptr ? token->origin : LeaseOrigin(), now, bound)
+            ? bind_lease(request, id, origin, now, bound)
             : Status(fail(ErrorKind::exhausted, "leases_max",
                           fmt::format("this node has {} leases, its limit", policy_->leases_max),
                           "release some, or raise limits.leases in the policy"));
@@ -249,12 +249,16 @@ void Node::journal_grants(std::span<const uint32_t> first_slots, const Actor& ac
 
 // ---- renew
 
+Error no_such_lease(const LeaseId& id) {
+  return {ErrorKind::not_found, "no_such_lease", 0,
+          fmt::format("there is no lease {}", format_lease_id(id)),
+          "it may have ended: `holdfast lease ls`"};
+}
+
 Result<uint32_t> Node::find_live(const LeaseId& id) const {
   const std::optional<uint32_t> slot = leases_.find(id);
   if (slot) return *slot;
-  return fail(ErrorKind::not_found, "no_such_lease",
-              fmt::format("there is no lease {}", format_lease_id(id)),
-              "it may have ended: `holdfast lease ls`");
+  return std::unexpected(no_such_lease(id));
 }
 
 Status Node::check_holder(const Actor& actor, uint32_t first_slot) const {

@@ -68,7 +68,7 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
   request.ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*grant));
 
   bool spent = false;
-  const ByToken by_token{.id = id, .origin = Tokens::origin_of(*grant), .spend = [&] {
+  const ByToken by_token{.id = id, .spend = [&] {
                            const Status ok = tokens_.spend(*grant);
                            spent = ok.has_value();
                            return ok;
@@ -79,7 +79,8 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
     out = request;
     return true;
   };
-  const Result<Grant> granted = node_.grant({presenter.uid, true}, next, &by_token);
+  const Result<Grant> granted =
+      node_.grant({presenter.uid, true}, next, Tokens::origin_of(*grant), &by_token);
   if (granted) return with_use_token(id, claims.operations);
   if (spent) tokens_.take_back(*grant);
   return std::unexpected(granted.error());

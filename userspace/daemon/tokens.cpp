@@ -116,6 +116,24 @@ Status Tokens::read_anchors(const std::string& path) {
   } else if (text.error().sys != ENOENT) {
     return std::unexpected(text.error());
   }
+  if (anchors.find(token::thumbprint(identity_.key().public_key())) != nullptr)
+    return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
+                "leave it out: it signs what the node makes, and nothing else");
+  file_anchors_ = std::move(anchors);
+  believe_anchors();
+  return {};
+}
+
+void Tokens::use_bundle_anchors(token::Anchors anchors) {
+  bundle_anchors_ = std::move(anchors);
+  believe_anchors();
+}
+
+bool Tokens::takes_signed_bundles_only() const {
+  return std::ranges::any_of(file_anchors_.all(), &token::Anchor::for_bundles);
+}
+
+void Tokens::believe_anchors() {
   token::Anchor own;
   own.issuer = identity_.name();
   own.key = identity_.key().public_key();
@@ -124,12 +142,13 @@ Status Tokens::read_anchors(const std::string& path) {
   own.own = true;
   own.tenants = {"*"};
   own.operations = {"*"};
-  if (anchors.find(own.thumbprint) != nullptr)
-    return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
-                "leave it out: it signs what the node makes, and nothing else");
+  // Its own first, so that no bundle makes it another's.
+  token::Anchors anchors;
   anchors.add(std::move(own));
+  for (const token::Anchors* from : {&file_anchors_, &bundle_anchors_})
+    for (const token::Anchor& each : from->all())
+      if (anchors.find(each.thumbprint) == nullptr) anchors.add(each);
   believe(std::move(anchors), beliefs_.load()->revoked);
-  return {};
 }
 
 void Tokens::believe(token::Anchors anchors, token::Revocations revoked) {
@@ -178,6 +197,23 @@ Status Tokens::restore(const token::Revocation& revocation) {
   return {};
 }
 
+Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest& key,
+                                                            token::Purpose purpose) const {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  const token::Anchor* anchor = now->anchors.find(key);
+  const auto deny = [](std::string_view code, const char* what) {
+    return std::unexpected(Error{ErrorKind::denied, code, 0, what, "holdfast trust show"});
+  };
+  if (anchor == nullptr) return deny("unknown_key", "no anchor has the key that signed");
+  if (!token::is_live(*anchor) || now->revoked.has_key(key))
+    return deny("key_not_live", "the key that signed may sign no more");
+  if (purpose == token::Purpose::request && !anchor->for_requests)
+    return deny("key_not_for_requests", "the key that signed may sign other things, no requests");
+  if (purpose == token::Purpose::bundle && !anchor->for_bundles)
+    return deny("key_not_for_bundles", "the key that signed may sign other things, no bundles");
+  return std::shared_ptr<const token::Anchor>(now, anchor);
+}
+
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {
   return {.issuer = beginning_of(token.head.key),
           .head = beginning_of(token.head_id),
@@ -185,12 +221,16 @@ LeaseOrigin Tokens::origin_of(const token::Verified& token) {
           .issued_s = token.claims.issued_at};
 }
 
+LeaseOrigin Tokens::origin_of(const wire::Principal& signer) {
+  return {.issuer = beginning_of(signer.key), .issued_s = wall_now_ns() / ns_per_s};
+}
+
 bool Tokens::is_orphan(const abi::lease_record& record) const {
   if (record.issuer == 0) return false;
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   return std::ranges::none_of(now->anchors.all(), [&](const token::Anchor& each) {
     return beginning_of(each.thumbprint) == record.issuer && token::is_live(each) &&
-           !now->revoked.has_key(each.thumbprint);
+           (each.for_tokens || each.for_requests) && !now->revoked.has_key(each.thumbprint);
   });
 }
 
@@ -391,13 +431,22 @@ Value Tokens::status() const {
 
 namespace {
 
+Value uses_of(const token::Anchor& anchor) {
+  Value uses = Value::array();
+  if (anchor.for_tokens) uses.push("token");
+  if (anchor.for_requests) uses.push("request");
+  if (anchor.for_bundles) uses.push("bundle");
+  return uses;
+}
+
 Value anchor_value(const token::Anchor& anchor, bool is_revoked) {
   return Value::map({{"issuer", anchor.issuer},
                      {"key", fmt::format("{:02x}", fmt::join(anchor.thumbprint, ""))},
                      {"state", is_revoked ? "revoked" : token::name_of(anchor.state)},
-                     {"for_tokens", anchor.for_tokens},
+                     {"uses", uses_of(anchor)},
                      {"tenants", list_of(anchor.tenants)},
                      {"operations", list_of(anchor.operations)},
+                     {"verbs", list_of(anchor.verbs)},
                      {"life", human_duration(anchor.life_max_s * ns_per_s)}});
 }
 

@@ -19,7 +19,9 @@
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/spent.hpp"
 #include "userspace/token/checker.hpp"
+#include "userspace/token/signed.hpp"
 #include "userspace/wire/cbor.hpp"
+#include "userspace/wire/peer.hpp"
 
 namespace holdfast {
 
@@ -42,8 +44,13 @@ class Tokens {
  public:
   static Result<std::unique_ptr<Tokens>> open(const std::string& state_dir);
 
-  // Whose keys may sign: read anew from the file. Without one nobody may.
+  // Whose keys may sign: read anew from the file. Without one nobody may, but for the node itself.
   Status read_anchors(const std::string& path);
+  // The anchors of the bundle in force, beside those of the file; of a key in both the file's
+  // count.
+  void use_bundle_anchors(token::Anchors anchors);
+  // Whether a policy has to be signed: the anchors file says who signs bundles.
+  bool takes_signed_bundles_only() const;
   // What is believed now: replaced as a whole, and read by the verifying threads too.
   const std::atomic<std::shared_ptr<const token::Beliefs>>& beliefs() const { return beliefs_; }
   bool clock_in_doubt() const;
@@ -55,8 +62,15 @@ class Tokens {
   // Errors: not_found / not_revoked; internal / state_write, and it stays revoked.
   Status restore(const token::Revocation& revocation);
 
+  // The anchor of a key that may sign such things now. Errors: denied / unknown_key, key_not_live,
+  // key_not_for_requests, key_not_for_bundles.
+  Result<std::shared_ptr<const token::Anchor>> signer(const token::Digest& key,
+                                                      token::Purpose purpose) const;
+
   // What a lease by this token stands on.
   static LeaseOrigin origin_of(const token::Verified& token);
+  // What a lease by a request that this key signed stands on.
+  static LeaseOrigin origin_of(const wire::Principal& signer);
   // Whether the issuer of such a lease is one no more.
   bool is_orphan(const abi::lease_record& record) const;
   // Whether a revocation means a lease. `tenant_id`: of the tenant that it names, if it names one.
@@ -100,12 +114,15 @@ class Tokens {
   Tokens(std::string state_dir, Identity identity, Spent spent, const WallClock& clock,
          token::Revocations revoked);
   void believe(token::Anchors anchors, token::Revocations revoked);
+  void believe_anchors();
   Status write(const token::Revocations& revoked) const;
 
   std::string state_dir_;
   Identity identity_;
   Spent spent_;
   WallClock clock_;
+  token::Anchors file_anchors_;
+  token::Anchors bundle_anchors_;
   std::atomic<std::shared_ptr<const token::Beliefs>> beliefs_;
   uint64_t believed_ = 0;
   std::array<uint64_t, token::refusals> refused_{};

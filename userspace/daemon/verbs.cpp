@@ -11,6 +11,8 @@
 #include "policy/parse.hpp"
 #include "policy/render.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/log.hpp"
+#include "userspace/daemon/authority.hpp"
 #include "userspace/daemon/explain.hpp"
 #include "userspace/daemon/inventory.hpp"
 #include "userspace/daemon/times.hpp"
@@ -68,8 +70,15 @@ std::string hex(const uint8_t* bytes, size_t size) {
   return out;
 }
 
+// Who a peer is, without what it signs.
 Actor actor_of(const wire::Peer& peer) {
   return {peer.uid, peer.role == wire::Role::operates, peer.proved_key, peer.cgroups};
+}
+
+// A signer that may ask for a verb may do it to all that is in its scope.
+Actor actor_of(const wire::Peer& peer, const wire::Request& request) {
+  if (request.signer == nullptr) return actor_of(peer);
+  return {.uid = peer.uid, .operates = true};
 }
 
 Value verifier_value(const verifier::Server& server) {
@@ -142,11 +151,13 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
 
 }  // namespace
 
-Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens,
+Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles,
              std::function<Result<std::vector<std::string>>()> detach)
     : loop_(loop),
       node_(node),
       tokens_(tokens),
+      bundles_(bundles),
+      signed_requests_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
       watch_(loop,
@@ -194,21 +205,28 @@ Value Verbs::verify_hello(const wire::Peer& peer) const {
 }
 
 void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder responder) {
-  static constexpr std::string_view changing[] = {
-      "lease.grant",   "lease.renew",  "lease.revoke",    "lease.release", "tenant.disable",
-      "tenant.enable", "bundle.push",  "node.detach",     "trust.revoke",  "trust.restore",
-      "node.drain",    "node.disable", "node.quarantine", "node.resume",   "node.release"};
-  if (std::find(std::begin(changing), std::end(changing), request.verb) != std::end(changing))
-    return change(peer, std::move(request), std::move(responder), 0);
-  if (request.verb == "holder.prove") {
+  const Reach reach = reach_of(request.verb);
+  Status may = may_ask(peer, request, reach);
+  if (may && request.signer != nullptr) may = in_scope(*request.signer, request);
+  if (!may) {
+    log::notice("denied", {{"verb", request.verb},
+                           {"reason", may.error().code},
+                           {"signer", request.signer ? request.signer->name : ""},
+                           {"uid", peer.uid}});
+    return responder.fail(may.error());
+  }
+  if (reach == Reach::proving) {
     const Answer answer = prove_key(peer, request.args);
     return answer ? responder.answer(*answer) : responder.fail(answer.error());
   }
-  if (peer.role == wire::Role::none)
-    return responder.fail(
-        Error{ErrorKind::denied, "not_in_group", 0,
-              fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
-              "usermod -aG holdfast USER, then log in again"});
+  if (reach != Reach::reading) {
+    if (request.signer != nullptr)
+      log::notice("signed_request", {{"verb", request.verb},
+                                     {"signer", request.signer->name},
+                                     {"key", hex(request.signer->key.data(), 32)},
+                                     {"uid", peer.uid}});
+    return change(peer, std::move(request), std::move(responder), 0);
+  }
   if (request.verb == "drops.follow") {
     std::erase_if(followers_, [](const Follower& f) { return !f.responder->is_open(); });
     if (Status ok = may_follow(peer); !ok) return responder.fail(ok.error());
@@ -227,8 +245,8 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "lease.list") return lease_list(request.args);
   if (request.verb == "lease.show") return lease_show(request.args);
   if (request.verb == "route.list") return route_list();
-  if (request.verb == "tenant.list") return tenant_list();
-  if (request.verb == "bundle.show") return bundle_show();
+  if (request.verb == "tenant.list") return tenant_list(request.signer.get());
+  if (request.verb == "bundle.show") return bundle_show(request.args);
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
@@ -244,6 +262,33 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
               "`holdfast status`");
 }
 
+// Whether what a request is about is one of its signer's tenants. What bulk grants name is seen as
+// they are read, and what a token names is its issuer's to say.
+Status Verbs::in_scope(const wire::Principal& signer, const wire::Request& request) const {
+  const std::string_view verb = request.verb;
+  const Value& args = request.args;
+  if (signer.covers_all() || brings_its_own_signature(request) || verb == "holder.prove" ||
+      verb == "lease.grant" || verb == "tenant.list")
+    return {};
+  if (verb == "lease.list" || verb == "flows.list" || verb.starts_with("tenant.")) {
+    const Result<std::string_view> tenant =
+        args.get_text_or(verb.starts_with("tenant.") ? "name" : "tenant", "");
+    if (!tenant) return std::unexpected(tenant.error());
+    return signer.covers(*tenant) ? Status() : std::unexpected(not_in_scope(signer, *tenant));
+  }
+  if (verb.starts_with("lease.")) {
+    // Of another tenant's lease not even its existence is told.
+    const Result<std::string_view> text = args.get_text("id");
+    if (!text) return std::unexpected(text.error());
+    const Result<LeaseId> id = parse_lease_id(*text);
+    if (!id) return std::unexpected(id.error());
+    const Result<LeaseView> lease = node_.lease(*id);
+    if (lease && !signer.covers(lease->tenant)) return std::unexpected(no_such_lease(*id));
+    return {};
+  }
+  return std::unexpected(not_in_scope(signer, "*"));
+}
+
 // Tries a change again when what stands in its way may have gone.
 void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                          uint32_t attempt) {
@@ -256,7 +301,14 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
   auto waiting =
       std::make_shared<Waiting>(Waiting{peer, std::move(request), std::move(responder), {}});
   waiting->timer = loop_.after(drain_attempt_period_ns, [this, waiting, attempt] {
-    if (waiting->responder.is_open())
+    const wire::Principal* signer = waiting->request.signer.get();
+    Status may;  // the key may have been revoked while the request waited
+    if (signer != nullptr)
+      if (const auto anchor = tokens_.signer(signer->key, token::Purpose::request); !anchor)
+        may = std::unexpected(anchor.error());
+    if (!may)
+      waiting->responder.fail(may.error());
+    else if (waiting->responder.is_open())
       change(waiting->peer, std::move(waiting->request), std::move(waiting->responder), attempt);
     loop_.defer([waiting] { waiting->timer.reset(); });
   });
@@ -264,19 +316,6 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
 
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                    uint32_t attempt) {
-  const bool own_lease = request.verb == "lease.renew" || request.verb == "lease.release";
-  const bool by_token = request.verb == "lease.grant" && request.args.has("token");
-  const bool allowed = peer.role == wire::Role::operates || own_lease || by_token;
-  if (!allowed || (request.verb == "node.detach" && peer.uid != 0)) {
-    log::notice("denied", {{"verb", request.verb}, {"uid", peer.uid}});
-    return responder.fail(
-        request.verb == "node.detach"
-            ? Error{ErrorKind::denied, "not_root", 0, "only root may end enforcement",
-                    "run it as root"}
-            : Error{ErrorKind::denied, "not_operator", 0,
-                    fmt::format("uid {} is not an operator of this node", peer.uid),
-                    "usermod -aG holdfast-operator USER, then log in again"});
-  }
   static constexpr std::string_view widening[] = {"tenant.enable", "trust.restore", "node.detach"};
   if (std::ranges::find(widening, request.verb) != std::end(widening))
     if (Status ok = node_.may_widen(request.verb); !ok) return responder.fail(ok.error());
@@ -289,9 +328,9 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     if (!answer && answer.error().code == "draining" && attempt < drain_attempts_max)
       return change_later(peer, std::move(request), std::move(responder), attempt + 1);
   } else if (request.verb == "lease.renew") {
-    answer = lease_renew(peer, request.args);
+    answer = lease_renew(peer, request);
   } else if (request.verb == "bundle.push") {
-    answer = bundle_push(request);
+    answer = bundle_push(peer, request);
   } else if (request.verb == "trust.revoke") {
     answer = trust_revoke(peer, request.args);
   } else if (request.verb == "trust.restore") {
@@ -383,7 +422,16 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
     out.selected = members[member++];
     return true;
   };
-  const Result<Grant> granted = node_.grant(actor_of(peer), next);
+  const wire::Principal* signer = request.signer.get();
+  const auto next_in_scope = [&](GrantRequest& out) -> Result<bool> {
+    Result<bool> ok = next(out);
+    if (ok && *ok && signer != nullptr && !signer->covers(out.tenant))
+      return std::unexpected(not_in_scope(*signer, out.tenant));
+    return ok;
+  };
+  const Result<Grant> granted =
+      node_.grant(actor_of(peer, request), next_in_scope,
+                  signer != nullptr ? Tokens::origin_of(*signer) : LeaseOrigin());
   if (!granted) return std::unexpected(granted.error());
   Value reply = Value::map({{"granted", granted->ids.size()},
                             {"took_ns", boot_now_ns() - begin},
@@ -398,7 +446,8 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
   return reply;
 }
 
-Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
+Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const wire::Request& request) {
+  const Value& args = request.args;
   if (args.has("token")) return renew_by_token(actor_of(peer), args);
   if (Status ok = args.only_keys({"id", "ttl_ns", "generation"}); !ok) return pass_on(ok);
   const Result<std::string_view> text = args.get_text("id");
@@ -413,7 +462,10 @@ Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const Value& args) {
     if (!given) return std::unexpected(given.error());
     generation = *given;
   }
-  const Result<LeaseView> lease = node_.renew(actor_of(peer), *id, *ttl, generation);
+  std::optional<LeaseOrigin> origin;
+  if (request.signer != nullptr) origin = Tokens::origin_of(*request.signer);
+  const Result<LeaseView> lease =
+      node_.renew(actor_of(peer, request), *id, *ttl, generation, origin ? &*origin : nullptr);
   if (!lease) return std::unexpected(lease.error());
   return lease_value(*lease);
 }
@@ -438,44 +490,8 @@ void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request,
     waiting->answer(Value::map(
         {{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
   };
-  if (request.verb == "lease.release") return node_.release(actor_of(peer), *id, done);
+  if (request.verb == "lease.release") return node_.release(actor_of(peer, request), *id, done);
   node_.revoke(*id, grace, done);
-}
-
-// ---- policy
-
-Verbs::Answer Verbs::bundle_push(const wire::Request& request) {
-  if (!request.has_body)
-    return fail(ErrorKind::invalid, "no_body", "bundle.push takes the policy file as its body");
-  const Result<std::string_view> file = request.args.get_text_or("file", "policy");
-  if (!file) return std::unexpected(file.error());
-  const Result<bool> dry_run = request.args.get_bool_or("dry_run", false);
-  if (!dry_run) return std::unexpected(dry_run.error());
-  const std::string_view text(reinterpret_cast<const char*>(request.body.data()),
-                              request.body.size());
-  Result<Policy> policy = parse_policy(text, *file);
-  if (!policy) return pass_on(policy);
-  const uint64_t generation = policy->generation;
-  const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), *dry_run);
-  if (!outcome) return std::unexpected(outcome.error());
-  Value changes = Value::array();
-  for (const std::string& line : outcome->changes) changes.push(line);
-  Value dark = Value::array();
-  for (const auto& [name, error] : outcome->dark) dark.push(error_value(name, error));
-  const abi::control& control = node_.plane().banks.control();
-  return Value::map({{"applied", outcome->applied},
-                     {"generation", generation},
-                     {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
-                     {"changes", std::move(changes)},
-                     {"leases_ended", outcome->leases_ended},
-                     {"dark", std::move(dark)}});
-}
-
-Verbs::Answer Verbs::bundle_show() const {
-  const abi::control& control = node_.plane().banks.control();
-  return Value::map({{"generation", node_.policy().generation},
-                     {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
-                     {"policy", render_policy_json(node_.policy(), JsonLayout::indented)}});
 }
 
 // ---- reading
@@ -507,6 +523,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"epoch", tokens_.epoch()},
        {"state", standing_value(node_)},
        {"tokens", tokens_.status()},
+       {"signed_requests", signed_requests_.status()},
        {"policy", Value::map({{"generation", policy.generation},
                               {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
                               {"tenants", policy.tenants.size()},
@@ -559,9 +576,10 @@ Verbs::Answer Verbs::route_list() const {
   return Value::map({{"routes", std::move(routes)}});
 }
 
-Verbs::Answer Verbs::tenant_list() const {
+Verbs::Answer Verbs::tenant_list(const wire::Principal* signer) const {
   Value list = Value::array();
   for (const TenantView& view : node_.tenants()) {
+    if (signer != nullptr && !signer->covers(view.tenant->name)) continue;
     Value ports = Value::array();
     for (const TenantPort& port : view.tenant->ports) {
       Value addresses = Value::array();

@@ -1,14 +1,14 @@
 // Verbs: requests on control.sock turned into calls of Node, and their outcome into replies. Who
-// may do what is decided here, once, from the peer's role: reading takes group holdfast, changing
-// takes group holdfast-operator, detaching takes root. A holder may renew and release its own
-// lease, and whoever has a token for it may be granted one, or renew it.
+// may do what: authority.hpp.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <vector>
 
+#include "userspace/daemon/bundles.hpp"
 #include "userspace/daemon/node.hpp"
+#include "userspace/daemon/signed_requests.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/daemon/watch.hpp"
 #include "userspace/dataplane/counters.hpp"
@@ -20,17 +20,22 @@ namespace holdfast {
 class Verbs {
  public:
   // `detach` removes everything of ours and ends the daemon.
-  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens,
+  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles,
         std::function<Result<std::vector<std::string>>()> detach);
   static Status attach_drop_events(Verbs& verbs);
 
   cbor::Value hello(const wire::Peer& peer) const;
   cbor::Value verify_hello(const wire::Peer& peer) const;
+  Result<wire::Unsealed> unseal(wire::Peer& peer, std::span<const uint8_t> sealed) {
+    return signed_requests_.unseal(peer, sealed);
+  }
   void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
   void set_connections(std::function<uint64_t()> connections) {
     connections_ = std::move(connections);
   }
+  // Ends leases whose issuer's key counts no more.
+  void end_orphans();
   void set_verifier(const verifier::Server* server) { verifier_ = server; }
 
  private:
@@ -46,14 +51,14 @@ class Verbs {
   Answer lease_list(const cbor::Value& args) const;
   Answer lease_show(const cbor::Value& args) const;
   Answer route_list() const;
-  Answer tenant_list() const;
-  Answer bundle_show() const;
+  Answer tenant_list(const wire::Principal* signer) const;
+  Answer bundle_show(const cbor::Value& args) const;
   Answer drops_read() const;
   Answer flows_list(const cbor::Value& args) const;
   Answer explain(const cbor::Value& args) const;
 
   Answer lease_grant(const wire::Peer& peer, const wire::Request& request);
-  Answer lease_renew(const wire::Peer& peer, const cbor::Value& args);
+  Answer lease_renew(const wire::Peer& peer, const wire::Request& request);
   Answer grant_by_token(const Actor& presenter, const cbor::Value& args);
   Answer renew_by_token(const Actor& presenter, const cbor::Value& args);
   Answer prove_key(wire::Peer& peer, const cbor::Value& args) const;
@@ -62,16 +67,22 @@ class Verbs {
   Answer trust_restore(const wire::Peer& peer, const cbor::Value& args);
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
-  Answer bundle_push(const wire::Request& request);
+  Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
+  Answer push_signed(const wire::Peer& peer, std::span<const uint8_t> bytes, std::string_view file,
+                     bool dry_run);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
+  cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
 
   cbor::Value event_value(const abi::drop_event& event) const;
+  Status in_scope(const wire::Principal& signer, const wire::Request& request) const;
   Status may_follow(const wire::Peer& peer) const;
   void on_drop(const abi::drop_event& event);
 
   wire::EventLoop& loop_;
   Node& node_;
   Tokens& tokens_;
+  Bundles& bundles_;
+  SignedRequests signed_requests_;
   std::function<Result<std::vector<std::string>>()> detach_;
   std::function<uint64_t()> connections_;
   const verifier::Server* verifier_ = nullptr;

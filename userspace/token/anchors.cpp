@@ -21,7 +21,8 @@ constexpr std::array<std::pair<std::string_view, KeyState>, 4> states{{
     {"revoked", KeyState::revoked},
 }};
 
-constexpr std::array<std::string_view, 4> known_uses{"token", "bundle", "schedule", "operator"};
+constexpr std::array<std::string_view, 5> known_uses{"token", "request", "bundle",
+                                                       "schedule", "operator"};
 
 class Reader : FileReader {
  public:
@@ -51,7 +52,7 @@ class Reader : FileReader {
  private:
   Result<Anchor> read_anchor(const Node& node) const {
     Result<Fields> found =
-        fields(node, {"issuer", "key", "state", "uses", "tenants", "operations", "life"},
+        fields(node, {"issuer", "key", "state", "uses", "tenants", "operations", "verbs", "life"},
                {"issuer", "key", "uses", "tenants"});
     if (!found) return pass_on(found);
     Anchor anchor;
@@ -78,7 +79,12 @@ class Reader : FileReader {
       if (std::ranges::find(known_uses, use) == known_uses.end())
         return refuse(uses, fmt::format("a key has no use {}", quote_text(use)),
                       fmt::format("there are {}", fmt::join(known_uses, ", ")));
-    anchor.for_tokens = std::ranges::find(*names, "token") != names->end();
+    const auto is_for = [&](std::string_view use) {
+      return std::ranges::find(*names, use) != names->end();
+    };
+    anchor.for_tokens = is_for("token");
+    anchor.for_requests = is_for("request");
+    anchor.for_bundles = is_for("bundle");
     Result<std::vector<std::string>> tenants = texts(*found->at("tenants"), "tenants");
     if (!tenants) return pass_on(tenants);
     anchor.tenants = std::move(*tenants);
@@ -86,6 +92,14 @@ class Reader : FileReader {
       Result<std::vector<std::string>> operations = texts(*found->at("operations"), "operations");
       if (!operations) return pass_on(operations);
       anchor.operations = std::move(*operations);
+    }
+    if (anchor.for_requests && !found->contains("verbs"))
+      return refuse(uses, "a key that signs requests has verbs that it may ask for",
+                    "write verbs: [lease.grant], or [\"*\"]");
+    if (found->contains("verbs")) {
+      Result<std::vector<std::string>> verbs = texts(*found->at("verbs"), "verbs");
+      if (!verbs) return pass_on(verbs);
+      anchor.verbs = std::move(*verbs);
     }
     if (found->contains("life")) {
       const Node& life = *found->at("life");

@@ -10,17 +10,15 @@
 #include "userspace/token/proof.hpp"
 
 namespace holdfast::token {
-namespace {
 
-// The proof that answers a hello.
-Result<std::vector<uint8_t>> answer(const cbor::Value& hello, int socket, const SecretKey& key) {
+Result<ProofPlace> place_of(const cbor::Value& hello, int socket) {
   ucred server{};
   socklen_t size = sizeof(server);
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &server, &size) != 0)
     return fail_sys(errno, "peer_unknown", "the kernel does not say who serves the socket");
   if (server.uid != 0 && server.uid != ::geteuid())
     return fail(ErrorKind::denied, "not_the_node",
-                fmt::format("uid {} serves this socket, and could pass the proof on", server.uid),
+                fmt::format("uid {} serves this socket, and could pass on what is signed", server.uid),
                 "connect to the socket of the node's own daemon");
   const Result<std::string_view> node = hello.get_text("node");
   const Result<uint64_t> epoch = hello.get_u64("epoch");
@@ -31,27 +29,25 @@ Result<std::vector<uint8_t>> answer(const cbor::Value& hello, int socket, const 
   ProofPlace place{.node = *node, .epoch = *epoch};
   if (challenge->size() != place.challenge.size())
     return fail(ErrorKind::unsupported, "unknown_challenge",
-                "the daemon asks for another proof than this version makes",
+                "the daemon asks for other signatures than this version makes",
                 "use the client and the daemon of one release");
   std::ranges::copy(*challenge, place.challenge.begin());
-  return make_proof(key, place);
+  return place;
 }
 
-}  // namespace
-
 Status prove_key(wire::Client& node, const SecretKey& key) {
-  Result<std::vector<uint8_t>> proof = answer(node.hello(), node.fd(), key);
-  if (!proof) return pass_on(proof);
+  const Result<ProofPlace> place = place_of(node.hello(), node.fd());
+  if (!place) return std::unexpected(place.error());
   const Result<cbor::Value> reply =
-      node.call("holder.prove", cbor::Value::map({{"proof", std::move(*proof)}}));
+      node.call("holder.prove", cbor::Value::map({{"proof", make_proof(key, *place)}}));
   if (!reply) return std::unexpected(reply.error());
   return {};
 }
 
 Status prove_key(wire::VerifyClient& node, const SecretKey& key) {
-  const Result<std::vector<uint8_t>> proof = answer(node.hello(), node.fd(), key);
-  if (!proof) return std::unexpected(proof.error());
-  return node.prove(*proof);
+  const Result<ProofPlace> place = place_of(node.hello(), node.fd());
+  if (!place) return std::unexpected(place.error());
+  return node.prove(make_proof(key, *place));
 }
 
 }  // namespace holdfast::token

@@ -6,10 +6,16 @@
 
 #include "userspace/base/result.hpp"
 #include "userspace/token/key.hpp"
+#include "userspace/token/proof.hpp"
 #include "userspace/wire/client.hpp"
 #include "userspace/wire/verify_client.hpp"
 
 namespace holdfast::token {
+
+// What the node said at the beginning of a connection, for signatures that are good on it alone.
+// `node` points into the hello. Errors: denied / not_the_node when neither root nor this user
+// serves the socket; unsupported / unknown_challenge.
+Result<ProofPlace> place_of(const cbor::Value& hello, int socket);
 
 Status prove_key(wire::Client& node, const SecretKey& key);
 Status prove_key(wire::VerifyClient& node, const SecretKey& key);

@@ -26,9 +26,12 @@ struct Anchor {
   Digest thumbprint{};
   KeyState state = KeyState::current;
   bool for_tokens = false;
+  bool for_requests = false;  // signed frames on control.sock, of these verbs
+  bool for_bundles = false;   // the node's desired state
   bool own = false;  // the node's key: it signs use tokens, of leases it has, and no others
   std::vector<std::string> tenants;         // exactly these; "*": every one
   std::vector<std::string> operations;      // likewise
+  std::vector<std::string> verbs;           // likewise
   uint64_t life_max_s = token::life_max_s;  // of a token, and of the term it gives a lease
 };
 
@@ -48,8 +51,7 @@ class Anchors {
 
 // Whether a key may sign for live decisions now.
 inline bool is_live(const Anchor& anchor) {
-  return anchor.for_tokens &&
-         (anchor.state == KeyState::current || anchor.state == KeyState::retiring);
+  return anchor.state == KeyState::current || anchor.state == KeyState::retiring;
 }
 
 // Who checks, and when.

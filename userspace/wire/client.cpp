@@ -237,8 +237,18 @@ Result<uint32_t> Client::send_request(std::string_view verb, const cbor::Value& 
   last_retry_ = {};
   const std::optional<size_t> body_bytes =
       body != nullptr ? std::optional(body->size()) : std::nullopt;
-  const RequestParts parts = encode_request(verb, args, body_bytes);
-  const std::span<const uint8_t> content = body != nullptr ? *body : std::span<const uint8_t>();
+  RequestParts parts = encode_request(verb, args, body_bytes);
+  std::span<const uint8_t> content = body != nullptr ? *body : std::span<const uint8_t>();
+  FrameType type = FrameType::request;
+  if (seal_) {
+    parts.before.insert(parts.before.end(), content.begin(), content.end());
+    parts.before.insert(parts.before.end(), parts.after.begin(), parts.after.end());
+    Result<std::vector<uint8_t>> sealed = seal_(hello_, socket_.get(), ++sequence_, parts.before);
+    if (!sealed) return pass_on(sealed);
+    parts = {.before = std::move(*sealed), .after = {}};
+    content = {};
+    type = FrameType::signed_request;
+  }
   const uint64_t size = parts.before.size() + content.size() + parts.after.size();
   if (size > memfd_body_bytes_max) {
     return fail(
@@ -251,7 +261,7 @@ Result<uint32_t> Client::send_request(std::string_view verb, const cbor::Value& 
   std::vector<uint8_t> bytes;
   UniqueFd memfd;
   if (size < memfd_body_bytes_from) {
-    append_frame_header(bytes, FrameType::request, 0, last_id_, size);
+    append_frame_header(bytes, type, 0, last_id_, size);
     bytes.insert(bytes.end(), parts.before.begin(), parts.before.end());
     bytes.insert(bytes.end(), content.begin(), content.end());
     bytes.insert(bytes.end(), parts.after.begin(), parts.after.end());
@@ -259,7 +269,7 @@ Result<uint32_t> Client::send_request(std::string_view verb, const cbor::Value& 
     Result<UniqueFd> sealed = sealed_memfd({parts.before, content, parts.after});
     if (!sealed) return pass_on(sealed);
     memfd = std::move(*sealed);
-    append_frame_header(bytes, FrameType::request, flag_memfd, last_id_, 0);
+    append_frame_header(bytes, type, flag_memfd, last_id_, 0);
   }
   if (Status sent = send_all(bytes, memfd.get(), call_deadline()); !sent) return pass_on(sent);
   return last_id_;

@@ -12,6 +12,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
@@ -51,6 +53,12 @@ class Client {
   Result<cbor::Value> follow(std::string_view verb, const cbor::Value& args,
                              const std::function<bool(const cbor::Value&)>& event);
 
+  // Requests are sealed by this from here on: given the hello, the socket, a number that rises by
+  // one with each, and a request, it makes what is sent instead.
+  using Seal = std::function<Result<std::vector<uint8_t>>(
+      const cbor::Value& hello, int socket, uint64_t sequence, std::span<const uint8_t> request)>;
+  void seal_with(Seal seal) { seal_ = std::move(seal); }
+
   // What the daemon said about repeating the request that failed last.
   const Retry& last_retry() const { return last_retry_; }
   bool is_connected() const { return static_cast<bool>(socket_); }
@@ -83,6 +91,8 @@ class Client {
   cbor::Value hello_;
   Retry last_retry_;
   uint32_t last_id_ = 0;
+  Seal seal_;
+  uint64_t sequence_ = 0;
 };
 
 }  // namespace holdfast::wire

@@ -183,8 +183,9 @@ Result<std::optional<Frame>> FrameReader::cut() {
                             protocol_version),
                 "use the client and the daemon of one release");
   }
-  if (type < static_cast<uint8_t>(FrameType::hello) ||
-      type > static_cast<uint8_t>(FrameType::event)) {
+  const bool known = type >= static_cast<uint8_t>(FrameType::hello) &&
+                     type <= static_cast<uint8_t>(FrameType::event);
+  if (!known && type != static_cast<uint8_t>(FrameType::signed_request)) {
     return fail(ErrorKind::invalid, "unknown_type",
                 fmt::format("frame type {} is not known", type));
   }

@@ -8,7 +8,7 @@
 // concerns the connection and is followed by its end.
 //
 //   more   (bit 0, replies)   further reply frames for the same request follow
-//   memfd  (bit 1, requests)  length is 0 and the body is in a sealed memfd, passed by SCM_RIGHTS
+//   memfd  (bit 1, requests, signed or not)  length is 0 and the body is in a sealed memfd, passed by SCM_RIGHTS
 //   with
 //                             the sendmsg that carries the header's first byte
 //
@@ -51,6 +51,7 @@ enum class FrameType : uint8_t {
   verdicts = 7,
   prove = 8,
   proved = 9,
+  signed_request = 10,  // a request inside a COSE_Sign1: userspace/token/README.md
 };
 
 constexpr uint16_t flag_more = 1U << 0;

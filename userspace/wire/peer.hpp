@@ -1,9 +1,11 @@
 // Who connected to a Unix socket, and what that makes it here.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -25,6 +27,24 @@ struct RoleGroups {
   std::optional<gid_t> readers;
 };
 
+// Whose signature a request bears, and what that key may ask for.
+struct Principal {
+  std::string name;
+  std::array<uint8_t, 32> key{};     // its thumbprint
+  std::vector<std::string> verbs;    // exactly these; "*": every one
+  std::vector<std::string> tenants;  // likewise
+
+  bool may_ask(std::string_view verb) const { return lists(verbs, verb); }
+  bool covers(std::string_view tenant) const { return lists(tenants, tenant); }
+  bool covers_all() const { return lists(tenants, "*"); }
+
+ private:
+  static bool lists(const std::vector<std::string>& names, std::string_view name) {
+    return std::ranges::any_of(names,
+                               [&](const std::string& each) { return each == "*" || each == name; });
+  }
+};
+
 // Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have
 // inherited the socket. The pid is for logs only; it may have been reused.
 struct Peer {
@@ -38,6 +58,7 @@ struct Peer {
   // holder from then on.
   std::array<uint8_t, 32> challenge{};
   std::optional<std::array<uint8_t, 32>> proved_key = {};  // its thumbprint
+  uint64_t sequence = 0;  // of its last signed request that was believed
 };
 
 // Errors: denied / unmapped_uid; internal / peer_unknown.

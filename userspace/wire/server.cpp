@@ -38,10 +38,12 @@ struct UidState {
 class ServerCore : public std::enable_shared_from_this<ServerCore> {
  public:
   ServerCore(EventLoop& event_loop, ServerConfig server_config, ControlServer::Hello hello_body,
-             ControlServer::Handler request_handler, ListenSocket socket)
+             ControlServer::Unseal unseal_request, ControlServer::Handler request_handler,
+             ListenSocket socket)
       : loop(event_loop),
         config(std::move(server_config)),
         hello(std::move(hello_body)),
+        unseal(std::move(unseal_request)),
         handler(std::move(request_handler)),
         listen_socket(std::move(socket)) {}
 
@@ -66,6 +68,7 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   EventLoop& loop;
   ServerConfig config;
   ControlServer::Hello hello;
+  ControlServer::Unseal unseal;
   ControlServer::Handler handler;
   ServerStats stats;
   std::array<uint8_t, receive_bytes> receive_buffer{};
@@ -311,7 +314,8 @@ bool Connection::must_wait_for_time() {
 
 void Connection::dispatch(Frame frame) {
   const uint32_t id = frame.request_id;
-  if (frame.type != FrameType::request || frame.more()) {
+  const bool is_signed = frame.type == FrameType::signed_request;
+  if ((frame.type != FrameType::request && !is_signed) || frame.more()) {
     return refuse(Error{ErrorKind::invalid,
                         "unexpected_frame",
                         0,
@@ -351,8 +355,25 @@ void Connection::dispatch(Frame frame) {
     request.mapping = std::move(*mapping);
   }
   request.frame = std::move(frame.body);
-  const std::span<const uint8_t> bytes =
+  // Time spent awake: a suspend is nobody's work.
+  const uint64_t begin_ns = read_clock_ns(CLOCK_MONOTONIC);
+  const auto server = server_.shared_from_this();  // the handler may end the server
+  const auto charge = [&] {
+    const uint64_t end_ns = read_clock_ns(CLOCK_MONOTONIC);
+    uid_.busy.charge(server->busy_percent_of(peer_.role), end_ns - begin_ns, end_ns);
+  };
+  std::span<const uint8_t> bytes =
       request.mapping ? request.mapping.bytes() : std::span<const uint8_t>(request.frame);
+  if (is_signed) {
+    Result<Unsealed> unsealed = server->unseal(peer_, bytes);
+    if (!unsealed) {
+      queue_error(id, unsealed.error(), default_retry(unsealed.error()));
+      return charge();
+    }
+    request.unpacked = std::move(unsealed->unpacked);
+    request.signer = std::move(unsealed->signer);
+    bytes = unsealed->request;
+  }
   Result<DecodedRequest> decoded = decode_request(bytes);
   if (!decoded) return refuse(decoded.error(), id);
   request.verb = decoded->verb;
@@ -364,13 +385,8 @@ void Connection::dispatch(Frame frame) {
   ++uid_.unanswered;
   if (request.mapping) mapped_request_ = id;
   ++server_.stats.requests;
-  const auto server = server_.shared_from_this();  // the handler may end the server
-  // Time spent awake: a suspend is nobody's work.
-  const uint64_t begin_ns = read_clock_ns(CLOCK_MONOTONIC);
   server->handler(peer_, std::move(request), Responder(weak_from_this(), id));
-  if (gone_) return;
-  const uint64_t end_ns = read_clock_ns(CLOCK_MONOTONIC);
-  uid_.busy.charge(server->busy_percent_of(peer_.role), end_ns - begin_ns, end_ns);
+  if (!gone_) charge();
 }
 
 // Malformed input: say what was wrong, then end the connection.
@@ -797,11 +813,13 @@ void Responder::on_writable(std::function<void()> callback) {
 // ---- ControlServer ----
 
 Result<std::unique_ptr<ControlServer>> ControlServer::open(EventLoop& loop, ServerConfig config,
-                                                           Hello hello, Handler handler) {
+                                                           Hello hello, Unseal unseal,
+                                                           Handler handler) {
   Result<ListenSocket> socket = ListenSocket::open(config.path, SOCK_STREAM);
   if (!socket) return pass_on(socket);
   auto core = std::make_shared<detail::ServerCore>(loop, std::move(config), std::move(hello),
-                                                   std::move(handler), std::move(*socket));
+                                                   std::move(unseal), std::move(handler),
+                                                   std::move(*socket));
   if (Status started = core->start(); !started) return pass_on(started);
   return std::unique_ptr<ControlServer>(new ControlServer(std::move(core)));
 }

@@ -82,8 +82,20 @@ struct Request {
   std::span<const uint8_t> body;
   bool has_body = false;
 
-  std::vector<uint8_t> frame;  // owns what `body` points into, when it came inline
-  MappedBody mapping;          // or in a memfd
+  // Whose signature it bears; none: nobody's, and the peer is who it is.
+  std::shared_ptr<const Principal> signer;
+
+  std::vector<uint8_t> frame;     // owns what `body` points into, when it came inline
+  MappedBody mapping;             // or in a memfd
+  std::vector<uint8_t> unpacked;  // or was made from one of these
+};
+
+// A signed request whose signature is good: what was signed, and by whom. `request` points into the
+// sealed bytes, or into `unpacked`.
+struct Unsealed {
+  std::span<const uint8_t> request;
+  std::vector<uint8_t> unpacked;
+  std::shared_ptr<const Principal> signer;
 };
 
 namespace detail {
@@ -143,14 +155,17 @@ class Responder {
 class ControlServer {
  public:
   using Hello = std::function<cbor::Value(const Peer&)>;
+  // Opens a signed request; the peer remembers how far it has come. What it refuses is answered, and
+  // the connection goes on.
+  using Unseal = std::function<Result<Unsealed>(Peer&, std::span<const uint8_t>)>;
   // The handler may write down what the peer proves of itself.
   using Handler = std::function<void(Peer&, Request, Responder)>;
 
   // Takes PATH.lock (flock) for its lifetime, refuses to run beside another daemon (conflict /
   // already_serving), removes a stale socket, listens with mode 0666: who may do what is decided by
-  // credentials. The loop must outlive the server.
+  // credentials, and by signatures. The loop must outlive the server.
   static Result<std::unique_ptr<ControlServer>> open(EventLoop& loop, ServerConfig config,
-                                                     Hello hello, Handler handler);
+                                                     Hello hello, Unseal unseal, Handler handler);
   // Closes every connection and removes the socket.
   ~ControlServer();
   ControlServer(const ControlServer&) = delete;

@@ -354,6 +354,15 @@ def make_proof(seed, node, epoch, challenge):
     return encode([header, {}, payload, signature])
 
 
+def make_signed(seed, purpose, audience, issued, private, content, expires=None):
+    """Content under a signature for one purpose. PRIVATE: the labels of the header that are ours, as README.md numbers them."""
+    claims = {3: audience, 6: issued} | ({4: expires} if expires is not None else {})
+    header = {1: -19, 4: thumbprint(public_of(seed)), 15: claims, 16: f"application/holdfast-{purpose}+cose"}
+    header = encode(header | {PRIVATE: private})
+    signature = sign(seed, encode(["Signature1", header, f"holdfast {purpose} v1".encode(), content]))
+    return encode([header, {}, content, signature])
+
+
 def read_header(data):
     reader = Reader(data, 512)
     found = {}

@@ -42,6 +42,17 @@ class TempDir {
   std::string path_;
 };
 
+// What is sealed here: the letter s before a request. Everything else is refused.
+inline Result<Unsealed> unseal(Peer& peer, std::span<const uint8_t> sealed) {
+  if (sealed.empty() || sealed[0] != 's')
+    return fail(ErrorKind::denied, "not_sealed", "the first byte is no s");
+  ++peer.sequence;
+  return Unsealed{.request = sealed.subspan(1),
+                  .unpacked = {},
+                  .signer = std::make_shared<const Principal>(
+                      Principal{.name = "signer", .verbs = {"*"}, .tenants = {"*"}})};
+}
+
 // The verbs:
 //   echo            answers with its arguments
 //   body            answers {"size", "sum"} of its raw body
@@ -68,6 +79,7 @@ class Daemon {
           return cbor::Value::map(
               {{"role", name_of(peer.role)}, {"versions", cbor::Value::array({1})}});
         },
+        unseal,
         [this](const Peer& peer, Request request, Responder responder) {
           handle(peer, std::move(request), std::move(responder));
         });
@@ -208,8 +220,10 @@ class Daemon {
       }
       responder.answer(Value::map({{"events", count}}));
     } else if (request.verb == "who") {
-      responder.answer(
-          Value::map({{"uid", peer.uid}, {"pid", peer.pid}, {"role", name_of(peer.role)}}));
+      responder.answer(Value::map({{"uid", peer.uid},
+                                   {"pid", peer.pid},
+                                   {"role", name_of(peer.role)},
+                                   {"signer", request.signer ? request.signer->name : ""}}));
     } else if (request.verb == "refuse") {
       responder.fail(
           Error{ErrorKind::conflict, "lease_not_live", 0, "lease 7 is expired", "grant it again"});

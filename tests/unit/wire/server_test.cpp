@@ -521,7 +521,7 @@ Result<std::unique_ptr<ControlServer>> open_at(EventLoop& loop, const std::strin
   ServerConfig config;
   config.path = path;
   return ControlServer::open(
-      loop, config, [](const Peer&) { return Value::map(); },
+      loop, config, [](const Peer&) { return Value::map(); }, testing::unseal,
       [](const Peer&, Request, Responder) {});
 }
 

@@ -1,0 +1,261 @@
+"""Signed bundles: a node's policy and anchors, believed for the key that signed them and delivered by anybody.
+
+Covers G4, G10, G11 and L5 (replay), G12, R6 (the key before the content), A2, A3. Bundles are made by
+tests/unit/token/independent.py and by `holdfast bundle sign`. Each refusal stands beside its control, and changes nothing.
+"""
+
+import json
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from control import Control, Refused, encode
+from issuer import Issuer, as_uid, trust
+from lab import A, B, Lab, policy, wait_until
+from packets import Probe, denied, passes, syn
+from signing import SEED, STRANGER, USER, anchor, bundle, connect, public_line
+
+WEB_A, WEB_B = Probe("client", "tenant-a", syn()), Probe("client", "tenant-b", syn())
+ROOT = anchor(issuer="root.example", uses=["bundle"], operations=["*"])
+
+
+@pytest.fixture
+def node(own_lab: Lab) -> Iterator[Lab]:
+    """One that takes bundles signed by SEED's key, and has one of generation 5 in force."""
+    own_lab.serve_all()
+    trust(own_lab, ROOT)
+    assert push(own_lab, bundle(name(own_lab), policy(5)))["applied"]
+    yield own_lab
+
+
+def name(lab: Lab) -> str:
+    return lab.ask("status")["node"]
+
+
+def push(lab: Lab, made: bytes, uid: int = USER, **args: object) -> dict:
+    with Control(lab.socket_path, uid=uid) as control:
+        return control.call("bundle.push", {"signed": True} | args, made)
+
+
+def in_force(lab: Lab) -> dict:
+    return lab.ask("bundle.show")
+
+
+def refused(lab: Lab, made: bytes, code: str, told: str = "") -> None:
+    """Not put in force. `told`: what somebody hears who is no operator, if that is something else."""
+    before = in_force(lab)
+    for uid, expected in ((0, code), (USER, told or code)):
+        with pytest.raises(Refused) as error:
+            push(lab, made, uid)
+        assert error.value.code == expected, error.value
+    assert in_force(lab) == before
+
+
+def without_web_b(generation: int) -> dict:
+    made = policy(generation)
+    del made["tenants"][1]["endpoints"][0]
+    return made
+
+
+def without_b(generation: int) -> dict:
+    made = policy(generation)
+    del made["tenants"][1]
+    return made
+
+
+def test_delivered_by_anybody(node: Lab) -> None:
+    """A2, G11: it is the signature that counts; from then on no file is taken unsigned, root's neither."""
+    lab = node
+    lab.grant(A, "web")
+    lease = lab.grant(B, "web")
+    passes(lab, WEB_A)
+    passes(lab, WEB_B)
+    made = bundle(name(lab), without_web_b(6))
+    assert push(lab, made, dry_run=True)["leases_ended"] == 1 and in_force(lab)["generation"] == 5
+    answer = push(lab, made)
+    assert answer["applied"] and answer["signer"] == "root.example" and answer["leases_ended"] == 1
+    wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+    denied(lab, WEB_B, "no_endpoint", "from_uplink")
+    passes(lab, WEB_A)
+    shown = in_force(lab)
+    assert shown["signed"]["generation"] == 6 and shown["signed"]["bundle"] == answer["bundle"]
+
+    with pytest.raises(Refused, match="signature_required"), Control(lab.socket_path) as root:
+        root.push(json.dumps(policy(7)))
+    lab.policy_file.write_text(json.dumps(policy(7)))
+    lab.daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: "reload_refused" in lab.log, what="the file is not read")
+    assert in_force(lab) == shown
+    lab.policy_file.unlink()
+    # The same again is no change, and a dry run no push.
+    assert push(lab, made)["changes"] == []
+    # Once no key signs bundles any more, files are taken again.
+    trust(lab)
+    with Control(lab.socket_path) as root:
+        assert root.push(json.dumps(policy(7)))["applied"]
+
+
+def test_what_is_wrong_before_the_signature(node: Lab) -> None:
+    """G10: told to operators; others are denied."""
+    lab, here = node, name(node)
+    other = here[:-4] + "AAAA"
+    for code, made in (
+        ("wrong_audience", bundle(other, policy(6))),
+        ("issued_in_future", bundle(here, policy(6), issued=4_000_000_000, expires=4_000_000_100)),
+        ("expired", bundle(here, policy(6), issued=1_700_000_000, expires=1_700_000_100)),
+        ("life_too_long", bundle(here, policy(6), expires=4_000_000_000)),
+        ("unknown_key", bundle(here, policy(6), seed=STRANGER)),
+        ("malformed_signed", bundle(here, policy(6), generation=-1)),
+        ("malformed_signed", b"\x84"),
+    ):
+        refused(lab, made, code, told="denied")
+    with connect(lab) as control:
+        request = control.seal(encode({"verb": "bundle.push", "args": {}, "body": b"x"}))
+    refused(lab, request, "wrong_purpose", told="denied")
+    for changes, code in (({"uses": ["request"]}, "key_not_for_bundles"), ({"state": "verify_only"}, "key_not_live")):
+        trust(lab, ROOT | {"verbs": ["*"]} | changes)
+        refused(lab, bundle(here, policy(6)), code, told="denied")
+    trust(lab, ROOT)
+    good = bundle(here, policy(6))
+    for size in random.Random(3).sample(range(len(good)), 30):
+        refused(lab, good[:size], "malformed_signed", told="denied")
+    codes = set()
+    for bit in random.Random(4).sample(range(8 * len(good)), 100):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(Refused) as error:
+            push(lab, bytes(damaged), uid=0)
+        codes.add(error.value.code)
+    assert "bad_signature" in codes and in_force(lab)["generation"] == 5
+    assert push(lab, good)["applied"]
+
+
+def test_what_is_wrong_behind_the_signature(node: Lab) -> None:
+    """G14, A2: its signer hears it, and nothing is half done; the generation can be used again."""
+    lab, here = node, name(node)
+    for code, made in (
+        ("malformed_bundle", bundle(here, policy(6), content=b"")),
+        ("malformed_bundle", bundle(here, policy(6), content=encode({"policy": "x", "more": 1}))),
+        ("bad_packing", bundle(here, policy(6), private={5: 100})),
+        ("policy_invalid", bundle(here, "version: 1\nnonsense: 1\n", generation=6)),
+        ("generation_differs", bundle(here, policy(6), generation=7)),
+        ("anchors_syntax", bundle(here, policy(6), anchors=[{"issuer": "x"}])),
+    ):
+        refused(lab, made, code)
+    # What the kernel cannot be made to enforce: nothing was put in force, and the floor is where it was.
+    broken = policy(6)
+    broken["tenants"][0]["ports"][0]["interface"] = "lo"
+    with pytest.raises(Refused):
+        push(lab, bundle(here, broken))
+    assert push(lab, bundle(here, policy(6)))["applied"]
+
+
+def test_replays(node: Lab) -> None:
+    """G12, G11, L5: an older one is refused for ever, and of one generation there is one bundle."""
+    lab, here = node, name(node)
+    fifth, sixth = bundle(here, policy(5)), bundle(here, without_b(6))
+    push(lab, sixth)
+    refused(lab, fifth, "old_generation")
+    refused(lab, bundle(here, policy(6)), "generation_used")
+    for end in (lab.kill, lab.stop):
+        end()
+        lab.start()
+        assert in_force(lab)["signed"]["generation"] == 6
+        refused(lab, fifth, "old_generation")
+        refused(lab, bundle(here, policy(6)), "generation_used")
+        assert push(lab, sixth)["changes"] == []
+    # A record that is not what was written is not guessed at.
+    lab.stop()
+    record = lab.dir / "state" / "bundle"
+    kept = record.read_bytes()
+    record.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    done = lab.try_start()
+    assert done.returncode == 1 and "bundle_record_damaged" in done.stderr, done
+    record.write_bytes(kept)
+    lab.start()
+    refused(lab, fifth, "old_generation")
+
+
+def test_a_signer_of_some_tenants(node: Lab) -> None:
+    """A2, G13: policy for others is refused, and anchors for others too."""
+    lab, here = node, name(node)
+    mine = anchor(STRANGER, issuer="cp.example", uses=["token"], tenants=[A], verbs=None, operations=["connect"])
+    trust(lab, ROOT | {"tenants": [A], "operations": ["connect"], "verbs": ["lease.grant"], "life": "60s"})
+    refused(lab, bundle(here, policy(6)), "tenant_not_allowed")
+    for wide in (
+        {"tenants": ["*"]}, {"tenants": [A, B]}, {"operations": ["*"]}, {"uses": ["bundle"]}, {"life": "61s"},
+        {"uses": ["request"], "verbs": ["*"]}, {"uses": ["request"], "verbs": ["lease.revoke"]},
+    ):  # fmt: skip
+        refused(lab, bundle(here, without_b(6), anchors=[mine | {"life": "60s"} | wide]), "anchor_too_wide")
+    assert push(lab, bundle(here, without_b(6), anchors=[mine | {"life": "60s"}]))["applied"]
+
+
+def test_anchors_come_and_go_with_the_bundle(node: Lab) -> None:
+    """A3: keys rotate with an overlap; when one goes its leases end, over a restart too."""
+    lab, here = node, name(node)
+    old = anchor(STRANGER, issuer="cp.example")
+    new = anchor(bytes([7]) * 32, issuer="cp.example")
+    trust(lab, ROOT | {"verbs": ["*"]})
+    with pytest.raises(Refused, match="denied"), connect(lab, seed=STRANGER) as control:
+        control.grant(A, "web")
+    push(lab, bundle(here, policy(6), anchors=[old]))
+    with connect(lab, seed=STRANGER) as control:
+        first = control.grant(A, "web")
+    passes(lab, WEB_A)
+    push(lab, bundle(here, policy(7), anchors=[old | {"state": "retiring"}, new]))
+    lab.kill()
+    lab.start()
+    with connect(lab, seed=STRANGER) as control, connect(lab, seed=bytes([7]) * 32) as rotated:
+        control.renew(first["id"], 200)
+        second = rotated.grant(B, "web")
+    passes(lab, WEB_A)
+    passes(lab, WEB_B)
+    # The overlap is over.
+    push(lab, bundle(here, policy(8), anchors=[old | {"state": "verify_only"}, new]))
+    wait_until(lambda: first["id"] not in lab.leases(), 10, "the old key's lease is torn down")
+    denied(lab, WEB_A, "no_lease", "from_uplink")
+    passes(lab, WEB_B)
+    assert {each["state"] for each in lab.cli("trust", "show")["anchors"]} == {"verify_only", "current"}
+    # A key of the anchors file stays what that says, whatever a bundle says of it.
+    push(lab, bundle(here, policy(9), anchors=[anchor(SEED, issuer="root.example")]))
+    with pytest.raises(Refused, match="key_not_for_requests"), connect(lab, uid=0) as control:
+        control.call("status")
+    wait_until(lambda: second["id"] not in lab.leases(), 10, "that of a key that is gone, too")
+
+
+def test_the_command_line(node: Lab) -> None:
+    """bundle sign, check, diff and push; one as large as a policy gets, by a user who may pass no memfd."""
+    lab = node
+    root = Issuer(lab, "root")
+    trust(lab, root.anchor(uses=["bundle"], operations=["*"]))
+    document = policy(6)
+    document["tenants"][0]["endpoints"] += [
+        {"name": f"extra-{number}", "port": "a0", "protocol": "tcp", "listen": 20000 + number} for number in range(12000)
+    ]
+    path = lab.write_policy(document)
+    anchors = lab.dir / "bundled.yaml"
+    anchors.write_text(json.dumps({"version": 1, "anchors": [root.anchor(issuer="cp", key=public_line(STRANGER))]}))
+    made = lab.dir / "node.bundle"
+    argv = lab.holdfast_argv("bundle", "sign", path, "--key", root.key, "--anchors", anchors)
+    made.write_bytes(subprocess.run(argv, check=True, capture_output=True).stdout)
+    made.chmod(0o444)
+    assert path.stat().st_size > 1 << 20 > made.stat().st_size
+    checked = lab.cli("bundle", "check", made)
+    assert checked["generation"] == 6 and checked["node"] == name(lab) and checked["anchors"] == 1
+    assert "generation 6, 2 tenants, 1 anchor" in lab.cli_text("bundle", "check", made)
+    assert in_force(lab)["generation"] == 5
+    done = lab.try_cli("bundle", "push", made, prefix=as_uid(USER))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["signer"] == root.name
+    # Nothing of it is too large to be told: what changed in part, the policy itself in pieces.
+    told = json.loads(done.stdout)
+    assert len(told["changes"]) == 1000 and told["changes_more"] > 10_000
+    shown = lab.cli("bundle", "show")
+    assert shown["generation"] == 6 and len(shown["policy"]["tenants"][0]["endpoints"]) > 12_000
+    assert in_force(lab)["signed"]["generation"] == 6
+    assert "cp" in {each["issuer"] for each in lab.cli("trust", "show")["anchors"]}
+    made.chmod(0o644)
+    made.write_bytes(made.read_bytes()[:-1])
+    assert "no COSE_Sign1" in lab.cli_refused("bundle", "check", made)

@@ -1,0 +1,189 @@
+// Signed objects: made as independent.py makes them, good for their own purpose only, whole or not
+// at all, and unpacked within bounds.
+#include "userspace/token/signed.hpp"
+
+#include <charconv>
+#include <map>
+#include <string>
+
+#include <zstd.h>
+
+#include "tests/unit/token/fixture.hpp"
+
+namespace holdfast::token {
+namespace {
+
+// By make_signed() of independent.py, with the seed of key_of(3).
+constexpr std::string_view golden_request =
+    "845893a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa203"
+    "726e693a2f2f2f7368612d3235363b6e6f6465061a6b49d2001078216170706c69636174696f6e2f686f6c64"
+    "666173742d726571756573742b636f73653a00010000a30104025820000102030405060708090a0b0c0d0e0f"
+    "101112131415161718191a1b1c1d1e1f0307a04d776861742069732061736b65645840fbbad4392ff2bc266e"
+    "4d2122f100d16b5e70dc45d422a2ac2955d66a93e33599abe3dc040bd18b03e72708f76914ea84ca7d4e7cd4"
+    "4bbb3c6ef10b4387e1680c";
+constexpr std::string_view golden_bundle =
+    "845873a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa303"
+    "726e693a2f2f2f7368612d3235363b6e6f6465041a6b49e010061a6b49d2001078206170706c69636174696f"
+    "6e2f686f6c64666173742d62756e646c652b636f73653a00010000a1040ca0486120706f6c69637958406f01"
+    "d59b47f6780ee5de384e1c1109bb0724e64ea501988ae5f145c8ee7323031319b2755692b1012197579034c8"
+    "8758e36768a8a2fad60ffbd3614b0b8a4408";
+
+std::vector<uint8_t> from_hex(std::string_view hex) {
+  std::vector<uint8_t> bytes(hex.size() / 2);
+  for (size_t i = 0; i < bytes.size(); ++i)
+    std::from_chars(&hex[2 * i], &hex[2 * i] + 2, bytes[i], 16);
+  return bytes;
+}
+
+std::span<const uint8_t> bytes_of(std::string_view text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+
+SignedHeader header_of(Purpose purpose) {
+  SignedHeader header{.audience = "ni:///sha-256;node", .issued_s = now_s};
+  if (purpose == Purpose::request) {
+    header.epoch = 4;
+    header.sequence = 7;
+    for (uint8_t i = 0; i < header.challenge.size(); ++i) header.challenge[i] = i;
+  } else {
+    header.expires_s = now_s + 3600;
+    header.generation = 12;
+  }
+  return header;
+}
+
+std::vector<uint8_t> signed_by(uint8_t number, Purpose purpose, std::string_view content,
+                               size_t pack_from = SIZE_MAX) {
+  const auto made =
+      make_signed(FileSigner(key_of(number)), purpose, header_of(purpose), bytes_of(content), pack_from);
+  EXPECT_TRUE(made) << made.error().text();
+  return *made;
+}
+
+// What becomes of it: the content, or the code of what is wrong.
+std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
+  const Result<SignedObject> object = take_apart_signed(bytes, purpose);
+  if (!object) return std::string(object.error().code);
+  if (!is_signed_by(key_of(3).public_key(), purpose, *object)) return "bad_signature";
+  std::vector<uint8_t> storage;
+  const auto content = content_of(*object, storage);
+  if (!content) return std::string(content.error().code);
+  return {content->begin(), content->end()};
+}
+
+constexpr Purpose all[] = {Purpose::request, Purpose::bundle};
+
+TEST(Signed, IsWhatTheOtherImplementationMakes) {
+  EXPECT_EQ(signed_by(3, Purpose::request, "what is asked"), from_hex(golden_request));
+  EXPECT_EQ(signed_by(3, Purpose::bundle, "a policy"), from_hex(golden_bundle));
+  EXPECT_EQ(opened(from_hex(golden_request), Purpose::request), "what is asked");
+  EXPECT_EQ(opened(from_hex(golden_bundle), Purpose::bundle), "a policy");
+}
+
+TEST(Signed, SaysWhatItsHeaderSays) {
+  for (const Purpose purpose : all) {
+    const std::vector<uint8_t> bytes = signed_by(3, purpose, "x");
+    const Result<SignedObject> object = take_apart_signed(bytes, purpose);
+    ASSERT_TRUE(object) << object.error().text();
+    SignedHeader expected = header_of(purpose);
+    expected.key = thumbprint(key_of(3).public_key());
+    EXPECT_EQ(object->header, expected);
+  }
+}
+
+TEST(Signed, ServesNoOtherPurpose) {
+  for (const Purpose made : all)
+    for (const Purpose wanted : all)
+      EXPECT_EQ(opened(signed_by(3, made, "x"), wanted), made == wanted ? "x" : "wrong_purpose");
+  // Nor is it a token or a proof, or one of these it.
+  const ProofPlace place{.node = "ni:///sha-256;node", .epoch = 4};
+  for (const Purpose purpose : all) {
+    EXPECT_EQ(opened(make_proof(key_of(3), place), purpose), "malformed_signed");
+    EXPECT_EQ(opened(token_of(Kind::grant), purpose), "malformed_signed");
+    EXPECT_EQ(check_proof(signed_by(3, purpose, "x"), place).error().code, "malformed_proof");
+    EXPECT_EQ(answer(signed_by(1, purpose, "x")), "malformed");
+  }
+}
+
+TEST(Signed, AnothersSignatureIsNone) {
+  for (const Purpose purpose : all) EXPECT_EQ(opened(signed_by(4, purpose, "x"), purpose), "bad_signature");
+}
+
+TEST(Signed, EveryTruncationAndEveryBit) {
+  for (const Purpose purpose : all) {
+    const std::vector<uint8_t> bytes = signed_by(3, purpose, "what is asked");
+    for (size_t size = 0; size < bytes.size(); ++size)
+      ASSERT_EQ(opened(std::span(bytes).first(size), purpose), "malformed_signed") << size;
+    std::vector<uint8_t> longer = bytes;
+    longer.push_back(0);
+    EXPECT_EQ(opened(longer, purpose), "malformed_signed");
+    std::map<std::string, size_t> codes;
+    for (size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+      std::vector<uint8_t> damaged = bytes;
+      damaged[bit / 8] ^= static_cast<uint8_t>(1U << bit % 8);
+      ++codes[opened(damaged, purpose)];
+    }
+    // Each of its bytes is under the signature, or is one.
+    EXPECT_EQ(codes.size(), 3U) << "malformed_signed, wrong_purpose, bad_signature";
+    EXPECT_EQ(codes["malformed_signed"] + codes["wrong_purpose"] + codes["bad_signature"],
+              8 * bytes.size());
+    EXPECT_GT(codes["bad_signature"], 8 * (64 + 32));
+  }
+}
+
+TEST(Signed, LargeContentIsPacked) {
+  const std::string text(100'000, 'x');
+  const std::vector<uint8_t> bytes = signed_by(3, Purpose::bundle, text, 1000);
+  EXPECT_LT(bytes.size(), 1000U);
+  EXPECT_EQ(opened(bytes, Purpose::bundle), text);
+  EXPECT_EQ(opened(signed_by(3, Purpose::bundle, "short", 1000), Purpose::bundle), "short");
+}
+
+// A payload of any bytes, under a good signature, that says it unpacks to `size`.
+std::string unpacked(std::span<const uint8_t> payload, uint64_t size) {
+  SignedObject object{.header = header_of(Purpose::bundle),
+                      .header_bytes = {},
+                      .payload = payload,
+                      .signature = std::span<const uint8_t, 64>(payload.data(), 64)};
+  object.header.unpacked_bytes = size;
+  std::vector<uint8_t> storage;
+  const auto content = content_of(object, storage);
+  return content ? std::to_string(content->size()) : std::string(content.error().code);
+}
+
+std::vector<uint8_t> packed(size_t size) {
+  const std::vector<uint8_t> zeros(size);
+  std::vector<uint8_t> out(ZSTD_compressBound(size));
+  out.resize(ZSTD_compress(out.data(), out.size(), zeros.data(), zeros.size(), 19));
+  return out;
+}
+
+TEST(Signed, UnpacksWhatItSaysAndNothingElse) {
+  std::vector<uint8_t> frame = packed(5'000'000);
+  frame.reserve(1000);  // the fixture takes 64 bytes of it for a signature
+  ASSERT_LT(frame.size(), 1000U);
+  EXPECT_EQ(unpacked(frame, 5'000'000), "5000000");
+  for (const uint64_t wrong : {uint64_t{0}, uint64_t{1}, uint64_t{4'999'999}, uint64_t{5'000'001},
+                               unpacked_bytes_max + 1, UINT64_MAX})
+    EXPECT_EQ(unpacked(frame, wrong), "bad_packing") << wrong;
+  // A bomb: more than is ever unpacked, whatever it says.
+  const std::vector<uint8_t> bomb = packed(unpacked_bytes_max + 1);
+  EXPECT_EQ(unpacked(bomb, unpacked_bytes_max + 1), "bad_packing");
+  EXPECT_EQ(unpacked(bomb, 5'000'000), "bad_packing");
+  std::vector<uint8_t> two = frame;
+  two.insert(two.end(), frame.begin(), frame.end());
+  EXPECT_EQ(unpacked(two, 5'000'000), "bad_packing");
+  EXPECT_EQ(unpacked(two, 10'000'000), "bad_packing");
+  // A skippable frame, before or behind, hides bytes that nobody looks at.
+  std::vector<uint8_t> skippable = {0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4};
+  std::vector<uint8_t> behind = frame;
+  behind.insert(behind.end(), skippable.begin(), skippable.end());
+  EXPECT_EQ(unpacked(behind, 5'000'000), "bad_packing");
+  skippable.insert(skippable.end(), frame.begin(), frame.end());
+  EXPECT_EQ(unpacked(skippable, 5'000'000), "bad_packing");
+  for (size_t size = 64; size < frame.size(); ++size)
+    ASSERT_EQ(unpacked(std::span(frame).first(size), 5'000'000), "bad_packing") << size;
+}
+
+}  // namespace
+}  // namespace holdfast::token

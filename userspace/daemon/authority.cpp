@@ -1,0 +1,80 @@
+#include "userspace/daemon/authority.hpp"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace holdfast {
+namespace {
+
+constexpr std::array<std::pair<std::string_view, Reach>, 16> reaches{{
+    {"holder.prove", Reach::proving},
+    {"lease.renew", Reach::own_lease},
+    {"lease.release", Reach::own_lease},
+    {"lease.revoke", Reach::tightening},
+    {"tenant.disable", Reach::tightening},
+    {"trust.revoke", Reach::tightening},
+    {"node.drain", Reach::tightening},
+    {"node.disable", Reach::tightening},
+    {"node.quarantine", Reach::tightening},
+    {"lease.grant", Reach::widening},
+    {"tenant.enable", Reach::widening},
+    {"trust.restore", Reach::widening},
+    {"bundle.push", Reach::widening},
+    {"node.resume", Reach::widening},
+    {"node.release", Reach::widening},
+    {"node.detach", Reach::ending},
+}};
+
+}  // namespace
+
+Reach reach_of(std::string_view verb) {
+  const auto* found = std::ranges::find(reaches, verb, &std::pair<std::string_view, Reach>::first);
+  return found == reaches.end() ? Reach::reading : found->second;
+}
+
+bool brings_its_own_signature(const wire::Request& request) {
+  if (request.verb == "bundle.push")
+    return request.args.get_bool_or("signed", false).value_or(false);
+  return request.args.has("token") &&
+         (request.verb == "lease.grant" || request.verb == "lease.renew");
+}
+
+Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach) {
+  if (reach == Reach::proving || brings_its_own_signature(request)) return {};
+  if (reach == Reach::ending && (request.signer != nullptr || peer.uid != 0))
+    return fail(ErrorKind::denied, "not_root", "only root may end enforcement",
+                "run it as root, on this machine");
+  if (request.signer != nullptr) {
+    if (request.signer->may_ask(request.verb)) return {};
+    return fail(ErrorKind::denied, "verb_not_allowed",
+                fmt::format("the key of {} may not ask for {}", request.signer->name, request.verb),
+                "its anchor lists the verbs it may: holdfast trust show");
+  }
+  switch (reach) {
+    case Reach::reading:
+      if (peer.role != wire::Role::none) return {};
+      return fail(
+          ErrorKind::denied, "not_in_group",
+          fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
+          "usermod -aG holdfast USER, then log in again");
+    case Reach::own_lease: return {};
+    default:
+      if (peer.role == wire::Role::operates) return {};
+      return fail(ErrorKind::denied, "not_operator",
+                  fmt::format("uid {} is not an operator of this node", peer.uid),
+                  "usermod -aG holdfast-operator USER, then log in again");
+  }
+}
+
+Error not_in_scope(const wire::Principal& signer, std::string_view tenant) {
+  return {ErrorKind::denied, "tenant_not_allowed", 0,
+          tenant == "*" || tenant.empty()
+              ? fmt::format("the key of {} may ask about its own tenants only", signer.name)
+              : fmt::format("the key of {} may not ask about tenant {}", signer.name, tenant),
+          "its anchor lists the tenants it may: holdfast trust show"};
+}
+
+}  // namespace holdfast

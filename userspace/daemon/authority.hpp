@@ -1,0 +1,35 @@
+// Who may ask for what: the one place where it is decided.
+//
+// A signed request may what its key's anchor lists, whoever brought it. Without a signature it is
+// who connected: reading takes group holdfast, changing takes group holdfast-operator, ending
+// enforcement takes root. A holder may renew and release its own lease, and whoever has a token for
+// it may be granted one, or renew it.
+#pragma once
+
+#include <string_view>
+
+#include "userspace/base/result.hpp"
+#include "userspace/wire/server.hpp"
+
+namespace holdfast {
+
+enum class Reach : uint8_t {
+  reading,     // also every verb there is not: what it is, is found out later
+  proving,     // says who asks
+  own_lease,   // of a holder, else changing
+  tightening,  // less may pass afterwards
+  widening,    // more may
+  ending,      // nothing is enforced any more
+};
+Reach reach_of(std::string_view verb);
+
+// What a token or a signed bundle says, it says for its signer, whoever brings it.
+bool brings_its_own_signature(const wire::Request& request);
+
+// Errors: denied, with the cause as code. A signer's tenants are not looked at: in_scope() does.
+Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach);
+
+// The refusal of a signer that may not ask about this tenant; "*" is all of them.
+Error not_in_scope(const wire::Principal& signer, std::string_view tenant);
+
+}  // namespace holdfast

@@ -1,0 +1,158 @@
+// bundle.push and bundle.show: a policy as a file, or as a signed bundle, put in force whole or not
+// at all.
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "policy/parse.hpp"
+#include "policy/render.hpp"
+#include "userspace/base/log.hpp"
+#include "userspace/daemon/inventory.hpp"
+#include "userspace/daemon/verbs.hpp"
+
+namespace holdfast {
+namespace {
+
+using cbor::Value;
+
+constexpr size_t changes_told_max = 1000;
+constexpr size_t piece_bytes_max = size_t{512} << 10;  // of a policy; a line has a few KiB at most
+
+std::string hex(std::span<const uint8_t> bytes) {
+  return fmt::format("{:02x}", fmt::join(bytes, ""));
+}
+
+// A policy says what its bundle's header said before it was read, and names its signer's tenants.
+Status check_policy(const Policy& policy, const BelievedBundle& bundle) {
+  if (policy.generation != bundle.record.generation)
+    return fail(ErrorKind::invalid, "generation_differs",
+                fmt::format("the bundle has generation {}, and its policy {}",
+                            bundle.record.generation, policy.generation),
+                "sign it again: holdfast bundle sign");
+  const std::vector<std::string>& allowed = bundle.signer->tenants;
+  if (std::ranges::find(allowed, "*") != allowed.end()) return {};
+  for (const Tenant& tenant : policy.tenants)
+    if (std::ranges::find(allowed, tenant.name) == allowed.end())
+      return fail(ErrorKind::denied, "tenant_not_allowed",
+                  fmt::format("the key of {} may not speak for tenant {}", bundle.signer->issuer,
+                              tenant.name),
+                  "its anchor lists the tenants it may: holdfast trust show");
+  return {};
+}
+
+}  // namespace
+
+Value Verbs::pushed(const PushOutcome& outcome, uint64_t generation) const {
+  // A policy of the largest size may change in more places than fit a reply.
+  const size_t told = std::min(outcome.changes.size(), changes_told_max);
+  Value changes = Value::array();
+  for (size_t i = 0; i < told; ++i) changes.push(outcome.changes[i]);
+  Value dark = Value::array();
+  for (const auto& [name, error] : outcome.dark) dark.push(error_value(name, error));
+  return Value::map({{"applied", outcome.applied},
+                     {"generation", generation},
+                     {"digest", hex(node_.plane().banks.control().policy_digest)},
+                     {"changes", std::move(changes)},
+                     {"changes_more", outcome.changes.size() - told},
+                     {"leases_ended", outcome.leases_ended},
+                     {"dark", std::move(dark)}});
+}
+
+Verbs::Answer Verbs::bundle_push(const wire::Peer& peer, const wire::Request& request) {
+  if (Status ok = request.args.only_keys({"file", "dry_run", "signed"}); !ok) return pass_on(ok);
+  if (!request.has_body)
+    return fail(ErrorKind::invalid, "no_body",
+                "bundle.push takes the policy file, or a signed bundle, as its body");
+  const Result<std::string_view> file = request.args.get_text_or("file", "policy");
+  if (!file) return std::unexpected(file.error());
+  const Result<bool> dry_run = request.args.get_bool_or("dry_run", false);
+  if (!dry_run) return std::unexpected(dry_run.error());
+  const Result<bool> is_signed = request.args.get_bool_or("signed", false);
+  if (!is_signed) return std::unexpected(is_signed.error());
+  if (*is_signed) return push_signed(peer, request.body, *file, *dry_run);
+  if (tokens_.takes_signed_bundles_only())
+    return fail(ErrorKind::denied, "signature_required",
+                "this node takes signed bundles: an anchor has the use \"bundle\"",
+                "sign it: holdfast bundle sign");
+  const std::string_view text(reinterpret_cast<const char*>(request.body.data()),
+                              request.body.size());
+  Result<Policy> policy = parse_policy(text, *file);
+  if (!policy) return pass_on(policy);
+  const uint64_t generation = policy->generation;
+  const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), *dry_run);
+  if (!outcome) return std::unexpected(outcome.error());
+  return pushed(*outcome, generation);
+}
+
+Verbs::Answer Verbs::push_signed(const wire::Peer& peer, std::span<const uint8_t> bytes,
+                                 std::string_view file, bool dry_run) {
+  bool signature_held = false;
+  Result<BelievedBundle> bundle = bundles_.check(bytes, tokens_, signature_held);
+  Result<Policy> policy = bundle ? parse_policy(bundle->policy, file) : pass_on(bundle);
+  if (policy)
+    if (Status ok = check_policy(*policy, *bundle); !ok) policy = pass_on(ok);
+  if (!policy) {
+    const Error& why = policy.error();
+    log::notice("bundle_refused",
+                {{"reason", why.code}, {"detail", why.message}, {"uid", peer.uid}});
+    if (!signature_held && peer.role != wire::Role::operates)
+      return fail(ErrorKind::denied, "denied", "this node does not accept that bundle",
+                  "an operator sees why in the log");
+    return std::unexpected(why);
+  }
+  const BundleRecord before = bundles_.last();
+  // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
+  if (!dry_run)
+    if (Status ok = bundles_.remember(bundle->record); !ok) return pass_on(ok);
+  const Policy* const policy_before = &node_.policy();
+  const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), dry_run);
+  // A push may fail when it is in force already, over what comes after.
+  const bool in_force = &node_.policy() != policy_before;
+  if (!dry_run && !in_force)
+    if (Status back = bundles_.remember(before); !back)
+      log::error("bundle_record_not_written", {{"cause", back.error().text()}});
+  if (in_force) {
+    tokens_.use_bundle_anchors(std::move(bundle->anchors));
+    end_orphans();
+    node_.journal().record(log::Level::notice, "policy.bundle",
+                           {{"generation", bundle->record.generation},
+                            {"signer", bundle->record.signer},
+                            {"bundle", hex(bundle->record.digest)},
+                            {"actor_uid", peer.uid}});
+  }
+  if (!outcome) return std::unexpected(outcome.error());
+  Value reply = pushed(*outcome, bundle->record.generation);
+  reply.set("bundle", hex(bundle->record.digest));
+  reply.set("signer", bundle->record.signer);
+  return reply;
+}
+
+void Verbs::end_orphans() {
+  const size_t ended = node_.revoke_all(
+      [this](const abi::lease_record& record) { return tokens_.is_orphan(record); });
+  if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
+}
+
+// A large policy comes in pieces of whole lines: "next" is where the next one begins. Between two
+// of them another policy may have come into force; the digest tells.
+Verbs::Answer Verbs::bundle_show(const Value& args) const {
+  if (Status ok = args.only_keys({"cursor"}); !ok) return pass_on(ok);
+  const Result<uint64_t> cursor = args.get_u64_or("cursor", 0);
+  if (!cursor) return std::unexpected(cursor.error());
+  const BundleRecord& last = bundles_.last();
+  const std::string text = render_policy_json(node_.policy(), JsonLayout::indented);
+  const size_t from = std::min<uint64_t>(*cursor, text.size());
+  size_t to = text.size();
+  if (to - from > piece_bytes_max) to = text.rfind('\n', from + piece_bytes_max) + 1;
+  return Value::map({{"generation", node_.policy().generation},
+                     {"digest", hex(node_.plane().banks.control().policy_digest)},
+                     {"signed", last.generation == 0 ? Value()
+                                                     : Value::map({{"generation", last.generation},
+                                                                   {"bundle", hex(last.digest)},
+                                                                   {"signer", last.signer},
+                                                                   {"key", hex(last.key)}})},
+                     {"policy", text.substr(from, to - from)},
+                     {"next", to < text.size() ? Value(to) : Value()}});
+}
+
+}  // namespace holdfast

@@ -1,0 +1,221 @@
+#include "userspace/token/signed.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <zstd.h>
+
+#include "userspace/wire/cbor.hpp"
+#include "userspace/wire/frame.hpp"
+
+namespace holdfast::token {
+namespace {
+
+using cbor::Reader;
+using cbor::Writer;
+
+constexpr int64_t ed25519 = -19;  // RFC 9864
+constexpr int64_t private_label = -65537;
+constexpr size_t name_bytes_max = 256;
+enum Label : uint8_t { alg = 1, kid = 4, cwt_claims = 15, typ = 16 };  // of a COSE header
+enum Claim : uint8_t { aud = 3, exp = 4, iat = 6 };                    // of a CWT
+enum Private : uint8_t { epoch = 1, challenge = 2, sequence = 3, generation = 4, unpacked = 5 };
+
+struct PurposeWords {
+  std::string_view name;
+  std::string_view type;
+  std::string_view context;
+};
+constexpr std::array<PurposeWords, purposes> words{{
+    {"request", "application/holdfast-request+cose", "holdfast request v1"},
+    {"bundle", "application/holdfast-bundle+cose", "holdfast bundle v1"},
+}};
+
+const PurposeWords& words_of(Purpose purpose) {
+  return words[static_cast<size_t>(purpose)];
+}
+
+std::span<const uint8_t> bytes_of(std::string_view text) {
+  return std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+}
+
+std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) {
+  std::vector<uint8_t> bytes;
+  Writer out(bytes);
+  out.map(5).u64(alg).i64(ed25519).u64(kid).bytes(header.key);
+  const bool stored = purpose == Purpose::bundle;
+  out.u64(cwt_claims).map(stored ? 3 : 2).u64(aud).text(header.audience);
+  if (stored) out.u64(exp).u64(header.expires_s);
+  out.u64(iat).u64(header.issued_s).end();
+  out.u64(typ).text(words_of(purpose).type);
+  out.i64(private_label);
+  const uint64_t packed = header.unpacked_bytes ? 1 : 0;
+  if (!stored) {
+    out.map(3 + packed).u64(epoch).u64(header.epoch);
+    out.u64(challenge).bytes(header.challenge).u64(sequence).u64(header.sequence);
+  } else {
+    out.map(1 + packed).u64(generation).u64(header.generation);
+  }
+  if (header.unpacked_bytes) out.u64(unpacked).u64(*header.unpacked_bytes);
+  out.end().end();
+  return bytes;
+}
+
+// What a header of any purpose may hold; that it is one of this purpose is seen by encoding it
+// again.
+bool read_header(std::span<const uint8_t> bytes, SignedHeader& header, std::string_view& type) {
+  Reader in(bytes, {.depth_max = 2, .bytes_max = signed_header_bytes_max});
+  const auto copy = [&](std::array<uint8_t, 32>& out) {
+    const std::span<const uint8_t> from = in.bytes();
+    if (from.size() == out.size())
+      std::ranges::copy(from, out.begin());
+    else
+      in.refuse(cbor::Fault::out_of_range);
+  };
+  const auto expect = [&](int64_t value) {
+    if (in.i64() != value) in.refuse(cbor::Fault::out_of_range);
+  };
+  in.map();
+  expect(alg);
+  expect(ed25519);
+  expect(kid);
+  copy(header.key);
+  expect(cwt_claims);
+  for (in.map(); in.more();) {
+    switch (in.u64()) {
+      case aud: header.audience = in.text(); break;
+      case exp: header.expires_s = in.u64(); break;
+      case iat: header.issued_s = in.u64(); break;
+      default: in.refuse(cbor::Fault::out_of_range);
+    }
+  }
+  in.end();
+  expect(typ);
+  type = in.text();
+  expect(private_label);
+  for (in.map(); in.more();) {
+    switch (in.u64()) {
+      case epoch: header.epoch = in.u64(); break;
+      case challenge: copy(header.challenge); break;
+      case sequence: header.sequence = in.u64(); break;
+      case generation: header.generation = in.u64(); break;
+      case unpacked: header.unpacked_bytes = in.u64(); break;
+      default: in.refuse(cbor::Fault::out_of_range);
+    }
+  }
+  in.end();
+  in.end();
+  return in.finish() && header.audience.size() <= name_bytes_max;
+}
+
+std::vector<uint8_t> signed_bytes(Purpose purpose, std::span<const uint8_t> header,
+                                  std::span<const uint8_t> payload) {
+  std::vector<uint8_t> bytes;
+  bytes.reserve(payload.size() + header.size() + 64);
+  Writer(bytes)
+      .array(4)
+      .text("Signature1")
+      .bytes(header)
+      .bytes(bytes_of(words_of(purpose).context))
+      .bytes(payload)
+      .end();
+  return bytes;
+}
+
+std::unexpected<Error> malformed(std::string why) {
+  return fail(ErrorKind::invalid, "malformed_signed", std::move(why),
+              "make it as userspace/token/README.md says");
+}
+
+std::unexpected<Error> bad_packing(std::string why) {
+  return fail(ErrorKind::invalid, "bad_packing", std::move(why),
+              "one zstd frame, of the size that the header says");
+}
+
+// Smaller than it was, or nothing.
+std::vector<uint8_t> pack(std::span<const uint8_t> content) {
+  std::vector<uint8_t> packed(ZSTD_compressBound(content.size()));
+  const size_t size = ZSTD_compress(packed.data(), packed.size(), content.data(), content.size(),
+                                    ZSTD_CLEVEL_DEFAULT);
+  if (ZSTD_isError(size) != 0 || size >= content.size()) return {};
+  packed.resize(size);
+  return packed;
+}
+
+}  // namespace
+
+std::string_view name_of(Purpose purpose) {
+  return words_of(purpose).name;
+}
+
+Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
+                                         std::span<const uint8_t> content, size_t pack_from) {
+  header.key = signer.key();
+  header.unpacked_bytes.reset();
+  std::vector<uint8_t> packed;
+  if (content.size() >= pack_from && content.size() <= unpacked_bytes_max) packed = pack(content);
+  if (!packed.empty()) header.unpacked_bytes = content.size();
+  const std::span<const uint8_t> payload = packed.empty() ? content : std::span<const uint8_t>(packed);
+  const std::vector<uint8_t> head = encode_header(purpose, header);
+  const Result<Signature> signature = signer.sign(signed_bytes(purpose, head, payload));
+  if (!signature) return std::unexpected(signature.error());
+  std::vector<uint8_t> bytes;
+  bytes.reserve(payload.size() + head.size() + sizeof(Signature) + 16);
+  Writer(bytes).array(4).bytes(head).map(0).end().bytes(payload).bytes(*signature).end();
+  return bytes;
+}
+
+Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose purpose) {
+  Reader in(bytes, {.depth_max = 2, .bytes_max = wire::memfd_body_bytes_max});
+  in.array_of(4);
+  const std::span<const uint8_t> header_bytes = in.bytes();
+  in.map();
+  in.end();
+  const std::span<const uint8_t> payload = in.bytes();
+  const std::span<const uint8_t> signature = in.bytes();
+  in.end();
+  if (!in.finish()) return malformed("that is no COSE_Sign1: " + in.error().message);
+  if (signature.size() != sizeof(Signature)) return malformed("its signature has not 64 bytes");
+  SignedHeader header;
+  std::string_view type;
+  if (!read_header(header_bytes, header, type)) return malformed("its header is none of ours");
+  if (type != words_of(purpose).type)
+    return fail(ErrorKind::denied, "wrong_purpose",
+                fmt::format("it was signed as \"{}\", and a {} is wanted",
+                            type.substr(0, name_bytes_max), words_of(purpose).name),
+                "what is signed for one purpose serves no other");
+  if (!std::ranges::equal(header_bytes, encode_header(purpose, header)))
+    return malformed(fmt::format("its header is not that of a {}", words_of(purpose).name));
+  return SignedObject{.header = std::move(header),
+                      .header_bytes = header_bytes,
+                      .payload = payload,
+                      .signature = signature.first<sizeof(Signature)>()};
+}
+
+bool is_signed_by(const PublicKey& key, Purpose purpose, const SignedObject& object) {
+  return verify_signature(key, signed_bytes(purpose, object.header_bytes, object.payload),
+                          object.signature);
+}
+
+Result<std::span<const uint8_t>> content_of(const SignedObject& object,
+                                            std::vector<uint8_t>& storage) {
+  if (!object.header.unpacked_bytes) return object.payload;
+  const uint64_t size = *object.header.unpacked_bytes;
+  const std::span<const uint8_t> payload = object.payload;
+  if (size == 0 || size > unpacked_bytes_max)
+    return bad_packing(
+        fmt::format("{} bytes, where 1 to {} may be packed", size, unpacked_bytes_max));
+  // One frame and nothing behind it, and the frame itself says the same size.
+  if (ZSTD_findFrameCompressedSize(payload.data(), payload.size()) != payload.size() ||
+      ZSTD_getFrameContentSize(payload.data(), payload.size()) != size)
+    return bad_packing("the payload is not one zstd frame of that size");
+  // In one go: the content is its own window, whatever window the frame asks for.
+  storage.resize(size);
+  if (ZSTD_decompress(storage.data(), storage.size(), payload.data(), payload.size()) != size) {
+    storage.clear();
+    return bad_packing("the payload does not unpack to that size");
+  }
+  return std::span<const uint8_t>(storage);
+}
+
+}  // namespace holdfast::token

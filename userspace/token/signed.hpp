@@ -1,0 +1,92 @@
+// Signed objects: content under a key's signature, for one purpose (COSE_Sign1, RFC 9052).
+// README.md has the format. Pure, apart from who signs.
+//
+// Whoever takes one apart has read the bounded header and nothing else; content() is for after the
+// signature.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "userspace/base/result.hpp"
+#include "userspace/token/key.hpp"
+#include "userspace/token/proof.hpp"
+
+namespace holdfast::token {
+
+constexpr size_t signed_header_bytes_max = 1024;
+// What a compressed content may become: a policy of the largest size, three times over.
+constexpr uint64_t unpacked_bytes_max = 48ULL << 20;
+
+// A signature for one is none for another: each has a type and a context of its own.
+enum class Purpose : uint8_t {
+  request,  // what control.sock is asked to do, on one connection
+  bundle,   // the desired state of a node, delivered by anybody
+};
+constexpr size_t purposes = 2;
+std::string_view name_of(Purpose purpose);
+
+struct SignedHeader {
+  Digest key{};          // the signer's thumbprint
+  std::string audience;  // the node's name
+  uint64_t issued_s = 0;
+  // Of requests.
+  uint64_t epoch = 0;
+  Challenge challenge{};
+  uint64_t sequence = 0;
+  // Of bundles.
+  uint64_t expires_s = 0;
+  uint64_t generation = 0;
+
+  std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
+
+  bool operator==(const SignedHeader&) const = default;
+};
+
+// An object taken apart; the views are of its bytes.
+struct SignedObject {
+  SignedHeader header;
+  std::span<const uint8_t> header_bytes;
+  std::span<const uint8_t> payload;
+  std::span<const uint8_t, sizeof(Signature)> signature;
+};
+
+// Who signs: a key in a file, or one that never leaves where it is.
+class Signer {
+ public:
+  virtual ~Signer() = default;
+  virtual Digest key() const = 0;
+  virtual Result<Signature> sign(std::span<const uint8_t> message) const = 0;
+};
+
+class FileSigner : public Signer {
+ public:
+  explicit FileSigner(SecretKey key) : key_(std::move(key)) {}
+  Digest key() const override { return thumbprint(key_.public_key()); }
+  Result<Signature> sign(std::span<const uint8_t> message) const override {
+    return key_.sign(message);
+  }
+
+ private:
+  SecretKey key_;
+};
+
+// `header.key` is taken from the signer. A content from `pack_from` bytes on is compressed, if that
+// makes it smaller.
+Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
+                                         std::span<const uint8_t> content,
+                                         size_t pack_from = SIZE_MAX);
+
+// Errors: invalid / malformed_signed; denied / wrong_purpose.
+Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose purpose);
+bool is_signed_by(const PublicKey& key, Purpose purpose, const SignedObject& object);
+// The content: the payload, or what it unpacks to, in `storage`. Errors: invalid / bad_packing.
+Result<std::span<const uint8_t>> content_of(const SignedObject& object,
+                                            std::vector<uint8_t>& storage);
+
+}  // namespace holdfast::token
