@@ -15,7 +15,7 @@ EVENT = 5
 class Watcher(Control):
     """Reads frames as they come; what events frames hold is handed out one by one, and what there is in total kept."""
 
-    def __init__(self, path: os.PathLike, timeout_s: float = 30.0, uid: int = 0, **args: object) -> None:
+    def __init__(self, path: os.PathLike, timeout_s: float = 30.0, uid: int | None = None, **args: object) -> None:
         super().__init__(path, timeout_s, uid)
         self.cursor: dict | None = None
         self.events: list[dict] = []
