@@ -20,6 +20,7 @@ class Refused(Exception):
     def __init__(self, error: dict) -> None:
         super().__init__(f"{error['code']}: {error['detail']}")
         self.code = error["code"]
+        self.error = error
 
 
 def head(major: int, value: int) -> bytes:
@@ -74,17 +75,18 @@ def decode(data: bytes, at: int = 0) -> tuple[object, int]:
 
 
 class Control:
-    def __init__(self, path: os.PathLike, timeout_s: float = 30.0, uid: int = 0) -> None:
+    def __init__(self, path: os.PathLike, timeout_s: float = 30.0, uid: int | None = None) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.buffer = b""
         self.last_id = 0
         self.seal: Callable[[bytes], bytes] | None = None  # makes a signed request of a request
         try:
-            os.seteuid(uid)  # whom SO_PEERCRED names
+            before = os.geteuid()
+            os.seteuid(before if uid is None else uid)  # whom SO_PEERCRED names
             try:
                 self.socket.connect(str(path))  # waits its turn; with a time limit it would give up at once
             finally:
-                os.seteuid(0)
+                os.seteuid(before)
             self.socket.settimeout(timeout_s)
             self.hello = self.read_frame()[3]
         except BaseException:

@@ -89,7 +89,13 @@ std::string json_line(Level level, std::string_view event, std::initializer_list
   append_json_string(line, event);
   for (const Field& field : fields) {
     line += fmt::format(R"(,"{}":)", field.key);
-    if (field.quoted) {
+    if (!field.items.empty()) {
+      for (size_t i = 0; i < field.items.size(); ++i) {
+        line += i == 0 ? '[' : ',';
+        append_json_string(line, field.items[i]);
+      }
+      line += ']';
+    } else if (field.quoted) {
       append_json_string(line, field.value);
     } else {
       line += field.value;

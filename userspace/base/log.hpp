@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -22,11 +23,14 @@ void configure(Format format, Level max_level);
 struct Field {
   std::string_view key;
   std::string value;
-  bool quoted = true;  // numbers are not quoted in JSON
+  bool quoted = true;              // numbers are not quoted in JSON
+  std::vector<std::string> items;  // of a list, which is an array in JSON; then `value` joins them
 
   Field(std::string_view k, std::string v) : key(k), value(std::move(v)) {}
   Field(std::string_view k, std::string_view v) : key(k), value(v) {}
   Field(std::string_view k, const char* v) : key(k), value(v) {}
+  Field(std::string_view k, std::vector<std::string> v)
+      : key(k), value(fmt::format("{}", fmt::join(v, ","))), items(std::move(v)) {}
   template <typename T>
     requires std::is_arithmetic_v<T>
   Field(std::string_view k, T v) : key(k), value(fmt::format("{}", v)), quoted(false) {}

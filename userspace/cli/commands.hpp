@@ -129,6 +129,16 @@ struct TrustWords {
 Outcome run_trust_revoke(Session& session, const TrustWords& words);
 Outcome run_trust_restore(Session& session, const TrustWords& words);
 
+struct WatchWords {
+  std::vector<std::string> tenants;
+  std::vector<std::string> kinds;
+  std::string from;  // INSTANCE:SEQ; empty: a snapshot first
+  bool reconnect = false;
+};
+Outcome run_watch(Session& session, const WatchWords& words);
+
+// `verb`: drain, disable, quarantine, resume or release.
+Outcome run_node_state(Session& session, const std::string& verb);
 Outcome run_node_detach(Session& session, bool yes);
 
 }  // namespace holdfast::cli

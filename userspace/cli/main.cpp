@@ -27,6 +27,7 @@ struct Words {
   TokenIssueWords issue;
   TokenCheckWords check;
   TrustWords trust;
+  WatchWords watch;
   BundleSignWords sign;
   OperatorGrantWords operator_grant;
   std::string id;
@@ -403,6 +404,48 @@ void add_trust(CLI::App& app, Words& words, Run& run) {
   examples(restore, "  holdfast trust restore holder:uid:1000");
 }
 
+void add_watch(CLI::App& app, Words& words, Run& run) {
+  CLI::App* watch = app.add_subcommand(
+      "watch", "What there is on this node, then what happens on it, as it happens");
+  WatchWords& w = words.watch;
+  watch->add_option("--tenant", w.tenants, "Only of this tenant, and of all (repeatable)")
+      ->type_name("TENANT")
+      ->allow_extra_args(false);
+  watch
+      ->add_option("--kinds", w.kinds,
+                   "Only these: lease, policy, tenant, node, interface, trust, or one of their\n"
+                   "events, such as lease.grant; separated by commas")
+      ->type_name("KIND")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  watch
+      ->add_option("--from", w.from,
+                   "Go on behind this cursor, without a snapshot if the daemon still knows what\n"
+                   "came after it")
+      ->type_name("INSTANCE:SEQ");
+  watch->add_flag("--reconnect", w.reconnect,
+                  "When the daemon goes, wait for it and go on; without, that ends it with 1");
+  watch->callback([&] { run = [&](Session& s) { return run_watch(s, words.watch); }; });
+  examples(watch,
+           "  holdfast watch\n"
+           "  holdfast watch --tenant acme/shop/prod --kinds lease.grant,lease.expired\n"
+           "  holdfast watch --json --reconnect");
+}
+
+void add_node_states(CLI::App& node, Run& run) {
+  const auto add = [&](const char* verb, const char* what) {
+    CLI::App* made = node.add_subcommand(verb, what);
+    made->callback([&run, verb] { run = [verb](Session& s) { return run_node_state(s, verb); }; });
+    made->footer(fmt::format("Examples:\n  holdfast node {}", verb));
+  };
+  add("drain", "Take no new leases; running ones go on and may be renewed");
+  add("disable", "End all leases, and take no new ones");
+  add("quarantine",
+      "End all leases, and let nothing be opened until it is released: no lease, no policy");
+  add("resume", "Take leases again, after drain or disable");
+  add("release", "Lift a quarantine; tokens of before are refused from then on");
+}
+
 void add_all(CLI::App& app, Words& words, Run& run) {
   app.fallthrough();  // --json and --socket may stand behind the command as well
   app.require_subcommand(1);
@@ -445,7 +488,9 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   add_operator(app, words, run);
   add_why(app, words, run);
 
+  add_watch(app, words, run);
   CLI::App* node = noun(app, "node", "The node as a whole");
+  add_node_states(*node, run);
   CLI::App* detach = node->add_subcommand(
       "detach", "Remove all enforcement: programs, tables, pins. The only command that opens");
   detach->add_flag("--yes", words.yes, "Do not ask");

@@ -71,6 +71,17 @@ Outcome run_tenant_enable(Session& session, const std::string& name) {
   return set_tenant(session, "tenant.enable", name, "is enabled: it may be granted leases again");
 }
 
+Outcome run_node_state(Session& session, const std::string& verb) {
+  Result<Value> reply = session.call("node." + verb, Value::map());
+  if (!reply) return pass_on(reply);
+  if (session.json()) {
+    session.print_json(*reply);
+  } else {
+    session.print(render_node_state(*reply, session.style()));
+  }
+  return ExitCode::done;
+}
+
 Outcome run_node_detach(Session& session, bool yes) {
   if (::geteuid() != 0) {
     return fail(ErrorKind::denied, "not_root", "node detach: only root may end enforcement",

@@ -17,8 +17,8 @@ constexpr size_t digest_shown = 12;
 
 Colour colour_of_state(std::string_view state) {
   if (state == "active" || state == "enabled" || state == "live") return Colour::green;
-  if (state == "grace_running") return Colour::yellow;
-  if (state == "fenced" || state == "disabled") return Colour::red;
+  if (state == "grace_running" || state == "draining") return Colour::yellow;
+  if (state == "fenced" || state == "disabled" || state == "quarantined") return Colour::red;
   return Colour::dim;
 }
 
@@ -90,6 +90,49 @@ std::string hook_words(std::string_view hook) {
   return std::string(hook);
 }
 
+std::string_view meaning_of_node_state(std::string_view state) {
+  if (state == "active") return "takes leases";
+  if (state == "draining") return "takes no new leases; running ones may be renewed";
+  if (state == "disabled") return "no lease, no grant, no renewal";
+  if (state == "quarantined")
+    return "no lease, no grant, no renewal; nothing opens until `holdfast node release`";
+  return "";
+}
+
+// "draining: takes no new leases; running ones may be renewed; since 14:03:05, by uid 0"
+std::string node_state_line(const Value& state, const Style& style) {
+  const std::string name = safe(state, "name");
+  std::string out = style.paint(colour_of_state(name), name);
+  if (name == "active") return out;
+  out += fmt::format(": {}; since {}, by uid {}", meaning_of_node_state(name),
+                     local_time(safe(state, "since")), number_of(state, "by_uid"));
+  if (const uint64_t refused = number_of(state, "refused"); refused != 0)
+    out += fmt::format("; {} refused", count_of(refused, "request", "requests"));
+  return out;
+}
+
+// "acme/shop/prod  web@10.1.0.2:443", and what else there is, in the event's own order.
+std::string event_details(const Value& event) {
+  std::string out;
+  const Value::Map* entries = event.as_map();
+  if (entries == nullptr) return out;
+  for (const Value::Entry& entry : *entries) {
+    if (entry.key == "seq" || entry.key == "time" || entry.key == "event" || entry.key == "type" ||
+        entry.key == "cursor" || entry.key == "expires_at" || entry.key == "lease" ||
+        entry.key == "tenant")
+      continue;
+    std::string text;
+    if (const std::string* words = entry.value.as_text(); words != nullptr)
+      text = printable(*words);
+    else if (const Value::Array* list = entry.value.as_array(); list != nullptr)
+      text = joined(*list, ", ", resources_shown);
+    else
+      text = cbor::to_json(entry.value);
+    out += fmt::format("  {} {}", printable(entry.key), text);
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string text_of(const Value& map, std::string_view key) {
@@ -134,6 +177,7 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
                           count_of(number_of(policy, "endpoints"), "endpoint", "endpoints"),
                           short_digest(policy)));
   }
+  facts.add("state", node_state_line(part_of(reply, "state"), style));
   const Value& leases = part_of(reply, "leases");
   facts.add("leases", fmt::format("{} live, at most {}", human_count(number_of(leases, "live")),
                                   human_count(number_of(leases, "max"))));
@@ -373,6 +417,74 @@ std::string render_drop_event(const Value& event, const Style& style) {
                      style.paint(Colour::yellow, fmt::format("{:<18}", safe(event, "reason"))),
                      safe(event, "protocol"), safe(event, "source"), safe(event, "destination"),
                      number_of(event, "length"), who.empty() ? "" : "  " + who);
+}
+
+std::string render_watch(const Value& item, const Style& style) {
+  const std::string type = text_of(item, "type");
+  std::string out;
+  if (type == "event") {
+    out = fmt::format("{}  {}", style.paint(Colour::dim, local_clock(safe(item, "time"))),
+                      style.paint(Colour::bold, fmt::format("{:<22}", safe(item, "event"))));
+    for (const char* key : {"lease", "tenant"})
+      if (const std::string name = safe(item, key); !name.empty()) out += "  " + name;
+    return out + event_details(item) + "\n";
+  }
+  if (type == "snapshot") {
+    out = fmt::format("node {}, epoch {}, policy generation {}, {} of at most {}\n",
+                      node_state_line(part_of(item, "state"), style), number_of(item, "epoch"),
+                      number_of(item, "generation"),
+                      count_of(number_of(item, "leases"), "lease", "leases"),
+                      human_count(number_of(item, "leases_max")));
+    for (const Value& dark : list_of(item, "dark")) out += dark_line(dark, style) + "\n";
+    return out;
+  }
+  for (const Value& tenant : list_of(item, "tenants")) {
+    const std::string state = safe(tenant, "state");
+    out += fmt::format("tenant {}  {}  {} of {} leases\n", safe(tenant, "name"),
+                       style.paint(colour_of_state(state), state),
+                       human_count(number_of(tenant, "leases")),
+                       human_count(number_of(tenant, "leases_max")));
+  }
+  for (const Value& each : list_of(item, "endpoints")) {
+    const std::string listen = safe(each, "listen");
+    out += fmt::format("endpoint {}  {}  {}{}  {} of {} free", safe(each, "tenant"),
+                       safe(each, "endpoint"), safe(each, "protocol"),
+                       listen.empty() ? "" : " " + listen, human_count(number_of(each, "free")),
+                       human_count(number_of(each, "members")));
+    for (const char* state : {"draining", "fenced"})
+      if (const uint64_t count = number_of(each, state); count != 0)
+        out +=
+            fmt::format(", {} {}", human_count(count), style.paint(colour_of_state(state), state));
+    out += "\n";
+  }
+  for (const Value& lease : list_of(item, "leases")) {
+    const std::string state = safe(lease, "state");
+    out += fmt::format(
+        "lease {}  {}  {}  {}  {}  expires {}\n", safe(lease, "id"), safe(lease, "tenant"),
+        joined(list_of(lease, "resources"), ", ", resources_shown), safe(lease, "holder"),
+        style.paint(colour_of_state(state), state), expires_in(lease));
+  }
+  if (type == "snapshot_end" || type == "resumed") {
+    const Value& cursor = part_of(item, "cursor");
+    out += style.paint(Colour::dim,
+                       fmt::format("{}; cursor {}:{}",
+                                   type == "resumed" ? "going on" : "what happens from here on",
+                                   safe(cursor, "instance"), number_of(cursor, "seq"))) +
+           "\n";
+  }
+  return out;  // a heartbeat is nothing to read
+}
+
+std::string render_node_state(const Value& reply, const Style& style) {
+  const std::string state = safe(reply, "state");
+  std::string out = fmt::format("node {}: {}\n", style.paint(colour_of_state(state), state),
+                                meaning_of_node_state(state));
+  const uint64_t ended = number_of(reply, "leases_ended");
+  const uint64_t left = number_of(reply, "leases");
+  if (ended != 0) out += fmt::format("{} ended\n", count_of(ended, "lease", "leases"));
+  if (state == "draining")
+    out += fmt::format("{} left\n", count_of(left, "lease is", "leases are"));
+  return out;
 }
 
 std::string render_flows(const Value& reply, const Style& style) {

@@ -33,6 +33,9 @@ std::string render_push(const cbor::Value& reply, bool dry_run, const Style& sty
 std::string render_drops(const cbor::Value& reply, const Style& style);
 std::string render_drop_event(const cbor::Value& event, const Style& style);
 std::string render_flows(const cbor::Value& reply, const Style& style);
+// A frame of watch, or one event of it; several lines, or none.
+std::string render_watch(const cbor::Value& item, const Style& style);
+std::string render_node_state(const cbor::Value& reply, const Style& style);
 std::string render_explain(const cbor::Value& reply, std::string_view packet, const Style& style);
 
 }  // namespace holdfast::cli

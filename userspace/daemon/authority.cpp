@@ -14,7 +14,7 @@ namespace {
 // A proof of presence is good for so long (H10).
 constexpr uint64_t fresh_ns = 300 * ns_per_s;
 
-constexpr std::array<std::pair<std::string_view, Reach>, 13> reaches{{
+constexpr std::array<std::pair<std::string_view, Reach>, 18> reaches{{
     {"holder.prove", Reach::proving},
     {"operator.present", Reach::proving},
     {"session.challenge", Reach::proving},
@@ -23,10 +23,15 @@ constexpr std::array<std::pair<std::string_view, Reach>, 13> reaches{{
     {"lease.revoke", Reach::tightening},
     {"tenant.disable", Reach::tightening},
     {"trust.revoke", Reach::tightening},
+    {"node.drain", Reach::tightening},
+    {"node.disable", Reach::tightening},
+    {"node.quarantine", Reach::tightening},
     {"lease.grant", Reach::widening},
     {"tenant.enable", Reach::widening},
     {"trust.restore", Reach::widening},
     {"bundle.push", Reach::widening},
+    {"node.resume", Reach::widening},
+    {"node.release", Reach::widening},
     {"node.detach", Reach::ending},
 }};
 

@@ -7,6 +7,7 @@
 #include "policy/parse.hpp"
 #include "policy/render.hpp"
 #include "userspace/base/log.hpp"
+#include "userspace/daemon/inventory.hpp"
 #include "userspace/daemon/verbs.hpp"
 
 namespace holdfast {
@@ -47,8 +48,7 @@ Value Verbs::pushed(const PushOutcome& outcome, uint64_t generation) const {
   Value changes = Value::array();
   for (size_t i = 0; i < told; ++i) changes.push(outcome.changes[i]);
   Value dark = Value::array();
-  for (const auto& [name, error] : outcome.dark)
-    dark.push(Value::map({{"interface", name}, {"code", error.code}, {"cause", error.text()}}));
+  for (const auto& [name, error] : outcome.dark) dark.push(error_value(name, error));
   return Value::map({{"applied", outcome.applied},
                      {"generation", generation},
                      {"digest", hex(node_.plane().banks.control().policy_digest)},
@@ -114,10 +114,11 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, std::span<const uint8_t
   if (in_force) {
     tokens_.use_bundle_anchors(std::move(bundle->anchors));
     end_orphans();
-    log::notice("bundle_in_force", {{"generation", bundle->record.generation},
-                                    {"signer", bundle->record.signer},
-                                    {"bundle", hex(bundle->record.digest)},
-                                    {"uid", peer.uid}});
+    node_.journal().record(log::Level::notice, "policy.bundle",
+                           {{"generation", bundle->record.generation},
+                            {"signer", bundle->record.signer},
+                            {"bundle", hex(bundle->record.digest)},
+                            {"actor_uid", peer.uid}});
   }
   if (!outcome) return std::unexpected(outcome.error());
   Value reply = pushed(*outcome, bundle->record.generation);

@@ -147,6 +147,19 @@ Status make_directory(const std::string& path, mode_t mode) {
   return {};
 }
 
+// Each client is a descriptor; a shell's limit of 1024 would end before connections_max does.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  const bool raised = ::setrlimit(RLIMIT_NOFILE, &limit) == 0;
+  const rlim_t wanted = 2 * wire::ServerConfig().connections_max;  // maps, programs and verify.sock
+  if (!raised || limit.rlim_cur < wanted)
+    log::warning("few_descriptors", {{"limit", static_cast<uint64_t>(limit.rlim_cur)},
+                                     {"wanted", static_cast<uint64_t>(wanted)},
+                                     {"effect", "beyond it, clients wait to be accepted"}});
+}
+
 // One daemon per set of pins: the lock is on the state directory, before anything is touched.
 Result<UniqueFd> lock_state(const std::string& state_dir) {
   const std::string path = state_dir + "/lock";
@@ -168,6 +181,7 @@ class Daemon {
   explicit Daemon(Options options) : options_(std::move(options)) {}
 
   Status run() {
+    raise_descriptor_limit();
     if (Status ok = check_time_namespace(); !ok) return ok;
     if (Status ok = make_directory(options_.node.state_dir, 0700); !ok) return ok;
     if (Status ok = make_directory(options_.runtime_dir, 0755); !ok) return ok;
@@ -230,17 +244,24 @@ class Daemon {
   std::string policy_path() const { return options_.config_dir + "/policy.yaml"; }
   std::string anchors_path() const { return options_.config_dir + "/anchors.yaml"; }
 
-  // A lease by token ends with the trust in who signed it.
   // The very first start: nothing is stored yet, and the operator has put a policy in place.
   Status first_policy() {
     if (node_->policy().generation != 0 || ::access(policy_path().c_str(), F_OK) != 0) return {};
+    if (Status ok = node_->may_widen("first policy"); !ok) {
+      // Refusing to start would be worse: the node enforces, and opens nothing.
+      log::notice("policy_not_read", {{"file", policy_path()}, {"cause", ok.error().text()}});
+      return {};
+    }
     return reload_policy();
   }
 
   // Each file by itself: a mistake in one does not keep the other from being read.
   Status reload() {
     const Status anchors = tokens_->read_anchors(anchors_path());
-    if (anchors) verbs_->end_orphans();
+    if (anchors) {
+      node_->journal().record("trust.anchors", {{"file", anchors_path()}});
+      verbs_->end_orphans();
+    }
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
     return anchors ? policy : anchors;

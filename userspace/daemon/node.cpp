@@ -73,6 +73,7 @@ std::string_view name_of(LeaseState state) {
     case LeaseState::active: return "active";
     case LeaseState::grace_running: return "grace_running";
     case LeaseState::expired: return "expired";
+    case LeaseState::draining: return "draining";
     case LeaseState::fenced: return "fenced";
   }
   return "?";
@@ -147,6 +148,7 @@ Result<std::unique_ptr<Node>> Node::open(wire::EventLoop& loop, const NodeOption
 }
 
 Status Node::start() {
+  if (Status ok = read_state(); !ok) return ok;
   const uint32_t slots = plane_->slots.size();
   slot_used_.assign(slots, false);
   draining_.assign(slots, false);
@@ -229,7 +231,7 @@ void Node::adopt_leases() {
   for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot) {
     const abi::lease_record& record = plane_->slots.record(slot);
     if (record.phase == 0 || record.phase == abi::HF_PHASE_FENCED) continue;
-    if (record.first_slot != slot || !is_whole(slot)) continue;
+    if (record.first_slot != slot || !leases_may_live() || !is_whole(slot)) continue;
     for (const uint32_t part : slots_of(slot)) {
       adopted[part] = true;
       issuers_.put(part, plane_->slots.record(part).issuer, part == slot);
@@ -257,6 +259,7 @@ void Node::adopt_leases() {
 // ---- policy
 
 Result<PushOutcome> Node::push_policy(Policy policy, bool dry_run) {
+  if (Status ok = may_push(policy); !ok) return pass_on(ok);
   return change_policy(std::make_shared<const Policy>(std::move(policy)), dry_run, false);
 }
 
@@ -563,7 +566,11 @@ Result<PushOutcome> Node::change_policy(std::shared_ptr<const Policy> next, bool
     if (std::none_of(dark_before.begin(), dark_before.end(), [&](const auto& was) {
           return was.first == name && was.second.text() == error.text();
         }))
-      log::error("interface_dark", {{"interface", name}, {"cause", error.text()}});
+      journal_.record(log::Level::error, "interface.dark",
+                      {{"interface", name}, {"code", error.code}, {"cause", error.text()}});
+  for (const auto& [name, error] : dark_before)
+    if (std::ranges::none_of(dark_, [&](const auto& is) { return is.first == name; }))
+      journal_.record("interface.back", {{"interface", name}});
   for (const Unenforced& uplink : unenforced_uplinks_)
     if (std::none_of(unenforced_before.begin(), unenforced_before.end(), [&](const auto& was) {
           return was.interface == uplink.interface && was.cause.text() == uplink.cause.text();

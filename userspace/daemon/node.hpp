@@ -28,6 +28,7 @@
 #include "userspace/daemon/lease_issuers.hpp"
 #include "userspace/daemon/lease_table.hpp"
 #include "userspace/daemon/netlink.hpp"
+#include "userspace/daemon/node_state.hpp"
 #include "userspace/verifier/leased_names.hpp"
 #include "userspace/wire/event_loop.hpp"
 
@@ -54,7 +55,7 @@ struct Actor {
   }
 };
 
-enum class LeaseState { active, grace_running, expired, fenced };
+enum class LeaseState { active, grace_running, expired, draining, fenced };
 std::string_view name_of(LeaseState state);
 
 // A lease as it is shown.
@@ -154,15 +155,41 @@ class Node {
   Result<LeaseView> lease(const LeaseId& id) const;
   // Up to `limit` leases from `slot` on; `slot` moves to where the next page begins, or to size().
   // Looks at a bounded number of slots, so a page may be short, or empty, and not the last.
-  std::vector<LeaseView> leases(uint32_t& slot, size_t limit, std::string_view tenant) const;
+  // `with_draining`: also those whose teardown is not proved yet.
+  std::vector<LeaseView> leases(uint32_t& slot, size_t limit, std::string_view tenant,
+                                bool with_draining = false) const;
   size_t lease_count() const { return leases_.size(); }
 
   // ---- tenants ----
   std::vector<TenantView> tenants() const;
-  Status disable_tenant(std::string_view name);  // one store; teardown follows
+  TenantView tenant_view(const Tenant& tenant) const;  // of the policy in force
+  Status disable_tenant(std::string_view name);        // one store; teardown follows
   Status enable_tenant(std::string_view name);
 
+  // ---- the node's own state ----
+  const NodeStanding& standing() const { return standing_; }
+  uint64_t refused_by_state() const { return refused_by_state_; }
+  // To this state, or a narrower one that it is in already; how many leases that ended. It holds
+  // from here on, and durably when this returns well. Errors: internal / state_write.
+  Result<size_t> narrow(NodeState to, uint32_t uid);
+  // Back to active, durably first. resume() does not lift a quarantine, release() nothing else.
+  // Errors: conflict / node_quarantined, not_quarantined; internal / state_write.
+  Status resume(uint32_t uid);
+  Status release_quarantine(uint32_t uid);
+  // Nothing is widened under quarantine. Errors: conflict / node_quarantined.
+  Status may_widen(std::string_view what) const;
+
   // ---- for the reading verbs ----
+  Journal& journal() { return journal_; }
+  std::shared_ptr<const Policy> policy_in_force() const { return policy_; }
+  enum class ResourceState { free, leased, draining, fenced };
+  // Of what may be leased: a member of an endpoint, or sending from a port.
+  ResourceState resource_state(const abi::endpoint_key& key) const;
+  ResourceState egress_state(const Tenant& tenant, const TenantPort& port) const;
+  // Slots that belong to a resource: of the policy in force, being torn down, or fenced.
+  size_t slots_used() const {
+    return static_cast<size_t>(std::count(slot_used_.begin(), slot_used_.end(), true));
+  }
   DataPlane& plane() { return *plane_; }
   const DataPlane& plane() const { return *plane_; }
   const NetworkFacts& network() const { return network_; }
@@ -224,7 +251,7 @@ class Node {
   LeaseView view(uint32_t first_slot) const;
   std::string resource_text(uint32_t slot) const;
   void name_leases();
-  std::string owner_name(const abi::lease_record& record) const;
+  std::string owner_name(uint64_t tenant_id) const;
   std::vector<Term> terms_of(uint32_t first_slot, uint64_t deadline_boot_ns) const;
   // Draws a lease's end nearer. When nft fails the error says so, and the end is nearer all the
   // same.
@@ -238,7 +265,16 @@ class Node {
   void settle(uint32_t slot, const Status& proved);
   void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                          const Done& done);
-  void journal_leases(std::string_view event, std::span<const uint32_t> slots);
+  void journal_leases(JournalAction action, std::span<const uint32_t> slots);
+  void journal_grants(std::span<const uint32_t> first_slots, const Actor& actor,
+                      uint64_t now_boot_ns);
+  Status read_state();
+  Status widen(JournalAction action, uint32_t uid);
+  bool leases_may_live() const { return standing_.state < NodeState::disabled; }
+  Status may_lease(bool renewal);
+  Status may_push(const Policy& next) const;
+  ResourceState slot_state(uint32_t slot) const;
+
   void expire_due();
   void arm_expiry_timer();
   void tear_down_tenant(uint32_t index);
@@ -264,6 +300,9 @@ class Node {
   // into a bridge. Those no table names, so the gate denies everything on them (G1).
   std::set<uint32_t> guarded_ports_;
   bool ended_ = false;
+  NodeStanding standing_;
+  bool standing_is_durable_ = true;
+  uint64_t refused_by_state_ = 0;  // grants and renewals
   std::map<uint32_t, uint32_t>
       binding_of_tenant_;  // leases bound in the batch under way, by tenant index
   // Leases that were just closed may be in these two for a few turns of the loop; draining_ says

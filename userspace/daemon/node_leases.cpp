@@ -8,6 +8,7 @@
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/daemon/node.hpp"
+#include "userspace/daemon/times.hpp"
 
 namespace holdfast {
 namespace {
@@ -19,8 +20,10 @@ constexpr size_t teardown_slots_per_turn = 4096;
 // Slots looked at for one page of a list, so that a filter that fits nothing holds nobody up.
 constexpr size_t slots_per_page_max = 65536;
 
-// Leases that end or begin together are logged one by one up to so many, then as a number.
-constexpr size_t leases_logged_each_max = 16;
+// Leases that end or begin together are recorded one by one up to so many, then as a number for
+// each tenant, and of so many tenants as one number.
+constexpr size_t leases_recorded_each_max = 16;
+constexpr size_t tenants_recorded_each_max = 16;
 
 std::string lease_text(const abi::lease_record& record) {
   return format_lease_id(LeaseId::of(record));
@@ -169,6 +172,7 @@ Result<Grant> Node::grant(const Actor& actor,
   if (!actor.operates)
     return fail(ErrorKind::denied, "not_operator", "granting a lease takes an operator",
                 "join group holdfast-operator, or ask an operator");
+  if (Status ok = may_lease(false); !ok) return pass_on(ok);
   std::vector<Term> bound;
   Grant granted;
   std::vector<LeaseId>& ids = granted.ids;
@@ -213,22 +217,46 @@ Result<Grant> Node::grant(const Actor& actor,
 
   leases_.reserve(ids.size());
   for (size_t i = 0; i < bound.size(); ++i) names_.put(bound[i].slot, names_bound_[i]);
+  std::vector<uint32_t> firsts;
+  firsts.reserve(ids.size());
   for (const Term& term : bound) {
     const abi::lease_record& record = plane_->slots.record(term.slot);
     issuers_.put(term.slot, record.issuer, record.first_slot == term.slot);
     if (record.first_slot != term.slot) continue;
     leases_.add(LeaseId::of(record), term.slot, record.incarnation, term.deadline_boot_ns,
                 plane_->slots.slot(term.slot).tenant);
-    if (ids.size() <= leases_logged_each_max)
-      journal_.record("lease.grant", {{"lease", lease_text(record)},
-                                      {"tenant", tenant_name(plane_->slots.slot(term.slot).tenant)},
-                                      {"actor_uid", actor.uid},
-                                      {"term", human_duration(term.deadline_boot_ns - now)}});
+    firsts.push_back(term.slot);
   }
-  if (ids.size() > leases_logged_each_max)
-    journal_.record("lease.grant", {{"leases", ids.size()}, {"actor_uid", actor.uid}});
+  journal_grants(firsts, actor, now);
   arm_expiry_timer();
   return granted;
+}
+
+void Node::journal_grants(std::span<const uint32_t> first_slots, const Actor& actor,
+                          uint64_t now_boot_ns) {
+  if (first_slots.size() > leases_recorded_each_max) {
+    std::map<uint64_t, size_t> leases;
+    for (const uint32_t slot : first_slots) ++leases[plane_->slots.record(slot).tenant_id];
+    if (leases.size() > tenants_recorded_each_max)
+      return journal_.record("lease.grant",
+                             {{"leases", first_slots.size()}, {"actor_uid", actor.uid}});
+    for (const auto& [id, count] : leases)
+      journal_.record("lease.grant",
+                      {{"leases", count}, {"tenant", owner_name(id)}, {"actor_uid", actor.uid}});
+    return;
+  }
+  for (const uint32_t slot : first_slots) {
+    const LeaseView lease = view(slot);
+    journal_.record("lease.grant",
+                    {{"lease", format_lease_id(lease.id)},
+                     {"tenant", lease.tenant},
+                     {"resources", lease.resources},
+                     {"holder", holder_name(lease.holder)},
+                     {"actor_uid", actor.uid},
+                     {"generation", lease.generation},
+                     {"expires_at", wall_of(lease.deadline_boot_ns)},
+                     {"term", human_duration(lease.deadline_boot_ns - now_boot_ns)}});
+  }
 }
 
 // ---- renew
@@ -256,6 +284,7 @@ Status Node::check_holder(const Actor& actor, uint32_t first_slot) const {
 Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t ttl_ns,
                               std::optional<uint64_t> generation, const LeaseOrigin* origin) {
   if (Status ok = check_term(ttl_ns); !ok) return pass_on(ok);
+  if (Status ok = may_lease(true); !ok) return pass_on(ok);
   const Result<uint32_t> slot = find_live(id);
   if (!slot) return std::unexpected(slot.error());
   if (Status ok = check_holder(actor, *slot); !ok) return pass_on(ok);
@@ -297,8 +326,10 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
     arm_expiry_timer();
   }
   journal_.record("lease.renew", {{"lease", lease_text(record)},
+                                  {"tenant", owner_name(record.tenant_id)},
                                   {"actor_uid", actor.uid},
                                   {"generation", record.generation},
+                                  {"expires_at", wall_of(deadline)},
                                   {"term", human_duration(ttl_ns)}});
   return view(*slot);
 }
@@ -344,26 +375,50 @@ Status Node::shorten(uint32_t first_slot, uint64_t deadline_boot_ns) {
 // ---- end
 
 // One line for each of the leases that these slots are of, or their number.
-void Node::journal_leases(std::string_view event, std::span<const uint32_t> slots) {
-  std::vector<std::pair<LeaseId, size_t>> leases;
+void Node::journal_leases(JournalAction action, std::span<const uint32_t> slots) {
+  struct Part {
+    LeaseId id;
+    uint64_t tenant_id;
+    size_t slots;
+  };
+  std::vector<Part> leases;
   for (const uint32_t slot : slots) {
-    const LeaseId id = LeaseId::of(plane_->slots.record(slot));
-    if (leases.empty() || leases.back().first != id) leases.emplace_back(id, 0);
-    ++leases.back().second;
+    const abi::lease_record& record = plane_->slots.record(slot);
+    const LeaseId id = LeaseId::of(record);
+    if (leases.empty() || leases.back().id != id) leases.push_back({id, record.tenant_id, 0});
+    ++leases.back().slots;
   }
-  std::sort(leases.begin(), leases.end());
+  std::ranges::sort(leases, {}, &Part::id);
   size_t distinct = 0;  // a lease's slots may be apart
-  for (const auto& [id, count] : leases) {
-    if (distinct != 0 && leases[distinct - 1].first == id)
-      leases[distinct - 1].second += count;
+  for (const Part& part : leases) {
+    if (distinct != 0 && leases[distinct - 1].id == part.id)
+      leases[distinct - 1].slots += part.slots;
     else
-      leases[distinct++] = {id, count};
+      leases[distinct++] = part;
   }
   leases.resize(distinct);
-  if (leases.size() > leases_logged_each_max)
-    return journal_.record(event, {{"leases", leases.size()}, {"slots", slots.size()}});
-  for (const auto& [id, count] : leases)
-    journal_.record(event, {{"lease", format_lease_id(id)}, {"slots", count}});
+  if (leases.size() <= leases_recorded_each_max) {
+    for (const Part& part : leases)
+      journal_.record(action, {{"lease", format_lease_id(part.id)},
+                               {"tenant", owner_name(part.tenant_id)},
+                               {"slots", part.slots}});
+    return;
+  }
+  struct Sum {
+    size_t leases = 0;
+    size_t slots = 0;
+  };
+  std::map<uint64_t, Sum> tenants;
+  for (const Part& part : leases) {
+    Sum& sum = tenants[part.tenant_id];
+    ++sum.leases;
+    sum.slots += part.slots;
+  }
+  if (tenants.size() > tenants_recorded_each_max)
+    return journal_.record(action, {{"leases", leases.size()}, {"slots", slots.size()}});
+  for (const auto& [id, sum] : tenants)
+    journal_.record(action,
+                    {{"leases", sum.leases}, {"tenant", owner_name(id)}, {"slots", sum.slots}});
 }
 
 void Node::revoke(const LeaseId& id, std::optional<uint64_t> grace, Done done) {
@@ -373,14 +428,18 @@ void Node::revoke(const LeaseId& id, std::optional<uint64_t> grace, Done done) {
   const uint64_t ends = boot_now_ns() + std::min(grace_ns, lease_term_max_ns);
   const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(*slot));
   if (grace_ns == 0) return tear_down(slots_of(*slot), "torndown", std::move(done));
-  journal_.record("lease.revoke_warning",
-                  {{"lease", format_lease_id(id)}, {"grace", human_duration(grace_ns)}});
+  const std::string tenant = owner_name(plane_->slots.record(*slot).tenant_id);
+  journal_.record(
+      "lease.revoke_warning",
+      {{"lease", format_lease_id(id)}, {"tenant", tenant}, {"grace", human_duration(grace_ns)}});
   // Grace is a shorter term: the kernel ends it, whatever becomes of us. It never passes the
   // lease's end. In its grace it is not renewed, so that comes first.
   for (const uint32_t s : slots_of(*slot)) plane_->slots.set_phase(s, abi::HF_PHASE_GRACE);
   const Status ok = shorten(*slot, std::min(ends, deadline));
   if (ok || ok.error().code != lease_closed_code)
-    journal_.record("lease.grace_running", {{"lease", format_lease_id(id)}});
+    journal_.record("lease.grace_running", {{"lease", format_lease_id(id)},
+                                            {"tenant", tenant},
+                                            {"expires_at", wall_of(std::min(ends, deadline))}});
   done(ok);
 }
 
@@ -464,7 +523,9 @@ void Node::teardown_finished(const std::vector<uint32_t>& slots, std::string_vie
     if (!own) ok = own;
   }
   if (!down.empty())
-    journal_leases(outcome == "torndown" ? "lease.torndown" : "lease.failed_closed", down);
+    journal_leases(outcome == "torndown" ? JournalAction("lease.torndown")
+                                         : JournalAction("lease.failed_closed"),
+                   down);
   if (!ok) {
     const std::string lease = lease_text(plane_->slots.record(fenced.front()));
     journal_leases("lease.fenced", fenced);
@@ -617,9 +678,9 @@ std::vector<uint32_t> Node::slots_of(uint32_t first_slot) const {
   return slots;
 }
 
-std::string Node::owner_name(const abi::lease_record& record) const {
-  const Tenant* tenant = index_->tenant_by_id(record.tenant_id);
-  return tenant != nullptr ? tenant->name : fmt::format("id {}", record.tenant_id);
+std::string Node::owner_name(uint64_t tenant_id) const {
+  const Tenant* tenant = index_->tenant_by_id(tenant_id);
+  return tenant != nullptr ? tenant->name : fmt::format("id {}", tenant_id);
 }
 
 Holder Node::holder_of(const abi::lease_record& record) {
@@ -642,6 +703,8 @@ LeaseView Node::view(uint32_t first_slot) const {
   out.holder = holder_of(record);
   if (record.phase == abi::HF_PHASE_FENCED) {
     out.state = LeaseState::fenced;
+  } else if (draining_[first_slot]) {
+    out.state = LeaseState::draining;
   } else if (out.deadline_boot_ns <= boot_now_ns()) {
     out.state = LeaseState::expired;
   } else if (record.phase == abi::HF_PHASE_GRACE) {
@@ -649,7 +712,7 @@ LeaseView Node::view(uint32_t first_slot) const {
   }
   if (plane_->slots.slot(first_slot).flags & abi::HF_SLOT_PEER)
     out.peer = Prefix{address_of(record.peer), static_cast<uint8_t>(record.peer_prefix_bits)};
-  out.tenant = owner_name(record);
+  out.tenant = owner_name(record.tenant_id);
   for (const uint32_t slot : slots_of(first_slot)) out.resources.push_back(resource_text(slot));
   return out;
 }
@@ -678,7 +741,8 @@ std::string Node::resource_text(uint32_t slot) const {
 void Node::name_leases() {
   for (uint32_t slot = 0; slot < plane_->slots.size(); ++slot)
     if (plane_->slots.bound(slot) && !draining_[slot])
-      names_.put(slot, names_.hash(owner_name(plane_->slots.record(slot)), resource_text(slot)));
+      names_.put(
+          slot, names_.hash(owner_name(plane_->slots.record(slot).tenant_id), resource_text(slot)));
 }
 
 Result<LeaseView> Node::lease(const LeaseId& id) const {
@@ -687,27 +751,31 @@ Result<LeaseView> Node::lease(const LeaseId& id) const {
   return view(*slot);
 }
 
-std::vector<LeaseView> Node::leases(uint32_t& slot, size_t limit, std::string_view tenant) const {
+std::vector<LeaseView> Node::leases(uint32_t& slot, size_t limit, std::string_view tenant,
+                                    bool with_draining) const {
   std::vector<LeaseView> out;
   const auto end = static_cast<uint32_t>(
       std::min<size_t>(plane_->slots.size(), size_t{slot} + slots_per_page_max));
   for (; slot < end && out.size() < limit; ++slot) {
     const abi::lease_record& record = plane_->slots.record(slot);
-    const bool listed = plane_->slots.bound(slot) || record.phase == abi::HF_PHASE_FENCED;
+    const bool listed = plane_->slots.bound(slot) || record.phase == abi::HF_PHASE_FENCED ||
+                        (with_draining && draining_[slot]);
     if (!listed || record.first_slot != slot) continue;
-    if (tenant.empty() || owner_name(record) == tenant) out.push_back(view(slot));
+    if (tenant.empty() || owner_name(record.tenant_id) == tenant) out.push_back(view(slot));
   }
   return out;
 }
 
 std::vector<TenantView> Node::tenants() const {
   std::vector<TenantView> out;
-  for (const Tenant& tenant : policy_->tenants) {
-    const uint32_t index = facts_.tenant_indexes.at(tenant.id);
-    out.push_back({&tenant, index, tenant_disabled(index), plane_->tenants[index].epoch,
-                   leases_.of_tenant(index)});
-  }
+  for (const Tenant& tenant : policy_->tenants) out.push_back(tenant_view(tenant));
   return out;
+}
+
+TenantView Node::tenant_view(const Tenant& tenant) const {
+  const uint32_t index = facts_.tenant_indexes.at(tenant.id);
+  return {&tenant, index, tenant_disabled(index), plane_->tenants[index].epoch,
+          leases_.of_tenant(index)};
 }
 
 std::optional<LeaseId> Node::lease_of_slot(uint32_t slot) const {

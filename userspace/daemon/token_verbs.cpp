@@ -7,6 +7,7 @@
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
+#include "userspace/daemon/inventory.hpp"
 #include "userspace/daemon/verbs.hpp"
 
 namespace holdfast {

@@ -413,10 +413,18 @@ bool Tokens::clock_in_doubt() const {
   return clock_.doubt(wall_now_ns(), boot_now_ns()).has_value();
 }
 
-void Tokens::release() {
+Status Tokens::begin_epoch() {
   Result<Identity::Moment> now = Identity::Moment::now();
-  const Status ok = now ? identity_.begin_epoch(*now) : Status(pass_on(now));
-  if (!ok) log::error("identity_not_written", {{"cause", ok.error().text()}});
+  if (!now) return pass_on(now);
+  Status ok = identity_.begin_epoch(*now);
+  const std::shared_ptr<const token::Beliefs> before = beliefs_.load();
+  believe(before->anchors, before->revoked);  // of this epoch
+  return ok;
+}
+
+void Tokens::release() {
+  if (Status ok = begin_epoch(); !ok)
+    log::error("identity_not_written", {{"cause", ok.error().text()}});
 }
 
 void Tokens::remember_time() {

@@ -107,6 +107,8 @@ class Tokens {
   // What shows a service that this lease is in force, until the lease's end: a use token, as text.
   Result<std::string> use_token(const LeaseView& lease, const std::vector<std::string>& operations);
 
+  // Tokens of before are refused from here on, durably.
+  Status begin_epoch();
   // Enforcement was removed: whatever comes next is another epoch.
   void release();
   // Raises the durable floor of wall time, unless that is in doubt.

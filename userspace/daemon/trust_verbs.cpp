@@ -87,9 +87,11 @@ Verbs::Answer Verbs::trust_revoke(const wire::Peer& peer, const Value& args) {
     }
   });
   const std::string what = token::text_of(*revocation);
-  log::notice(
-      "trust_revoke",
-      {{"what", what}, {"tenant", revocation->tenant}, {"leases_ended", ended}, {"uid", peer.uid}});
+  node_.journal().record(log::Level::notice, "trust.revoke",
+                         {{"what", what},
+                          {"tenant", revocation->tenant},
+                          {"leases_ended", ended},
+                          {"actor_uid", peer.uid}});
   if (!ok) return std::unexpected(ok.error());
   return Value::map({{"what", what}, {"leases_ended", ended}});
 }
@@ -99,7 +101,8 @@ Verbs::Answer Verbs::trust_restore(const wire::Peer& peer, const Value& args) {
   if (!revocation) return std::unexpected(revocation.error());
   if (Status ok = tokens_.restore(*revocation); !ok) return pass_on(ok);
   const std::string what = token::text_of(*revocation);
-  log::notice("trust_restore", {{"what", what}, {"tenant", revocation->tenant}, {"uid", peer.uid}});
+  node_.journal().record(log::Level::notice, "trust.restore",
+                         {{"what", what}, {"tenant", revocation->tenant}, {"actor_uid", peer.uid}});
   return Value::map({{"what", what}});
 }
 

@@ -14,6 +14,8 @@
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/authority.hpp"
 #include "userspace/daemon/explain.hpp"
+#include "userspace/daemon/inventory.hpp"
+#include "userspace/daemon/times.hpp"
 
 namespace holdfast {
 namespace {
@@ -46,15 +48,6 @@ std::string protocol_name(uint8_t protocol) {
   }
 }
 
-std::string_view protocol_name(Protocol protocol) {
-  switch (protocol) {
-    case Protocol::icmp_echo: return "icmp_echo";
-    case Protocol::tcp: return "tcp";
-    case Protocol::udp: return "udp";
-  }
-  return "?";
-}
-
 Result<Protocol> parse_protocol(std::string_view text) {
   for (const Protocol p : {Protocol::icmp_echo, Protocol::tcp, Protocol::udp})
     if (protocol_name(p) == text) return p;
@@ -65,10 +58,6 @@ Result<Protocol> parse_protocol(std::string_view text) {
 Result<uint64_t> number_or(const Value& args, std::string_view key, uint64_t min, uint64_t max,
                            uint64_t otherwise) {
   return args.has(key) ? args.get_u64(key, min, max) : otherwise;
-}
-
-Value error_value(const std::string& interface, const Error& error) {
-  return Value::map({{"interface", interface}, {"code", error.code}, {"cause", error.text()}});
 }
 
 Value counter_value(const abi::counter& counter) {
@@ -90,10 +79,6 @@ Actor actor_of(const wire::Peer& peer) {
 Actor actor_of(const wire::Peer& peer, const wire::Request& request) {
   if (request.signer == nullptr) return actor_of(peer);
   return {.uid = peer.uid, .operates = true};
-}
-
-std::string wall_of(uint64_t boot_ns) {
-  return rfc3339_utc(wall_now_ns() + boot_ns - boot_now_ns());
 }
 
 Value verifier_value(const verifier::Server& server) {
@@ -175,8 +160,14 @@ Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles
       signed_requests_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
+      watch_(loop,
+             [this](const WatchFilter& filter) { return new_inventory(node_, tokens_, filter); }),
       started_boot_ns_(boot_now_ns()),
-      started_wall_ns_(wall_now_ns()) {}
+      started_wall_ns_(wall_now_ns()) {
+  node_.journal().listen([this](JournalAction action, std::span<const log::Field> fields) {
+    watch_.tell(action, fields);
+  });
+}
 
 Status Verbs::attach_drop_events(Verbs& verbs) {
   Result<DropEvents> events = DropEvents::open(
@@ -245,6 +236,7 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
                           std::make_shared<wire::Responder>(std::move(responder))});
     return;
   }
+  if (request.verb == "watch") return watch_.begin(peer, request.args, std::move(responder));
   Answer answer = read(peer, request);
   if (answer) return responder.answer(*answer);
   responder.fail(answer.error());
@@ -326,6 +318,9 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
 
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                    uint32_t attempt) {
+  static constexpr std::string_view widening[] = {"tenant.enable", "trust.restore", "node.detach"};
+  if (std::ranges::find(widening, request.verb) != std::end(widening))
+    if (Status ok = node_.may_widen(request.verb); !ok) return responder.fail(ok.error());
   Answer answer = Value();
   if (request.verb == "lease.revoke" || request.verb == "lease.release")
     return lease_end(peer, request, std::move(responder));
@@ -342,6 +337,8 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     answer = trust_revoke(peer, request.args);
   } else if (request.verb == "trust.restore") {
     answer = trust_restore(peer, request.args);
+  } else if (request.verb.starts_with("node.") && request.verb != "node.detach") {
+    answer = node_state(peer, request);
   } else if (request.verb == "node.detach") {
     Result<std::vector<std::string>> removed = detach_();
     if (removed) {
@@ -368,23 +365,6 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
 }
 
 // ---- leases
-
-Value Verbs::lease_value(const LeaseView& lease) const {
-  Value resources = Value::array();
-  for (const std::string& name : lease.resources) resources.push(name);
-  const uint64_t now = boot_now_ns();
-  return Value::map(
-      {{"id", format_lease_id(lease.id)},
-       {"state", name_of(lease.state)},
-       {"tenant", lease.tenant},
-       {"resources", std::move(resources)},
-       {"holder", holder_name(lease.holder)},
-       {"peer", lease.peer ? Value(format_prefix(*lease.peer)) : Value()},
-       {"granted_at", wall_of(lease.granted_boot_ns)},
-       {"expires_at", wall_of(lease.deadline_boot_ns)},
-       {"remaining_ns", lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0},
-       {"generation", lease.generation}});
-}
 
 Verbs::Answer Verbs::lease_list(const Value& args) const {
   if (Status ok = args.only_keys({"cursor", "limit", "tenant"}); !ok) return pass_on(ok);
@@ -543,6 +523,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
       {{"version", HOLDFAST_VERSION},
        {"node", tokens_.node()},
        {"epoch", tokens_.epoch()},
+       {"state", standing_value(node_)},
        {"tokens", tokens_.status()},
        {"signed_requests", signed_requests_.status()},
        {"policy", Value::map({{"generation", policy.generation},
@@ -561,6 +542,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"pin_dir", plane.object.root()},
        {"table", plane.nft.name()},
        {"connections", connections_ ? connections_() : 0},
+       {"watch", watch_.status()},
        {"verifier", verifier_ != nullptr ? verifier_value(*verifier_) : Value()},
        {"peer", Value::map({{"uid", peer.uid}, {"role", wire::name_of(peer.role)}})}});
 }
@@ -581,17 +563,12 @@ Verbs::Answer Verbs::route_list() const {
             ++leased;
       }
       const TenantPort& port = tenant.ports[e.port];
-      std::string listen;
-      if (e.protocol != Protocol::icmp_echo)
-        listen = e.listen.first == e.listen.last
-                     ? fmt::format("{}", e.listen.first)
-                     : fmt::format("{}-{}", e.listen.first, e.listen.last);
       routes.push(
           Value::map({{"tenant", tenant.name},
                       {"endpoint", e.name},
                       {"protocol", protocol_name(e.protocol)},
                       {"addresses", std::move(addresses)},
-                      {"listen", listen},
+                      {"listen", listen_text(e)},
                       {"port", port.name},
                       {"interface", port.interface},
                       {"members", e.addresses.size() *

@@ -10,6 +10,7 @@
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/signed_requests.hpp"
 #include "userspace/daemon/tokens.hpp"
+#include "userspace/daemon/watch.hpp"
 #include "userspace/dataplane/counters.hpp"
 #include "userspace/verifier/server.hpp"
 #include "userspace/wire/server.hpp"
@@ -71,9 +72,9 @@ class Verbs {
   Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
   Answer push_signed(const wire::Peer& peer, std::span<const uint8_t> bytes, std::string_view file,
                      bool dry_run);
+  Answer node_state(const wire::Peer& peer, const wire::Request& request);
   cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
 
-  cbor::Value lease_value(const LeaseView& lease) const;
   cbor::Value event_value(const abi::drop_event& event) const;
   Status in_scope(const wire::Principal& signer, const wire::Request& request) const;
   Status may_follow(const wire::Peer& peer) const;
@@ -88,6 +89,7 @@ class Verbs {
   std::function<uint64_t()> connections_;
   const verifier::Server* verifier_ = nullptr;
   Counters counters_;
+  Watch watch_;
   std::optional<DropEvents> drop_events_;
   wire::FdWatch drop_watch_;
   struct Follower {

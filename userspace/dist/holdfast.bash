@@ -24,7 +24,7 @@ _holdfast() {
         ;;
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
-        --holder-key | --lease | --anchors | --at | --resource | --issued-before) ((++i)) ;;
+        --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -36,11 +36,13 @@ _holdfast() {
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
+      [[ ${words[0]-} != watch ]] || files=0
       ;;
     --endpoint) candidates=$(_holdfast_ask 2 route ls) ;;
     --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
     --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
+    --kinds) candidates="lease policy tenant node interface trust" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
@@ -51,7 +53,7 @@ _holdfast() {
     *)
       local flags="--json --socket --sign-key --grant --help"
       case "${words[*]}" in
-        "") candidates="status doctor lease route tenant bundle token trust operator drops flows explain node" flags+=" --version" ;;
+        "") candidates="status doctor lease route tenant bundle token trust operator watch drops flows explain node" flags+=" --version" ;;
         lease) candidates="ls show grant renew revoke release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
@@ -60,7 +62,7 @@ _holdfast() {
         trust) candidates="show revoke restore" ;;
         "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
         "trust restore") candidates="key: head: token: holder: issuer:" flags+=" --tenant" ;;
-        node) candidates="detach" ;;
+        node) candidates="drain disable quarantine resume release detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
           flags+=" --from --token --holder-key --holder --ttl --grace"
@@ -98,6 +100,7 @@ _holdfast() {
         "token inspect") files=1 flags+=" --anchors" ;;
         "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
+        watch) flags+=" --tenant --kinds --from --reconnect" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0
       ;;

@@ -21,7 +21,7 @@ namespace detail {
 constexpr size_t receive_bytes = 64U << 10;  // one recvmsg, into a buffer all connections share
 constexpr int receives_per_turn = 4;         // then others get their turn
 constexpr int accepts_per_turn = 16;
-constexpr size_t output_bytes_kept = 64U << 10;        // capacity an idle connection may keep
+constexpr size_t output_bytes_kept = 16U << 10;        // capacity an idle connection may keep
 constexpr uint64_t accept_pause_ns = 100 * ns_per_ms;  // when descriptors have run out
 constexpr uint64_t rate_pause_ns = 10 * ns_per_ms;  // what a peer over its rate waits per refusal
 constexpr size_t idle_uids_max = 4096;              // uids remembered only for their rate
@@ -102,6 +102,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     return !gone_ && unanswered_.contains(request_id);
   }
   bool is_writable() const;
+  bool has_room(size_t unsent_max) const;
   void send_part(FrameType type, uint16_t flags, uint32_t request_id,
                  std::span<const uint8_t> body);
   void send_final(FrameType type, uint32_t request_id, std::span<const uint8_t> body);
@@ -193,6 +194,11 @@ bool Connection::may_take() const {
 bool Connection::is_writable() const {
   return unsent() < server_.config.unsent_bytes_max &&
          uid_.unsent < server_.config.uid_unsent_bytes_max;
+}
+
+bool Connection::has_room(size_t unsent_max) const {
+  const bool uid_has_room = uid_.unsent < server_.config.uid_unsent_bytes_max / 2;
+  return unsent() <= (uid_has_room ? unsent_max : 0);
 }
 
 void Connection::on_event(uint32_t events) {
@@ -773,6 +779,29 @@ Status Responder::page_encoded(std::span<const uint8_t> body) {
 
 Status Responder::event(const cbor::Value& body) {
   return send_part(FrameType::event, 0, cbor::encode(body));
+}
+
+Status Responder::event_encoded(std::span<const uint8_t> body, size_t unsent_max) {
+  const auto connection = connection_.lock();
+  if (connection == nullptr || request_id_ == 0 || !connection->is_unanswered(request_id_)) {
+    return holdfast::fail(ErrorKind::unavailable, "peer_gone",
+                          "the peer has closed its connection");
+  }
+  if (body.size() > inline_body_bytes_max) {
+    return holdfast::fail(ErrorKind::internal, "reply_too_large",
+                          fmt::format("an event of {} bytes does not fit a frame", body.size()));
+  }
+  if (!connection->has_room(unsent_max)) {
+    return holdfast::fail(ErrorKind::exhausted, "peer_slow",
+                          "the peer does not read what it was sent");
+  }
+  connection->send_part(FrameType::event, 0, request_id_, body);
+  return {};
+}
+
+bool Responder::has_room(size_t unsent_max) const {
+  const auto connection = connection_.lock();
+  return connection != nullptr && connection->has_room(unsent_max);
 }
 
 void Responder::on_writable(std::function<void()> callback) {

@@ -44,11 +44,11 @@ struct ServerConfig {
   size_t unsent_bytes_max = 4U << 20;
   // Per uid, over all its connections.
   uint32_t uid_connections_max = 64;
-  uint32_t root_connections_max = 256;
-  uint32_t uid_unanswered_max = 1024;
+  uint32_t root_connections_max = 2048;
+  uint32_t uid_unanswered_max = 2048;
   size_t uid_unsent_bytes_max = 16U << 20;
   // All together. The last ones are kept for operators, so that nobody else can lock them out.
-  uint32_t connections_max = 1024;
+  uint32_t connections_max = 4096;
   uint32_t connections_for_operators = 32;
 
   // Requests and new connections, per uid; per_second 0 is unlimited.
@@ -129,6 +129,12 @@ class Responder {
   Status page(const cbor::Value& body);
   Status page_encoded(std::span<const uint8_t> body);
   Status event(const cbor::Value& body);
+  // An event of a stream with many readers, encoded once for all. It is sent only to a peer that
+  // has room for it, so that one of those that do not read costs the others nothing.
+  Status event_encoded(std::span<const uint8_t> body, size_t unsent_max);
+  // No more than `unsent_max` bytes of this connection wait to be taken; none at all once its uid
+  // has used half of its budget.
+  bool has_room(size_t unsent_max) const;
 
   // Calls back once, in a later turn, when there is room for more. When the peer goes first, the
   // callback is destroyed instead. One at a time for a request; a new one replaces it.

@@ -148,6 +148,18 @@ class Daemon {
       }
     });
   }
+  // Sends one event to each that is parked, in order; for each, whether it was sent.
+  std::vector<bool> tell_parked(std::span<const uint8_t> event, size_t unsent_max) {
+    std::vector<bool> sent;
+    on_loop([&] {
+      for (Responder& responder : parked_) {
+        const bool room = responder.has_room(unsent_max);
+        sent.push_back(responder.event_encoded(event, unsent_max).has_value());
+        EXPECT_EQ(room, sent.back());
+      }
+    });
+    return sent;
+  }
   // Ends the server while requests are unanswered.
   void end_server() {
     on_loop([this] { server_.reset(); });

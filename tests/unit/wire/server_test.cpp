@@ -712,5 +712,56 @@ TEST(ControlServer, OnlyOperatorsMayPassAMemfd) {
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+// Of two followers of one user the one that does not read gets no more once its limit is reached,
+// and the other one misses nothing, although together they share a budget.
+TEST(Server, EventsGoOnlyToWhoHasRoom) {
+  constexpr size_t unsent_max = 128U << 10;
+  Daemon daemon([](ServerConfig& config) { config.uid_unsent_bytes_max = 1U << 20; });
+  RawPeer idle(daemon.path()), reader(daemon.path());
+  for (RawPeer* peer : {&idle, &reader}) {
+    peer->expect_hello();
+    ASSERT_TRUE(peer->send(RawPeer::request(1, "later")));
+    daemon.wait_parked(peer == &idle ? 1 : 2);
+  }
+  const std::vector<uint8_t> event =
+      cbor::encode(cbor::Value::map({{"bytes", cbor::Value::bytes(std::vector<uint8_t>(30000))}}));
+  size_t sent = 0;
+  for (int turn = 0; turn < 100; ++turn) {
+    const std::vector<bool> each = daemon.tell_parked(event, unsent_max);
+    ASSERT_TRUE(each[1]) << turn;
+    if (each[0]) ++sent;
+    const std::optional<Frame> frame = reader.read();
+    ASSERT_TRUE(frame) << turn;
+    EXPECT_EQ(frame->type, FrameType::event);
+    EXPECT_EQ(frame->body, event);
+  }
+  EXPECT_GT(sent, 4U);  // its socket's buffer, and the limit
+  EXPECT_LT(sent, 40U);
+  for (size_t i = 0; i < sent; ++i) ASSERT_TRUE(idle.read()) << i;
+  EXPECT_TRUE(daemon.tell_parked(event, unsent_max)[0]);  // it reads again
+}
+
+// Once half of a user's budget waits for those who do not read, only who has taken all gets more.
+TEST(Server, TheIdleOfAUserDoNotUseUpItsBudget) {
+  constexpr size_t budget = 1U << 20;
+  Daemon daemon([](ServerConfig& config) { config.uid_unsent_bytes_max = budget; });
+  std::vector<std::unique_ptr<RawPeer>> idle;
+  for (uint32_t n = 0; n < 30; ++n) {
+    idle.push_back(std::make_unique<RawPeer>(daemon.path()));
+    idle.back()->expect_hello();
+    ASSERT_TRUE(idle.back()->send(RawPeer::request(1, "later")));
+    daemon.wait_parked(n + 1);
+  }
+  const std::vector<uint8_t> event =
+      cbor::encode(cbor::Value::map({{"bytes", cbor::Value::bytes(std::vector<uint8_t>(8000))}}));
+  for (int turn = 0; turn < 200; ++turn) daemon.tell_parked(event, 128U << 10);
+  RawPeer other(daemon.path());
+  other.expect_hello();
+  ASSERT_TRUE(other.send(RawPeer::request(1, "echo")));  // the user is served as before
+  const std::optional<Frame> frame = other.read();
+  ASSERT_TRUE(frame);
+  EXPECT_EQ(frame->type, FrameType::reply);
+}
+
 }  // namespace
 }  // namespace holdfast::wire
