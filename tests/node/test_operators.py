@@ -197,11 +197,22 @@ def test_an_operator_grant(lab: Lab) -> None:
             ann.revoke(lease["id"])
         with connect(lab, seed=PERSON) as elsewhere, pytest.raises(Refused, match="denied"):
             elsewhere.call("lease.list", {"tenant": A})
-        # Whoever granted it is believed no more: neither is she.
-        lab.cli("trust", "revoke", f"key:{thumbprint(SEED)}")
+        # What she granted stands on both keys, hers and that of who granted her. Reading the anchors anew ends it not.
+        trust_again(lab)
+        passes(lab, WEB_A)
+        assert lab.cli("trust", "revoke", f"key:{thumbprint(PERSON)}")["leases_ended"] == 1
+        wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+        denied(lab, WEB_A, "no_lease", "from_uplink")
         with pytest.raises(Refused, match="denied"):
             ann.call("lease.list", {"tenant": A})
-        lab.cli("lease", "revoke", lease["id"])
+        restrict(lab, anchor(**ROOT), anchor(STRANGER, issuer="cp.example"))
+        with connect(lab, seed=STRANGER) as other:
+            other.call("trust.restore", {"what": f"key:{thumbprint(PERSON)}"})
+        ann.grant(A, "web")
+        passes(lab, WEB_A)
+        assert lab.cli("trust", "revoke", f"key:{thumbprint(SEED)}")["leases_ended"] == 1
+        with pytest.raises(Refused, match="denied"):
+            ann.call("lease.list", {"tenant": A})
 
 
 def test_operator_grants_that_are_none(lab: Lab) -> None:

@@ -195,13 +195,12 @@ Result<Grant> Node::grant(const Actor& actor,
     if (!more) return refuse(std::move(more.error()));
     if (!*more) break;
     const LeaseId id = token != nullptr ? token->id : LeaseId::random();
-    Status ok =
-        leases_.size() + ids.size() < policy_->leases_max
-            ? bind_lease(request, id, origin, now, bound)
-            : Status(
-                  at_limit("leases_max",
-                           fmt::format("this node has {} leases, its limit", policy_->leases_max),
-                           "release some, or raise limits.leases in the policy"));
+    Status ok = leases_.size() + ids.size() < policy_->leases_max
+                    ? bind_lease(request, id, origin, now, bound)
+                    : Status(at_limit(
+                          "leases_max",
+                          fmt::format("this node has {} leases, its limit", policy_->leases_max),
+                          "release some, or raise limits.leases in the policy"));
     if (!ok)
       return refuse(
           ids.empty()

@@ -80,8 +80,8 @@ class Tokens {
   bool is_anchored(const token::Digest& key) const;
   // Whether nobody's key is called so any more.
   bool is_orphan(uint64_t issuer) const;
-  // Whether a revocation means a lease; of an anchor's key, issuer_of() tells sooner. `tenant_id`: of
-  // the tenant that it names, if it names one.
+  // Whether a revocation means a lease; of an anchor's key, issuer_of() tells sooner. `tenant_id`:
+  // of the tenant that it names, if it names one.
   std::function<bool(const abi::lease_record&)> meant_by(const token::Revocation& revocation,
                                                          std::optional<uint64_t> tenant_id) const;
 

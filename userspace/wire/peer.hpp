@@ -30,9 +30,9 @@ struct RoleGroups {
 // Whose signature a request bears, and what that key may ask for.
 struct Principal {
   std::string name;
-  std::array<uint8_t, 32> key{};     // its thumbprint
-  std::vector<std::string> verbs;    // exactly these; "*": every one
-  std::vector<std::string> tenants;  // likewise
+  std::array<uint8_t, 32> key{};                   // its thumbprint
+  std::vector<std::string> verbs;                  // exactly these; "*": every one
+  std::vector<std::string> tenants;                // likewise
   std::optional<std::array<uint8_t, 32>> by = {};  // the key that granted it this, if one did
 
   bool may_ask(std::string_view verb) const { return lists(verbs, verb); }
@@ -50,8 +50,8 @@ struct Principal {
 struct Delegation {
   Principal principal;
   std::array<uint8_t, 32> public_key{};
-  std::string application;       // of a security key
-  uint64_t expires_s = 0;        // since 1970
+  std::string application;  // of a security key
+  uint64_t expires_s = 0;   // since 1970
 };
 
 // Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have
