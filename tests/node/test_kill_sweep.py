@@ -42,7 +42,7 @@ import pytest
 from bpf import pinned_map, values_of
 from control import Control, Refused
 from issuer import Issuer, trust
-from lab import A, ECHO, HOSTS, MANY, Lab, policy, wait_until
+from lab import A, ECHO, HOSTS, MANY, SLOW, Lab, policy, wait_until
 from packets import Probe, udp
 
 FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
@@ -528,7 +528,7 @@ def kill_at(world: World, step: Step) -> str:
     with traced(world.lab, "-e", f"inject={step.call}:signal=KILL:when={step.number}", "-p", thread) as lines:
         with contextlib.suppress(ConnectionError):
             act()
-        killed = daemon_ended(world.lab, 0.3)
+        killed = daemon_ended(world.lab, 0.3 * SLOW)
     if not killed:
         world.lab.kill()  # the path was shorter this time: the operation went through untouched
     world.restart()
