@@ -1,4 +1,4 @@
-"""Bare bpf(2): somebody else's program to stand in Holdfast's way, and a look at who is attached.
+"""By bare bpf(2): somebody else's program to stand in Holdfast's way, and a look at who is attached.
 
 Debian 12's bpftool knows no tcx yet, hence the query by hand.
 """
@@ -9,30 +9,26 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import re
 import struct
 from collections.abc import Iterator
 
+from bpf import (
+    BPF_LINK_CREATE,
+    BPF_OBJ_GET_INFO_BY_FD,
+    BPF_OBJ_PIN,
+    BPF_PROG_GET_FD_BY_ID,
+    BPF_PROG_LOAD,
+    BPF_PROG_QUERY,
+    bpf,
+)
 from lab import BPFFS, Lab
 
 NAME = "foreign"
-SYS_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
-BPF_PROG_LOAD, BPF_OBJ_PIN, BPF_PROG_GET_FD_BY_ID, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_QUERY, BPF_LINK_CREATE = 5, 6, 13, 15, 16, 28
 SCHED_CLS, XDP = 3, 6  # program types
 ATTACH_XDP, ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS = 37, 46, 47
 F_BEFORE, XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 8, 2, 4
 TCX_NEXT, TCX_PASS, XDP_PASS = -1, 0, 2  # PASS at tcx ends the chain: whoever comes later is bypassed
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def bpf(command: int, attributes: bytes) -> int:
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    fd = libc.syscall(SYS_BPF, command, buffer, len(attributes))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), f"bpf command {command}: {os.strerror(ctypes.get_errno())}")
-    return fd
 
 
 def load(kind: int, verdict: int) -> int:
@@ -97,7 +93,9 @@ def tcx_programs(lab: Lab, interface: str, attach: int) -> list[int]:
     attributes = struct.pack("<IIIIQII24x", lab.ifindex("node", interface), attach, 0, 0, ctypes.addressof(ids), 64, 0)
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     with lab.at("node"):
-        if libc.syscall(SYS_BPF, BPF_PROG_QUERY, buffer, len(attributes)) != 0:
+        try:
+            bpf(BPF_PROG_QUERY, buffer)
+        except OSError:
             return []
     count = struct.unpack_from("<I", buffer.raw, 24)[0]
     return list(struct.unpack_from(f"<{count}I", ids.raw))

@@ -14,6 +14,7 @@ import struct
 
 import foreign
 import pytest
+from bpf import pinned_map, values_of
 from control import Control
 from lab import A, B, ECHO, HOSTS, SILENCE_S, WEB, Lab, end_process, policy, says, wait_until
 from packets import Probe, denied, passes, syn, udp, watching
@@ -257,16 +258,12 @@ def fence(lab: Lab, lease: dict) -> None:
     """As a teardown that could not be proved leaves it: the record says so, the gate is shut."""
     lab.revoke(lease)
     lab.kill()
-    pin = str(next(lab.pin_dir.glob("*/maps/records")))
-    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)
-    for slot, each in enumerate(listed):
-        value = bytearray(int(byte, 16) for byte in each["value"])
-        if "%016x%016x" % struct.unpack_from("=QQ", value) != lease["id"]:
-            continue
-        struct.pack_into("=I", value, PHASE_OFFSET, PHASE_FENCED)
-        key = [f"{byte:02x}" for byte in struct.pack("=I", slot)]
-        words = ["bpftool", "map", "update", "pinned", pin, "key", "hex", *key, "value", "hex"]
-        lab.sh([*words, *(f"{byte:02x}" for byte in value)])
+    with pinned_map(pin(lab, "records")) as records:
+        for slot, record in records.read().items():
+            if "%016x%016x" % struct.unpack_from("=QQ", record) == lease["id"]:
+                value = bytearray(record)
+                struct.pack_into("=I", value, PHASE_OFFSET, PHASE_FENCED)
+                records.write(slot, bytes(value))
     lab.start()
 
 
@@ -321,18 +318,15 @@ def test_tenants_that_are_gone_leave_room_for_others(own_lab: Lab) -> None:
     lab.push(with_tenants(30_000, 1))
     # As if the node had known as many before: every index is somebody's who is gone.
     lab.kill()
-    pin = str(next(lab.pin_dir.glob("*/maps/tenants")))
-    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)
-    updates = []
-    for index, each in enumerate(listed):
-        value = bytes(int(byte, 16) for byte in each["value"])
-        epoch, flags, number = struct.unpack("=IIQ", value)
-        if number == 0:
-            key, value = struct.pack("=I", index), struct.pack("=IIQ", epoch + 1, flags, 50_000 + index)
-            updates.append(f"map update pinned {pin} key hex {key.hex(' ')} value hex {value.hex(' ')}")
-    assert len(updates) > 4000
-    (lab.dir / "updates").write_text("\n".join(updates) + "\n")
-    lab.sh(["bpftool", "batch", "file", str(lab.dir / "updates")])
+    written = 0
+    with pinned_map(pin(lab, "tenants")) as tenants:
+        for index, value in tenants.read().items():
+            epoch, flags, number = struct.unpack("=IIQ", value)
+            if number == 0:
+                number = 50_000 + struct.unpack("=I", index)[0]
+                tenants.write(index, struct.pack("=IIQ", epoch + 1, flags, number))
+                written += 1
+    assert written > 4000
     lab.start()
     lab.push(with_tenants(40_000, 2))
     lab.grant(A, "echo")
@@ -342,8 +336,7 @@ def test_tenants_that_are_gone_leave_room_for_others(own_lab: Lab) -> None:
 
 def filter_halves(lab: Lab) -> tuple[list, list]:
     """The words of the filter before the endpoint table: of the active bank, and of the idle one."""
-    pin = str(next(lab.pin_dir.glob("*/maps/endpoint_filter")))
-    words = [each["value"] for each in json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)]
+    words = values_of(pin(lab, "endpoint_filter"))
     halves = words[: len(words) // 2], words[len(words) // 2 :]
     active = active_bank(lab)
     return halves[active], halves[active ^ 1]
@@ -393,9 +386,11 @@ def test_nft_taken_away_in_the_middle_of_a_push() -> None:
 
 
 def active_bank(lab: Lab) -> int:
-    pin = str(next(lab.pin_dir.glob("*/maps/control")))
-    listed = json.loads(lab.sh(["bpftool", "-j", "map", "dump", "pinned", pin]).stdout)
-    return int(listed[0]["value"][0], 16)
+    return values_of(pin(lab, "control"))[0][0]
+
+
+def pin(lab: Lab, name: str) -> pathlib.Path:
+    return next(lab.pin_dir.glob(f"*/maps/{name}"))
 
 
 def traced(lab: Lab) -> bool:

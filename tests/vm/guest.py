@@ -92,10 +92,16 @@ def write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
+def idle_s() -> float:
+    """How long the CPUs have had nothing to do since the guest's start, each (proc(5))."""
+    idle, waiting = map(int, pathlib.Path("/proc/stat").read_text().split(maxsplit=6)[4:6])
+    return (idle + waiting) / os.sysconf("SC_CLK_TCK") / os.cpu_count()
+
+
 def run_step(step: dict, output: int, environment: dict[str, str]) -> int:
     """One command, its output passed on; its exit code, or 124 if it had to be stopped."""
     write_all(output, f"\n--- {step['name']} ---\n".encode())
-    begin = time.monotonic()
+    begin, idle = time.monotonic(), idle_s()
     receiver, sender = os.pipe()
     child = subprocess.Popen(
         step["argv"], cwd="/holdfast", env=environment, stdin=subprocess.DEVNULL, stdout=sender, stderr=sender,
@@ -128,7 +134,9 @@ def run_step(step: dict, output: int, environment: dict[str, str]) -> int:
             os.killpg(child.pid, signal.SIGKILL if stopping else signal.SIGINT)
             stopping += 1
     os.close(receiver)
-    write_all(output, f"--- {step['name']}: exit code {code}, {now - begin:.1f} s ---\n".encode())
+    took_s = now - begin
+    busy = 100 * (1 - (idle_s() - idle) / took_s)
+    write_all(output, f"--- {step['name']}: exit code {code}, {took_s:.1f} s, CPUs {busy:.0f} % busy ---\n".encode())
     return 124 if stopping else code
 
 

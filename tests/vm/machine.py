@@ -30,6 +30,8 @@ COMMAND_LINE = (
     "console=ttyS0 panic=-1 oops=panic mitigations=off watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120 "
     "random.trust_cpu=on tsc=reliable clocksource=tsc no_console_suspend"
 )
+# Left out is what costs an emulator much and is no matter of these tests (kernels/README.md).
+TCG_CPU = "max,la57=off,cx16=off,erms=off,xsave=off"
 # What no CPU does, and only an emulator (kernels/README.md): a breakpoint that no debugger set; flags whose bits above 21,
 # which are always 0 (Intel SDM, volume 1, 3.4.3), are set.
 EMULATORS = re.compile(r"int3: 0000|EFLAGS: (?!00[0-3])[0-9a-f]{8}\b")
@@ -73,7 +75,7 @@ def arguments(machine: Profile, accel: str, kernel: pathlib.Path, initramfs: pat
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise MachineError("qemu-system-x86_64 is not installed: run scripts/setup")
-    cpu = {"tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off,cx16=off"], "kvm": ["-accel", "kvm", "-cpu", "host"]}[accel]
+    cpu = {"tcg": ["-accel", "tcg,thread=multi", "-cpu", TCG_CPU], "kvm": ["-accel", "kvm", "-cpu", "host"]}[accel]
     # A terminal for a person; else a file that is always open, for a port whose other end is closed blocks the guest.
     chardev, port = ("stdio,signal=off", "virtconsole") if shell else ("file,path=/dev/stdout", "virtserialport,name=output")
     return [
