@@ -118,10 +118,8 @@ Result<cbor::Value> Session::call(std::string_view verb, const cbor::Value& args
 
 Result<std::string> Session::node_or(const std::string& named) {
   if (!named.empty()) return named;
-  const Result<wire::Client*> node = daemon();
-  if (!node)
-    return std::unexpected(
-        Error(node.error()).in("asking for the node's name, since there is no --node"));
+  Result<wire::Client*> node = daemon();
+  if (!node) return pass_on(node, "asking for the node's name, since there is no --node");
   const Result<std::string_view> name = (*node)->hello().get_text("node");
   if (!name) return std::unexpected(name.error());
   return std::string(*name);
