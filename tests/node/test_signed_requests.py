@@ -46,6 +46,10 @@ def test_it_is_the_key_that_may(lab: Lab) -> None:
     with connect(lab) as control:
         lease = control.grant(A, "web")
         passes(lab, WEB_A)
+        (told,) = [each for each in lab.ask("status")["peers"] if each["uid"] == USER]
+        assert told["role"] == "none" and told["signer"]["name"] == "cp.example", told
+        assert told["signer"]["tenants"] == [A] and told["signer"]["verbs"] == ["*"] and told["grants"] == []
+        assert f"cp.example (uid {USER}) may * for {A}" in lab.cli_text("status")
         assert control.renew(lease["id"], 200)["generation"] == lease["generation"] + 1
         assert list(control.leases_of(A)) == [lease["id"]]
         control.revoke(lease["id"])

@@ -206,6 +206,16 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
       fmt::format("{}, {}; you are uid {} and may {}", socket,
                   count_of(number_of(reply, "connections"), "connection", "connections"),
                   number_of(peer, "uid"), text_of(peer, "role") == "operator" ? "change" : "read"));
+  std::string signers;
+  for (const Value& each : list_of(reply, "peers")) {
+    const Value& signer = part_of(each, "signer");
+    if (signer.is_null()) continue;
+    signers += fmt::format("{}{} (uid {}) may {} for {}", signers.empty() ? "" : "\n",
+                           safe(signer, "name"), number_of(each, "uid"),
+                           joined(list_of(signer, "verbs"), ", ", resources_shown),
+                           joined(list_of(signer, "tenants"), ", ", resources_shown));
+  }
+  if (!signers.empty()) facts.add("signers", signers);
   std::string attention;
   for (const Value& dark : list_of(reply, "dark")) {
     if (!attention.empty()) attention += '\n';

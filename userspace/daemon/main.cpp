@@ -348,7 +348,7 @@ class Daemon {
         });
     if (!server) return pass_on(server);
     server_ = std::move(*server);
-    verbs_->set_connections([this] { return server_->stats().connections; });
+    verbs_->set_server(server_.get());
     return serve_checks(groups);
   }
 

@@ -79,6 +79,7 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
   if (!content) return std::unexpected(content.error());
   unsealed.request = *content;
   unsealed.signer = std::make_shared<const wire::Principal>(std::move(signer->principal));
+  peer.signer = unsealed.signer;
   return unsealed;
 }
 

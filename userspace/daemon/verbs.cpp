@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <ranges>
 #include <utility>
 
 #include <arpa/inet.h>
@@ -24,6 +25,8 @@ using cbor::Value;
 
 constexpr size_t leases_per_page = 1000;
 constexpr size_t trust_per_page = 500;  // each may have names of 256 bytes
+constexpr size_t peers_told_max = 100;  // by status; of each
+constexpr size_t names_told_max = 8;    // so many verbs and tenants
 constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;     // of readers, and as many of operators
 constexpr size_t uid_followers_max = 8;  // of one reader
@@ -541,10 +544,43 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"bpf_digest", kernel_object_digest()},
        {"pin_dir", plane.object.root()},
        {"table", plane.nft.name()},
-       {"connections", connections_ ? connections_() : 0},
+       {"connections", server_ != nullptr ? server_->stats().connections : 0},
+       {"peers", peers()},
        {"watch", watch_.status()},
        {"verifier", verifier_ != nullptr ? verifier_value(*verifier_) : Value()},
        {"peer", Value::map({{"uid", peer.uid}, {"role", wire::name_of(peer.role)}})}});
+}
+
+// Who is connected, and what they may ask for besides what their role lets them; the first so many.
+Value Verbs::peers() const {
+  Value list = Value::array();
+  size_t told = 0;
+  const auto names = [](const std::vector<std::string>& from) {
+    Value out = Value::array();
+    for (const std::string& each : from | std::views::take(names_told_max)) out.push(each);
+    if (from.size() > names_told_max)
+      out.push(fmt::format("and {} more", from.size() - names_told_max));
+    return out;
+  };
+  const auto may = [&](const wire::Principal& principal) {
+    return Value::map({{"name", principal.name},
+                       {"key", hex(principal.key.data(), principal.key.size())},
+                       {"verbs", names(principal.verbs)},
+                       {"tenants", names(principal.tenants)}});
+  };
+  const auto tell = [&](const wire::Peer& peer) {
+    if (++told > peers_told_max) return;
+    Value grants = Value::array();
+    for (const wire::Delegation& each : peer.delegations) grants.push(may(each.principal));
+    list.push(Value::map({{"uid", peer.uid},
+                          {"pid", static_cast<uint64_t>(peer.pid)},
+                          {"role", wire::name_of(peer.role)},
+                          {"since", wall_of(peer.connected_boot_ns)},
+                          {"signer", peer.signer ? may(*peer.signer) : Value()},
+                          {"grants", std::move(grants)}}));
+  };
+  if (server_ != nullptr) server_->for_each_peer(tell);
+  return list;
 }
 
 Verbs::Answer Verbs::route_list() const {

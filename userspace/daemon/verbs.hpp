@@ -31,9 +31,7 @@ class Verbs {
   }
   void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
-  void set_connections(std::function<uint64_t()> connections) {
-    connections_ = std::move(connections);
-  }
+  void set_server(const wire::ControlServer* server) { server_ = server; }
   // Ends leases whose issuer's key counts no more.
   void end_orphans();
   void set_verifier(const verifier::Server* server) { verifier_ = server; }
@@ -48,6 +46,7 @@ class Verbs {
                     uint32_t attempt);
 
   Answer status(const wire::Peer& peer) const;
+  cbor::Value peers() const;
   Answer lease_list(const cbor::Value& args) const;
   Answer lease_show(const cbor::Value& args) const;
   Answer route_list() const;
@@ -86,7 +85,7 @@ class Verbs {
   Bundles& bundles_;
   SignedRequests signed_requests_;
   std::function<Result<std::vector<std::string>>()> detach_;
-  std::function<uint64_t()> connections_;
+  const wire::ControlServer* server_ = nullptr;
   const verifier::Server* verifier_ = nullptr;
   Counters counters_;
   Watch watch_;

@@ -67,6 +67,7 @@ Result<Peer> read_peer(int fd, const RoleGroups& groups) {
   if (Result<std::vector<uint64_t>> cgroups = cgroups_of_peer(fd))
     peer.cgroups = std::move(*cgroups);
   if (Status ok = renew_challenge(peer); !ok) return pass_on(ok);
+  peer.connected_boot_ns = peer.challenge_boot_ns;
   peer.groups.resize(32);
   for (;;) {
     size = static_cast<socklen_t>(peer.groups.size() * sizeof(gid_t));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -70,6 +71,8 @@ struct Peer {
   uint64_t challenge_boot_ns = 0;                          // when that was made
   uint64_t sequence = 0;  // of its last signed request that was believed
   std::vector<Delegation> delegations = {};
+  std::shared_ptr<const Principal> signer = {};  // of that request
+  uint64_t connected_boot_ns = 0;
 };
 
 // A new challenge for this connection. Errors: internal / random.

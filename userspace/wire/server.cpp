@@ -55,6 +55,7 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   void sweep();
   // Lets every connection of a uid go on that its shared budget had stopped.
   void resume_uid(uid_t uid);
+  void for_each_peer(const std::function<void(const Peer&)>& tell) const;
   void remove(uint64_t connection_id);
 
   const Rate& rate_of(Role role) const {
@@ -96,6 +97,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void resume();
   void sweep(uint64_t now_ns);
   uid_t uid() const { return peer_.uid; }
+  const Peer& peer() const { return peer_; }
 
   // For Responder.
   bool is_unanswered(uint32_t request_id) const {
@@ -589,6 +591,10 @@ void ServerCore::remove(uint64_t connection_id) {
   stats.connections = connections_.size();
 }
 
+void ServerCore::for_each_peer(const std::function<void(const Peer&)>& tell) const {
+  for (const auto& [id, connection] : connections_) tell(connection->peer());
+}
+
 void ServerCore::resume_uid(uid_t uid) {
   std::vector<std::shared_ptr<Connection>> same;
   for (const auto& [id, connection] : connections_) {
@@ -826,6 +832,10 @@ Result<std::unique_ptr<ControlServer>> ControlServer::open(EventLoop& loop, Serv
 
 ControlServer::~ControlServer() {
   core_->shut_down();
+}
+
+void ControlServer::for_each_peer(const std::function<void(const Peer&)>& tell) const {
+  core_->for_each_peer(tell);
 }
 
 ServerStats ControlServer::stats() const {

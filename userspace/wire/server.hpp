@@ -172,6 +172,8 @@ class ControlServer {
   ControlServer& operator=(const ControlServer&) = delete;
 
   ServerStats stats() const;
+  // Who is connected, in no order.
+  void for_each_peer(const std::function<void(const Peer&)>& tell) const;
 
  private:
   explicit ControlServer(std::shared_ptr<detail::ServerCore> core) : core_(std::move(core)) {}
