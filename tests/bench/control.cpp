@@ -1,7 +1,9 @@
 // The measuring half of `scripts/bench control`; control.py makes the lab and starts this. Each
 // prints one JSON object; exit code 1 with a reason if it could not run.
 //
-//   bench_control grants --socket PATH --daemon PID --tenant NAME --leases N --runs N
+//   bench_control grants --socket PATH --daemon PID --tenant NAME --leases N --runs N [--key FILE]
+//   bench_control watch --socket PATH --daemon PID --tenant NAME --leases N --watchers N --rate N
+//                 --runs N --seconds N
 //   bench_control bundle ROUTE --socket PATH --daemon PID --tenant NAME --leases ROUTES --runs N
 //   bench_control key ROUTE --socket PATH --daemon PID --tenant NAME --endpoints N --leases N
 //                 --wide N --key FILE --issuer NAME --runs N --seconds N
@@ -9,17 +11,22 @@
 //   tenant's namespace then
 //
 // grants: one operator's grants, one after another on one connection, the daemon on a core of its
-// own. bundle: two policies of N routes take turns; half of the routes are in both. Packets go to
-// one that is leased and that the next policy does not have. key: N resources are leased by tokens
-// of one key, --wide of them by each, spread over the slots of N endpoints; then the key is
-// revoked while packets go to them.
+// own; signed, if there is a key. watch: leases are renewed in turn, --rate a second, while all
+// that watch read; a run is --seconds long. bundle: two policies of N routes take turns; half of
+// the routes are in both. Packets go to one that is leased and that the next policy does not have.
+// key: N resources are leased by tokens of one key, --wide of them by each, spread over the slots
+// of N endpoints; then the key is revoked while packets go to them.
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <cstring>
 #include <ctime>
+#include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <fmt/format.h>
@@ -29,6 +36,7 @@
 #include "tests/bench/dataplane.h"
 #include "tests/bench/traffic.hpp"
 #include "userspace/token/issuer.hpp"
+#include "userspace/token/requests.hpp"
 #include "userspace/wire/client.hpp"
 
 namespace holdfast::bench {
@@ -47,7 +55,7 @@ constexpr size_t tokens_per_head = 1024;
 struct Options {
   std::string socket, tenant, key, issuer, in;
   Route route;
-  uint32_t endpoints = 0, leases = 0, wide = 1, runs = 0, seconds = 0;
+  uint32_t endpoints = 0, leases = 0, wide = 1, runs = 0, seconds = 0, watchers = 0, rate = 0;
   pid_t daemon = 0;
 };
 
@@ -85,6 +93,13 @@ uint64_t cpu_ns(pid_t process) {
   return ::clock_getcpuclockid(process, &clock) == 0 ? read_clock_ns(clock) : 0;
 }
 
+Result<Value> grant_one(wire::Client& daemon, const Options& options, uint32_t key) {
+  const Value lease = Value::map({{"tenant", options.tenant},
+                                  {"endpoints", Value::array({resource_of(key)})},
+                                  {"ttl_ns", term_ns}});
+  return daemon.call_with_body("lease.grant", Value::map(), cbor::encode(Value::array({lease})));
+}
+
 // One request after another, `count` of them; number n is asked for by `ask`.
 struct RoundTrips {
   std::vector<double> per_s, cpu_us;  // of each run
@@ -120,12 +135,13 @@ Status measure_grants(Options options) {
   if (Status ok = keep_on_core(::getpid(), *other); !ok) return ok;
   Result<wire::Client> daemon = connect(options);
   if (!daemon) return pass_on(daemon);
+  if (!options.key.empty()) {
+    Result<token::SecretKey> key = token::SecretKey::read(options.key);
+    if (!key) return pass_on(key);
+    token::sign_requests(*daemon, std::make_shared<token::FileSigner>(std::move(*key)));
+  }
   const auto grant = [&](uint32_t key) -> Status {
-    const Value lease = Value::map({{"tenant", options.tenant},
-                                    {"endpoints", Value::array({resource_of(key)})},
-                                    {"ttl_ns", term_ns}});
-    Result<Value> reply =
-        daemon->call_with_body("lease.grant", Value::map(), cbor::encode(Value::array({lease})));
+    Result<Value> reply = grant_one(*daemon, options, key);
     if (!reply) return pass_on(reply);
     return {};
   };
@@ -139,6 +155,139 @@ Status measure_grants(Options options) {
     pause_ns(ns_per_s);  // elements are still being taken out of nft
   }
   fmt::print("{}\n", trips.json());
+  return {};
+}
+
+// ---- watch
+
+// Each reads in a thread of its own, and sees every event from its snapshot on, or is an error.
+class Watchers {
+ public:
+  ~Watchers() { end_ = 0; }  // a heartbeat ends those that are still there
+
+  void add(wire::Client client) {
+    seen_.push_back({});
+    threads_.emplace_back(
+        [this, client = std::move(client), &seen = seen_.back()]() mutable { read(client, seen); });
+  }
+
+  Status until_live() const {
+    for (const uint64_t end_ns = boot_now_ns() + teardown_ns; live_ < threads_.size();) {
+      if (boot_now_ns() > end_ns)
+        return fail(
+            ErrorKind::internal, "not_live",
+            fmt::format("{} of {} watchers have a snapshot", live_.load(), threads_.size()));
+      pause_ns(retry_ns);
+    }
+    return {};
+  }
+
+  // All of them have seen all events up to this one, and end.
+  Status until(uint64_t last) {
+    end_ = last;
+    threads_.clear();
+    for (Result<uint64_t>& seen : seen_) {
+      if (!seen) return pass_on(seen);
+      if (*seen < last)
+        return fail(ErrorKind::internal, "missed", fmt::format("event {} of {}", *seen, last));
+    }
+    return {};
+  }
+
+ private:
+  void read(wire::Client& client, Result<uint64_t>& seen) {
+    bool is_live = false;
+    Status good;
+    const auto next = [&](const Value& frame) {
+      const Result<std::string_view> type = frame.get_text("type");
+      if (!type || (!is_live && *type != "snapshot_end")) return end_ != 0;
+      if (const Result<const Value::Array*> events = frame.get_array("events"); events)
+        for (const Value& event : **events) {
+          const Result<uint64_t> seq = event.get_u64("seq");
+          if (!seq || *seq != *seen + 1) {
+            good = fail(ErrorKind::internal, "missed", fmt::format("no event after {}", *seen));
+            return false;
+          }
+          seen = *seq;
+        }
+      Result<const Value*> cursor = frame.get_map("cursor");
+      const Result<uint64_t> seq =
+          cursor ? (*cursor)->get_u64("seq") : Result<uint64_t>(pass_on(cursor));
+      if (!seq || (is_live && *seq != *seen)) {
+        good = fail(ErrorKind::internal, "missed", fmt::format("the cursor is not at {}", *seen));
+        return false;
+      }
+      seen = *seq;
+      if (!is_live) ++live_;
+      is_live = true;
+      return *seen < end_;
+    };
+    Result<Value> ended = client.follow("watch", Value::map({{"heartbeat_ns", ns_per_s}}), next);
+    if (!ended) seen = pass_on(ended);
+    if (!good) seen = pass_on(good);
+  }
+
+  std::atomic<uint64_t> end_{UINT64_MAX}, live_{0};
+  std::deque<Result<uint64_t>> seen_;  // the last event of each
+  std::vector<std::jthread> threads_;  // last: they use what stands above
+};
+
+Result<uint64_t> last_event(wire::Client& daemon) {
+  Result<Value> status = daemon.call("status", Value::map());
+  if (!status) return pass_on(status);
+  Result<const Value*> watch = status->get_map("watch");
+  if (!watch) return pass_on(watch);
+  return (*watch)->get_u64("events");
+}
+
+Status measure_watch(Options options) {
+  Result<int> other = keep_off_senders_core(options.daemon);
+  if (!other) return pass_on(other);
+  if (Status ok = keep_on_core(::getpid(), *other); !ok) return ok;
+  Result<wire::Client> daemon = connect(options);
+  if (!daemon) return pass_on(daemon);
+  std::vector<Value> renewals;
+  for (uint32_t key = 0; key < options.leases; ++key) {
+    Result<Value> reply = grant_one(*daemon, options, key);
+    if (!reply) return pass_on(reply);
+    Result<const Value::Array*> leases = reply->get_array("leases");
+    if (!leases || (*leases)->empty()) return fail(ErrorKind::internal, "leases", "none granted");
+    Result<std::string_view> id = (*leases)->front().get_text("id");
+    if (!id) return pass_on(id);
+    renewals.push_back(Value::map({{"id", *id}, {"ttl_ns", term_ns}}));
+  }
+  Watchers watchers;
+  for (uint32_t n = 0; n < options.watchers; ++n) {
+    Result<wire::Client> watcher = connect(options);
+    if (!watcher) return pass_on(watcher);
+    watchers.add(std::move(*watcher));
+  }
+  if (Status ok = watchers.until_live(); !ok) return ok;
+  std::vector<double> cpu, client_cpu, per_s;  // of each run
+  Result<uint64_t> last = last_event(*daemon);
+  for (uint32_t run = 0; run < options.runs; ++run) {
+    if (!last) return pass_on(last);
+    const uint64_t first = *last, daemon_ns = cpu_ns(options.daemon), own_ns = cpu_ns(::getpid());
+    const uint64_t begin_ns = boot_now_ns();
+    for (uint32_t n = 0; n < options.rate * options.seconds; ++n) {
+      const Value& renewal = renewals[n % renewals.size()];
+      if (Result<Value> done = daemon->call("lease.renew", renewal); !done) return pass_on(done);
+      const uint64_t next_ns = begin_ns + (n + 1) * ns_per_s / options.rate;
+      if (const uint64_t now_ns = boot_now_ns(); now_ns < next_ns) pause_ns(next_ns - now_ns);
+    }
+    const auto took_ns = static_cast<double>(boot_now_ns() - begin_ns);
+    cpu.push_back(static_cast<double>(cpu_ns(options.daemon) - daemon_ns) / took_ns);
+    client_cpu.push_back(static_cast<double>(cpu_ns(::getpid()) - own_ns) / took_ns);
+    last = last_event(*daemon);
+    if (last) per_s.push_back(static_cast<double>(*last - first) * 1e9 / took_ns);
+  }
+  if (!last) return pass_on(last);
+  if (Status ok = watchers.until(*last); !ok) return ok;
+  fmt::print(
+      R"({{"runs": {}, "watchers": {}, "events_per_s": {:.1f}, "cpu": {:.3f}, "client_cpu": {:.3f}}})"
+      "\n",
+      cpu.size(), options.watchers, std::ranges::min(per_s), std::ranges::max(cpu),
+      std::ranges::max(client_cpu));
   return {};
 }
 
@@ -359,11 +508,14 @@ int main_of(int argc, char** argv) {
                               {"leases", required_argument, nullptr, 'l'},
                               {"wide", required_argument, nullptr, 'w'},
                               {"daemon", required_argument, nullptr, 'd'},
+                              {"watchers", required_argument, nullptr, 'a'},
+                              {"rate", required_argument, nullptr, 'f'},
                               {"seconds", required_argument, nullptr, 'x'},
                               {"runs", required_argument, nullptr, 'r'},
                               {nullptr, 0, nullptr, 0}};
   const std::string what = argc > 1 ? argv[1] : "";
   const auto measure = what == "grants"   ? measure_grants
+                       : what == "watch"  ? measure_watch
                        : what == "bundle" ? measure_bundle
                        : what == "key"    ? measure_key
                                           : nullptr;
@@ -383,13 +535,16 @@ int main_of(int argc, char** argv) {
       case 'l': good = read_number(optarg, options.leases); break;
       case 'w': good = read_number(optarg, options.wide); break;
       case 'd': good = read_number(optarg, options.daemon); break;
+      case 'a': good = read_number(optarg, options.watchers); break;
+      case 'f': good = read_number(optarg, options.rate); break;
       case 'x': good = read_number(optarg, options.seconds); break;
       case 'r': good = read_number(optarg, options.runs); break;
       default: good = false;
     }
   }
   if (!good || options.leases == 0 || options.runs == 0 || options.daemon == 0) {
-    fmt::print(stderr, "usage: bench_control grants|bundle|key [options]; scripts/bench runs it\n");
+    fmt::print(stderr,
+               "usage: bench_control grants|watch|bundle|key [options]; scripts/bench runs it\n");
     return 2;
   }
   if (Status done = measure(options); !done) {

@@ -226,14 +226,14 @@ def make_path(lab):
     return uplink["address"]
 
 
-def trust(lab, issuer):
-    """A key of openssl's, believed for everything; the file that holds it."""
+def trust(lab, issuer, use="token", what="operations"):
+    """A key of openssl's, believed for everything of that use; the file that holds it."""
     key = lab.work / "key.pem"
     run("openssl", "genpkey", "-algorithm", "ed25519", "-out", key)
     key.chmod(0o400)
     line = run("openssl", "pkey", "-in", key, "-pubout").splitlines()[1]
     anchors = {"version": 1, "anchors": [
-        {"issuer": issuer, "key": line, "uses": ["token"], "tenants": ["*"], "operations": ["*"]}]}
+        {"issuer": issuer, "key": line, "uses": [use], "tenants": ["*"], what: ["*"]}]}
     (lab.work / "etc" / "anchors.yaml").write_text(json.dumps(anchors))
     before = (lab.work / "log").read_text().count("reloaded")
     lab.daemon.send_signal(signal.SIGHUP)
