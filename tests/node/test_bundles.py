@@ -8,14 +8,15 @@ import json
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
-from control import Control, Refused, encode
+from control import ERROR, HEADER, SIGNED_REQUEST, Control, Refused, encode
 from issuer import Issuer, as_uid, trust
 from lab import A, B, Lab, policy, wait_until
 from packets import Probe, denied, passes, syn
-from signing import SEED, STRANGER, USER, anchor, bundle, connect, public_line
+from signing import SEED, STRANGER, USER, anchor, bundle, connect, public_line, thumbprint
 
 WEB_A, WEB_B = Probe("client", "tenant-a", syn()), Probe("client", "tenant-b", syn())
 ROOT = anchor(issuer="root.example", uses=["bundle"], operations=["*"])
@@ -73,7 +74,7 @@ def test_delivered_by_anybody(node: Lab) -> None:
     passes(lab, WEB_A)
     passes(lab, WEB_B)
     made = bundle(name(lab), without_web_b(6))
-    assert push(lab, made, dry_run=True)["leases_ended"] == 1 and in_force(lab)["generation"] == 5
+    assert push(lab, made, uid=0, dry_run=True)["leases_ended"] == 1 and in_force(lab)["generation"] == 5
     answer = push(lab, made)
     assert answer["applied"] and answer["signer"] == "root.example" and answer["leases_ended"] == 1
     wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
@@ -178,18 +179,127 @@ def test_replays(node: Lab) -> None:
     refused(lab, fifth, "old_generation")
 
 
-def test_a_signer_of_some_tenants(node: Lab) -> None:
-    """A2, G13: policy for others is refused, and anchors for others too."""
+def test_a_signer_hands_on_what_it_has(node: Lab) -> None:
+    """A2, G13: no anchor of a bundle is wider than its signer, then and later; a bundle is of all tenants or none."""
     lab, here = node, name(node)
-    mine = anchor(STRANGER, issuer="cp.example", uses=["token"], tenants=[A], verbs=None, operations=["connect"])
-    trust(lab, ROOT | {"tenants": [A], "operations": ["connect"], "verbs": ["lease.grant"], "life": "60s"})
-    refused(lab, bundle(here, policy(6)), "tenant_not_allowed")
+    mine = anchor(STRANGER, issuer="cp.example", uses=["request"], verbs=["lease.grant"], life="60s")
+    narrow = ROOT | {"operations": ["connect"], "verbs": ["lease.grant", "lease.list"], "life": "60s"}
+    trust(lab, narrow)
     for wide in (
-        {"tenants": ["*"]}, {"tenants": [A, B]}, {"operations": ["*"]}, {"uses": ["bundle"]}, {"life": "61s"},
-        {"uses": ["request"], "verbs": ["*"]}, {"uses": ["request"], "verbs": ["lease.revoke"]},
+        {"operations": ["*"]}, {"uses": ["bundle"]}, {"uses": ["operator"]}, {"life": "61s"}, {"verbs": ["*"]},
+        {"verbs": ["lease.revoke"]},
     ):  # fmt: skip
-        refused(lab, bundle(here, without_b(6), anchors=[mine | {"life": "60s"} | wide]), "anchor_too_wide")
-    assert push(lab, bundle(here, without_b(6), anchors=[mine | {"life": "60s"}]))["applied"]
+        refused(lab, bundle(here, policy(6), anchors=[mine | wide]), "anchor_too_wide")
+    assert push(lab, bundle(here, policy(6), anchors=[mine]))["applied"]
+    with connect(lab, seed=STRANGER) as control:
+        with pytest.raises(Refused, match="life_too_long"):
+            control.grant(A, "web", ttl_s=61)
+        lease = control.grant(A, "web", ttl_s=60)
+        passes(lab, WEB_A)
+        # The signer has less from now on, and so has whom it named: its lease ends, and it asks in vain.
+        trust(lab, narrow | {"verbs": ["lease.list"]})
+        wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+        with pytest.raises(Refused, match="denied"):
+            control.grant(A, "web", ttl_s=60)
+    path = lab.dir / "config" / "anchors.yaml"
+    path.write_text(json.dumps({"version": 1, "anchors": [ROOT | {"tenants": [A]}]}))
+    lab.daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: "a bundle is the policy of all tenants" in lab.log, what="the anchors are refused")
+
+
+@pytest.mark.parametrize("how", ["revoked", "issuer revoked", "gone"])
+def test_a_signer_that_is_believed_no_more(node: Lab, how: str) -> None:
+    """G5, L5: what a stolen key planted goes with it, over a restart too: its keys, their leases, their streams."""
+    lab, here = node, name(node)
+    planted = anchor(STRANGER, issuer="thief.example")
+    trust(lab, ROOT | {"verbs": ["*"]})
+    push(lab, bundle(here, policy(6), anchors=[planted]))
+    held_back = bundle(here, policy(7), anchors=[planted])
+    with connect(lab, seed=STRANGER) as thief, connect(lab, seed=STRANGER) as watcher:
+        lease = thief.grant(A, "web")
+        watcher.socket.sendall(watcher_request(watcher))
+        assert watcher.read_frame()[3]["type"] == "snapshot"
+        passes(lab, WEB_A)
+        if how == "gone":
+            trust(lab)
+        else:
+            time.sleep(1.1)  # what is revoked is what was issued before this second
+            what = f"key:{thumbprint(SEED)}" if how == "revoked" else "issuer:root.example"
+            assert lab.cli("trust", "revoke", what)["leases_ended"] == 1
+        wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+        denied(lab, WEB_A, "no_lease", "from_uplink")
+        with pytest.raises(Refused, match="denied"):
+            thief.grant(A, "web")
+        while (frame := watcher.read_frame())[0] != ERROR:
+            pass
+        assert frame[3]["code"] == "trust_changed"
+    lab.kill()
+    lab.start()
+    with connect(lab, seed=STRANGER) as thief, pytest.raises(Refused, match="denied"):
+        thief.grant(A, "web")
+    code = {"revoked": "key_not_live", "issuer revoked": "revoked", "gone": "unknown_key"}[how]
+    refused(lab, held_back, code, told="denied")
+
+
+def watcher_request(control: Control) -> bytes:
+    made = control.seal(encode({"verb": "watch", "args": {}}))
+    return HEADER.pack(b"HLDF", 1, SIGNED_REQUEST, 0, len(made), 1) + made
+
+
+def test_a_crash_between_record_and_policy(node: Lab) -> None:
+    """G4, G12: policy and anchors are of one bundle, and the floor is the later one's."""
+    lab, here = node, name(node)
+    trust(lab, ROOT | {"verbs": ["*"]})
+    push(lab, bundle(here, policy(6), anchors=[anchor(STRANGER, issuer="sixth.example")]))
+    stored = lab.dir / "state" / "policy.json"
+    sixth = stored.read_bytes()
+    seventh = bundle(here, without_web_b(7), anchors=[anchor(bytes([7]) * 32, issuer="seventh.example")])
+    push(lab, seventh)
+    lab.kill()
+    stored.write_bytes(sixth)  # as if it had been killed before that was replaced
+    lab.start()
+    shown = in_force(lab)
+    assert (shown["generation"], shown["signed"]["generation"], shown["floor"]) == (6, 6, 7)
+    assert {each["issuer"] for each in lab.cli("trust", "show")["anchors"]} == {"root.example", "sixth.example"}
+    refused(lab, bundle(here, policy(6)), "old_generation")
+    assert push(lab, seventh)["applied"]
+    # Without its record the policy in force is a floor all the same.
+    lab.kill()
+    (lab.dir / "state" / "bundle").unlink()
+    lab.start()
+    refused(lab, bundle(here, policy(6)), "old_generation")
+    refused(lab, bundle(here, policy(7)), "generation_used")
+    assert push(lab, bundle(here, policy(8)))["applied"]
+
+
+def test_who_only_delivers_is_told_little(node: Lab) -> None:
+    """G13: not what a push changes for others, and not before it is one; the same again costs nothing."""
+    lab, here = node, name(node)
+    made = bundle(here, without_web_b(6))
+    with pytest.raises(Refused, match="not_in_group"):
+        push(lab, made, dry_run=True)
+    assert push(lab, made, uid=0, dry_run=True)["changes"]
+    assert push(lab, made)["changes"] == []
+    before = lab.log.count("policy.apply")
+    for _ in range(20):
+        assert not push(lab, made)["applied"]
+    assert lab.log.count("policy.apply") == before
+    lab.grant(B, "echo")
+    with pytest.raises(Refused, match="tenant_has_leases: the bundle was not put in force whole"):
+        push(lab, bundle(here, without_b(7)))
+    with pytest.raises(Refused, match="holds 1 live leases"):
+        push(lab, bundle(here, without_b(7)), uid=0)
+
+
+def test_a_quarantined_node_takes_no_keys(node: Lab) -> None:
+    """P16: nothing that a bundle brings releases it."""
+    lab, here = node, name(node)
+    trust(lab, ROOT | {"verbs": ["*"]})
+    lab.cli("node", "quarantine")
+    made = bundle(here, policy(6), anchors=[anchor(STRANGER, issuer="cp.example", verbs=["node.release"])])
+    refused(lab, made, "node_quarantined")
+    lab.cli("node", "release")
+    assert push(lab, made)["applied"]
 
 
 def test_anchors_come_and_go_with_the_bundle(node: Lab) -> None:
@@ -246,11 +356,11 @@ def test_the_command_line(node: Lab) -> None:
     assert checked["generation"] == 6 and checked["node"] == name(lab) and checked["anchors"] == 1
     assert "generation 6, 2 tenants, 1 anchor" in lab.cli_text("bundle", "check", made)
     assert in_force(lab)["generation"] == 5
+    # Nothing of it is too large to be told: what changes in part, the policy itself in pieces.
+    told = lab.cli("bundle", "diff", made)
     done = lab.try_cli("bundle", "push", made, prefix=as_uid(USER))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["signer"] == root.name
-    # Nothing of it is too large to be told: what changed in part, the policy itself in pieces.
-    told = json.loads(done.stdout)
     assert len(told["changes"]) == 1000 and told["changes_more"] > 10_000
     shown = lab.cli("bundle", "show")
     assert shown["generation"] == 6 and len(shown["policy"]["tenants"][0]["endpoints"]) > 12_000

@@ -559,10 +559,12 @@ def test_killed_at_every_step(world: World, of: str) -> None:
     for step in choose(steps, kills):
         hits[kill_at(world, step)] += 1
     if KILLS >= FULL:
-        again = [step for step in steps if hits[step.kind] < 5]
-        for step in itertools.islice(itertools.cycle(again), 100 if again else 0):
-            if hits[step.kind] < 5:
-                hits[kill_at(world, step)] += 1
+        turns = {kind: itertools.cycle(step for step in steps if step.kind == kind) for kind in {step.kind for step in steps}}
+        for _ in range(100):
+            kind = min(turns, key=lambda kind: hits[kind])
+            if hits[kind] >= 5:
+                break
+            hits[kill_at(world, next(turns[kind]))] += 1
     for kind, count in sorted(hits.items()):
         print(f"{count:4} {kind}")
     assert sum(count for kind, count in hits.items() if kind.endswith(NOT_HIT)) <= kills / 10, hits

@@ -79,6 +79,8 @@ def test_what_widens_has_to_be_signed(lab: Lab) -> None:
                 root.call(verb, args, b"\x80")
         lease = signer.grant(A, "web")
         passes(lab, WEB_A)
+        with pytest.raises(Refused, match="not_holder"):
+            root.renew(lease["id"], 250)  # it would live on by nobody's signature
         root.revoke(lease["id"])
         denied(lab, WEB_A, "no_lease", "from_uplink")
         root.call("tenant.disable", {"name": A})
@@ -195,6 +197,13 @@ def test_an_operator_grant(lab: Lab) -> None:
             ann.grant(B, "web")
         with pytest.raises(Refused, match="verb_not_allowed"):
             ann.revoke(lease["id"])
+        with pytest.raises(Refused, match="verb_not_allowed"):
+            ann.call("watch")  # a stream would outlive the grant
+        # Who granted has less from now on, and so has she.
+        restrict(lab, anchor(**ROOT | {"verbs": ["lease.list"]}))
+        with pytest.raises(Refused, match="verb_not_allowed"):
+            ann.grant(A, "echo")
+        restrict(lab, anchor(**ROOT))
         with connect(lab, seed=PERSON) as elsewhere, pytest.raises(Refused, match="denied"):
             elsewhere.call("lease.list", {"tenant": A})
         # What she granted stands on both keys, hers and that of who granted her. Reading the anchors anew ends it not.
@@ -220,7 +229,7 @@ def test_operator_grants_that_are_none(lab: Lab) -> None:
     restrict(lab, anchor(**ROOT | {"verbs": ["lease.list"], "tenants": [A]}), anchor(STRANGER, issuer="cp.example"))
     now = int(time.time())
     node = lab.ask("status")["node"]
-    with Control(lab.socket_path, uid=USER) as control:
+    with Control(lab.socket_path) as control, Control(lab.socket_path, uid=USER) as user:
         for code, made in (
             ("wrong_audience", grant_for(lab, node=node[:-4] + "AAAA")),
             ("issued_in_future", grant_for(lab, issued=now + 1000, expires=now + 2000)),
@@ -237,6 +246,9 @@ def test_operator_grants_that_are_none(lab: Lab) -> None:
             with pytest.raises(Refused) as error:
                 control.call("operator.present", {"grant": made})
             assert error.value.code == code, (code, error.value)
+            with pytest.raises(Refused) as error:
+                user.call("operator.present", {"grant": made})
+            assert error.value.code == (code if code == "malformed_grant" else "denied"), (code, error.value)
         wide = grant_for(lab, verbs=["*"], tenants=["*"])
         control.call("operator.present", {"grant": wide})
     with connect(lab, seed=PERSON) as ann:
@@ -253,6 +265,33 @@ def test_operator_grants_that_are_none(lab: Lab) -> None:
             ann.call("operator.present", {"grant": grant_for(lab, seed=bytes([seed]) * 32)})
         with pytest.raises(Refused, match="delegations_max"):
             ann.call("operator.present", {"grant": grant_for(lab, seed=bytes([23]) * 32)})
+
+
+def test_what_is_revoked_of_grants(lab: Lab) -> None:
+    """L5, L14: a person's key that the anchors file calls dead, and all that an issuer had granted by some time."""
+    old = {"uses": ["request"], "verbs": ["status"], "issuer": "ann.example"}
+    restrict(lab, anchor(**ROOT), anchor(PERSON, **old))
+    grant = grant_for(lab)
+    with connect(lab, seed=PERSON) as ann:
+        seal, ann.seal = ann.seal, None
+        ann.call("operator.present", {"grant": grant})
+        ann.seal = seal
+        lease = ann.grant(A, "web")
+        assert lab.cli("trust", "revoke", f"key:{thumbprint(PERSON)}")["leases_ended"] == 1, "though an anchor has it too"
+        wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+        trust(lab, anchor(**ROOT), anchor(PERSON, **old))
+        lab.cli("trust", "restore", f"key:{thumbprint(PERSON)}")
+        restrict(lab, anchor(**ROOT), anchor(PERSON, **old | {"state": "revoked"}))
+        with pytest.raises(Refused, match="denied"):
+            ann.call("lease.list", {"tenant": A})
+        restrict(lab, anchor(**ROOT))
+        ann.call("lease.list", {"tenant": A})
+        time.sleep(1.1)
+        lab.cli("trust", "revoke", "issuer:root.example")
+        with pytest.raises(Refused, match="denied"):
+            ann.call("lease.list", {"tenant": A})
+    with Control(lab.socket_path) as control, pytest.raises(Refused, match="revoked"):
+        control.call("operator.present", {"grant": grant})
 
 
 def test_the_command_line(lab: Lab, ssh_key: pathlib.Path) -> None:

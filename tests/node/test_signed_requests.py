@@ -108,6 +108,13 @@ def test_another_tenants_things(lab: Lab) -> None:
             with pytest.raises(Refused, match="tenant_not_allowed"):
                 mine.call(verb, args)
         assert [each["name"] for each in mine.call("tenant.list")["tenants"]] == [A]
+        # Neither whether a tenant is there nor what it has.
+        for tenant, endpoint in ((B, "web"), (B, "nothing"), ("no/such/tenant", "web")):
+            item = {"tenant": tenant, "endpoints": [endpoint], "ttl_ns": 10**11, "each": True}
+            with pytest.raises(Refused, match="tenant_not_allowed"):
+                mine.call("lease.grant", {}, encode([item]))
+        with pytest.raises(Refused, match="malformed_cbor"):
+            mine.call("lease.grant", {}, encode([{"tenant": A, "endpoints": ["web"], "ttl_ns": 10**11}]) + b"\0")
         passes(lab, WEB_B)
         # A batch with one of another's is refused whole.
         items = [{"tenant": A, "endpoints": ["web"], "ttl_ns": 10**11}, {"tenant": B, "endpoints": ["echo"], "ttl_ns": 10**11}]

@@ -22,22 +22,10 @@ std::string hex(std::span<const uint8_t> bytes) {
   return fmt::format("{:02x}", fmt::join(bytes, ""));
 }
 
-// A policy says what its bundle's header said before it was read, and names its signer's tenants.
-Status check_policy(const Policy& policy, const BelievedBundle& bundle) {
-  if (policy.generation != bundle.record.generation)
-    return fail(ErrorKind::invalid, "generation_differs",
-                fmt::format("the bundle has generation {}, and its policy {}",
-                            bundle.record.generation, policy.generation),
-                "sign it again: holdfast bundle sign");
-  const std::vector<std::string>& allowed = bundle.signer->tenants;
-  if (std::ranges::find(allowed, "*") != allowed.end()) return {};
-  for (const Tenant& tenant : policy.tenants)
-    if (std::ranges::find(allowed, tenant.name) == allowed.end())
-      return fail(ErrorKind::denied, "tenant_not_allowed",
-                  fmt::format("the key of {} may not speak for tenant {}", bundle.signer->issuer,
-                              tenant.name),
-                  "its anchor lists the tenants it may: holdfast trust show");
-  return {};
+// As change_policy() makes it: control.policy_digest.
+token::Digest digest_of(const Policy& policy) {
+  const std::string text = render_policy_json(policy);
+  return token::sha256({{reinterpret_cast<const uint8_t*>(text.data()), text.size()}});
 }
 
 }  // namespace
@@ -69,7 +57,7 @@ Verbs::Answer Verbs::bundle_push(const wire::Peer& peer, const wire::Request& re
   if (!dry_run) return std::unexpected(dry_run.error());
   const Result<bool> is_signed = request.args.get_bool_or("signed", false);
   if (!is_signed) return std::unexpected(is_signed.error());
-  if (*is_signed) return push_signed(peer, request.body, *file, *dry_run);
+  if (*is_signed) return push_signed(peer, request, *file, *dry_run);
   if (tokens_.takes_signed_bundles_only())
     return fail(ErrorKind::denied, "signature_required",
                 "this node takes signed bundles: an anchor has the use \"bundle\"",
@@ -84,53 +72,114 @@ Verbs::Answer Verbs::bundle_push(const wire::Peer& peer, const wire::Request& re
   return pushed(*outcome, generation);
 }
 
-Verbs::Answer Verbs::push_signed(const wire::Peer& peer, std::span<const uint8_t> bytes,
-                                 std::string_view file, bool dry_run) {
+// Who may read here, or signs for all tenants, is told what changed; who only delivers is not.
+bool Verbs::may_read_all(const wire::Peer& peer, const wire::Request& request) {
+  return request.signer != nullptr ? request.signer->covers_all() : peer.role != wire::Role::none;
+}
+
+Result<BelievedBundle> Verbs::believe_bundle(const wire::Peer& peer, const wire::Request& request,
+                                             std::string_view file, Policy& policy) const {
+  // Where policies have to be signed, what is in force is a floor by itself, should the record be
+  // lost.
+  const uint64_t floor = tokens_.takes_signed_bundles_only() ? node_.policy().generation : 0;
   bool signature_held = false;
-  Result<BelievedBundle> bundle = bundles_.check(bytes, tokens_, signature_held);
-  Result<Policy> policy = bundle ? parse_policy(bundle->policy, file) : pass_on(bundle);
-  if (policy)
-    if (Status ok = check_policy(*policy, *bundle); !ok) policy = pass_on(ok);
-  if (!policy) {
-    const Error& why = policy.error();
-    log::notice("bundle_refused",
-                {{"reason", why.code}, {"detail", why.message}, {"uid", peer.uid}});
-    if (!signature_held && peer.role != wire::Role::operates)
-      return fail(ErrorKind::denied, "denied", "this node does not accept that bundle",
-                  "an operator sees why in the log");
-    return std::unexpected(why);
+  Result<BelievedBundle> bundle = bundles_.check(request.body, tokens_, floor, signature_held);
+  if (bundle && !bundle->is_in_force) {
+    Result<Policy> read = parse_policy(bundle->policy, file);
+    if (read && read->generation != bundle->record.generation)
+      read = fail(ErrorKind::invalid, "generation_differs",
+                  fmt::format("the bundle has generation {}, and its policy {}",
+                              bundle->record.generation, read->generation),
+                  "sign it again: holdfast bundle sign");
+    if (read) {
+      policy = std::move(*read);
+      bundle->record.policy_digest = digest_of(policy);
+      // Nothing that a quarantine is to stop comes in with the keys of a bundle.
+      if (!bundle->record.anchors.empty() && bundle->record.anchors != bundles_.in_force().anchors)
+        if (Status ok = node_.may_widen("bundle.push"); !ok) bundle = pass_on(ok);
+    } else {
+      bundle = pass_on(read);
+    }
   }
-  const BundleRecord before = bundles_.last();
-  // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
-  if (!dry_run)
-    if (Status ok = bundles_.remember(bundle->record); !ok) return pass_on(ok);
-  const Policy* const policy_before = &node_.policy();
-  const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), dry_run);
-  // A push may fail when it is in force already, over what comes after.
-  const bool in_force = &node_.policy() != policy_before;
-  if (!dry_run && !in_force)
-    if (Status back = bundles_.remember(before); !back)
-      log::error("bundle_record_not_written", {{"cause", back.error().text()}});
-  if (in_force) {
-    tokens_.use_bundle_anchors(std::move(bundle->anchors));
-    end_orphans();
-    node_.journal().record(log::Level::notice, "policy.bundle",
-                           {{"generation", bundle->record.generation},
-                            {"signer", bundle->record.signer},
-                            {"bundle", hex(bundle->record.digest)},
-                            {"actor_uid", peer.uid}});
+  if (bundle) return bundle;
+  const Error& why = bundle.error();
+  log::notice("bundle_refused", {{"reason", why.code}, {"detail", why.message}, {"uid", peer.uid}});
+  if (!signature_held && peer.role != wire::Role::operates)
+    return fail(ErrorKind::denied, "denied", "this node does not accept that bundle",
+                "an operator sees why in the log");
+  return bundle;
+}
+
+Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& request,
+                                 std::string_view file, bool dry_run) {
+  const bool told = may_read_all(peer, request);
+  if (dry_run && !told)
+    return fail(ErrorKind::denied, "not_in_group",
+                fmt::format("uid {} may not read what a push would change", peer.uid),
+                "join group holdfast, or push it");
+  Policy policy;
+  Result<BelievedBundle> bundle = believe_bundle(peer, request, file, policy);
+  if (!bundle) return std::unexpected(bundle.error());
+  PushOutcome outcome;
+  if (!bundle->is_in_force) {
+    // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
+    if (!dry_run)
+      if (Status ok = bundles_.remember(bundle->record); !ok) return pass_on(ok);
+    const Policy* const policy_before = &node_.policy();
+    Result<PushOutcome> pushed = node_.push_policy(std::move(policy), dry_run);
+    // A push may fail when it is in force already, over what comes after.
+    const bool in_force = &node_.policy() != policy_before;
+    if (!dry_run && !in_force)
+      if (Status back = bundles_.take_back(); !back)
+        log::error("bundle_record_not_written", {{"cause", back.error().text()}});
+    if (in_force) {
+      bundles_.is_in_force_now();
+      tokens_.use_bundle_anchors({.anchors = std::move(bundle->anchors),
+                                  .signer = bundle->record.key,
+                                  .issued_s = bundle->record.issued_s});
+      trust_changed();
+      node_.journal().record(log::Level::notice, "policy.bundle",
+                             {{"generation", bundle->record.generation},
+                              {"signer", bundle->record.signer},
+                              {"bundle", hex(bundle->record.digest)},
+                              {"actor_uid", peer.uid}});
+    }
+    if (!pushed) {
+      const Error& why = pushed.error();
+      log::notice("push_failed", {{"reason", why.code}, {"detail", why.message}});
+      if (!told)
+        return std::unexpected(Error{why.kind, why.code, 0, "the bundle was not put in force whole",
+                                     "an operator sees why in the log"});
+      return std::unexpected(why);
+    }
+    outcome = std::move(*pushed);
   }
-  if (!outcome) return std::unexpected(outcome.error());
-  Value reply = pushed(*outcome, bundle->record.generation);
+  if (!told) outcome.changes.clear(), outcome.dark.clear();
+  Value reply = pushed(outcome, bundle->record.generation);
   reply.set("bundle", hex(bundle->record.digest));
   reply.set("signer", bundle->record.signer);
   return reply;
 }
 
-void Verbs::end_orphans() {
+// Whose signatures count has changed: leases whose issuer's do not count any more end, and streams
+// that somebody may have begun by a signature. Who still may, begins them anew.
+size_t Verbs::trust_changed() {
+  const size_t ended = end_orphans();
+  const Error why{ErrorKind::denied, "trust_changed", 0,
+                  "whose signatures count here has changed since this began", "ask again"};
+  std::erase_if(followers_, [&](const Follower& follower) {
+    if (follower.is_signed) follower.responder->fail(why);
+    return follower.is_signed;
+  });
+  watch_.end_signed(why);
+  return ended;
+}
+
+size_t Verbs::end_orphans() {
   const size_t ended =
       node_.revoke_issuers([this](uint64_t issuer) { return tokens_.is_orphan(issuer); });
   if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});
+  return ended;
 }
 
 // A large policy comes in pieces of whole lines: "next" is where the next one begins. Between two
@@ -139,13 +188,14 @@ Verbs::Answer Verbs::bundle_show(const Value& args) const {
   if (Status ok = args.only_keys({"cursor"}); !ok) return pass_on(ok);
   const Result<uint64_t> cursor = args.get_u64_or("cursor", 0);
   if (!cursor) return std::unexpected(cursor.error());
-  const BundleRecord& last = bundles_.last();
+  const BundleRecord& last = bundles_.in_force();
   const std::string text = render_policy_json(node_.policy(), JsonLayout::indented);
   const size_t from = std::min<uint64_t>(*cursor, text.size());
   size_t to = text.size();
   if (to - from > piece_bytes_max) to = text.rfind('\n', from + piece_bytes_max) + 1;
   return Value::map({{"generation", node_.policy().generation},
                      {"digest", hex(node_.plane().banks.control().policy_digest)},
+                     {"floor", bundles_.last().generation},
                      {"signed", last.generation == 0 ? Value()
                                                      : Value::map({{"generation", last.generation},
                                                                    {"bundle", hex(last.digest)},

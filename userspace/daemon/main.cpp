@@ -203,14 +203,13 @@ class Daemon {
     Result<Bundles> bundles = Bundles::open(options_.node.state_dir);
     if (!bundles) return pass_on(bundles);
     bundles_.emplace(std::move(*bundles));
-    if (const std::string& anchors = bundles_->last().anchors; !anchors.empty()) {
-      Result<token::Anchors> read = token::Anchors::parse(anchors, "the bundle's anchors");
-      if (!read) return pass_on(read);
-      tokens_->use_bundle_anchors(std::move(*read));
-    }
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
+    token::Digest in_force;
+    std::ranges::copy(node_->plane().banks.control().policy_digest, in_force.begin());
+    bundles_->recognise(in_force);
+    tokens_->use_bundle_anchors(bundles_->anchors());
     verifier_state_.reset(new VerifierState{node_->plane().slots, node_->plane().tenants,
                                             node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
@@ -247,9 +246,12 @@ class Daemon {
   // The very first start: nothing is stored yet, and the operator has put a policy in place.
   Status first_policy() {
     if (node_->policy().generation != 0 || ::access(policy_path().c_str(), F_OK) != 0) return {};
-    if (Status ok = node_->may_widen("first policy"); !ok) {
+    Status may = node_->may_widen("first policy");
+    if (may && tokens_->takes_signed_bundles_only())
+      may = fail(ErrorKind::denied, "signature_required", "this node takes signed bundles");
+    if (!may) {
       // Refusing to start would be worse: the node enforces, and opens nothing.
-      log::notice("policy_not_read", {{"file", policy_path()}, {"cause", ok.error().text()}});
+      log::notice("policy_not_read", {{"file", policy_path()}, {"cause", may.error().text()}});
       return {};
     }
     return reload_policy();
@@ -257,10 +259,10 @@ class Daemon {
 
   // Each file by itself: a mistake in one does not keep the other from being read.
   Status reload() {
-    const Status anchors = tokens_->read_anchors(anchors_path());
+    const Status anchors = tokens_->read_anchors(anchors_path(), true);
     if (anchors) {
       node_->journal().record("trust.anchors", {{"file", anchors_path()}});
-      verbs_->end_orphans();
+      verbs_->trust_changed();
     }
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();

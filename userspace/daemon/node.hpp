@@ -152,6 +152,7 @@ class Node {
   size_t revoke_issuers(const std::function<bool(uint64_t issuer)>& is_meant);
 
   static Holder holder_of(const abi::lease_record& record);
+  uint64_t issuer_of(const LeaseId& id) const;  // 0: nobody's, or there is no such lease
   Result<LeaseView> lease(const LeaseId& id) const;
   // Up to `limit` leases from `slot` on; `slot` moves to where the next page begins, or to size().
   // Looks at a bounded number of slots, so a page may be short, or empty, and not the last.

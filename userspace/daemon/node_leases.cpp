@@ -333,6 +333,11 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   return view(*slot);
 }
 
+uint64_t Node::issuer_of(const LeaseId& id) const {
+  const Result<uint32_t> slot = find_live(id);
+  return slot ? plane_->slots.record(*slot).issuer : 0;
+}
+
 LeaseOrigin Node::origin_of(const abi::lease_record& record) {
   return {record.issuer, record.head, record.token, record.issued_s};
 }

@@ -16,6 +16,9 @@ namespace {
 // Requests are made when they are sent, and the clock is the same for both, or nearly so.
 constexpr uint64_t age_max_s = 300;
 
+// What a packed request may become: it is kept whole while it is handled.
+constexpr uint64_t unpacked_request_bytes_max = 16ULL << 20;
+
 // Of one connection: a person and, say, a colleague's review.
 constexpr size_t delegations_max = 4;
 
@@ -75,7 +78,8 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
   before = false;
   peer.sequence = header.sequence;
   wire::Unsealed unsealed;
-  const Result<std::span<const uint8_t>> content = token::content_of(*object, unsealed.unpacked);
+  const Result<std::span<const uint8_t>> content =
+      token::content_of(*object, unsealed.unpacked, unpacked_request_bytes_max);
   if (!content) return std::unexpected(content.error());
   unsealed.request = *content;
   unsealed.signer = std::make_shared<const wire::Principal>(std::move(signer->principal));
@@ -85,16 +89,20 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
 
 Result<SignedRequests::Signed> SignedRequests::signer_of(const wire::Peer& peer,
                                                          const token::Digest& key) const {
+  if (tokens_.is_revoked(key) || tokens_.is_dead(key))
+    return deny("key_not_live", "the key that signed may sign no more", "holdfast trust show");
   for (const wire::Delegation& each : peer.delegations) {
-    if (each.principal.key != key) continue;
-    if (each.expires_s <= wall_now_ns() / ns_per_s)
-      return deny("expired", "the operator grant of " + each.principal.name + " has expired",
-                  "ask for another one");
-    if (tokens_.is_revoked(key))
-      return deny("key_not_live", "the key that signed may sign no more", "holdfast trust show");
-    if (const auto by = tokens_.signer(*each.principal.by, token::Purpose::operator_grant); !by)
-      return std::unexpected(by.error());
-    return Signed{.key = {each.public_key, each.application}, .principal = each.principal};
+    if (each.principal.key != key || each.expires_boot_ns <= boot_now_ns()) continue;
+    const auto by = tokens_.signer(*each.principal.by, token::Purpose::operator_grant);
+    if (!by) return std::unexpected(by.error());
+    if (tokens_.is_revoked_before((*by)->issuer, each.issued_s))
+      return deny("revoked", "what its signer had granted by then is revoked",
+                  "holdfast trust show");
+    Signed found{.key = {each.public_key, each.application}, .principal = each.principal};
+    found.principal.verbs = both(each.principal.verbs, (*by)->verbs);
+    found.principal.tenants = both(each.principal.tenants, (*by)->tenants);
+    found.principal.life_max_ns = (*by)->life_max_s * ns_per_s;
+    return found;
   }
   const auto anchor = tokens_.signer(key, token::Purpose::request);
   if (!anchor) return std::unexpected(anchor.error());
@@ -102,76 +110,81 @@ Result<SignedRequests::Signed> SignedRequests::signer_of(const wire::Peer& peer,
                 .principal = {.name = (*anchor)->issuer,
                               .key = key,
                               .verbs = (*anchor)->verbs,
-                              .tenants = (*anchor)->tenants}};
+                              .tenants = (*anchor)->tenants,
+                              .life_max_ns = (*anchor)->life_max_s * ns_per_s}};
 }
 
-Result<cbor::Value> SignedRequests::present(wire::Peer& peer, std::span<const uint8_t> grant) {
+Result<wire::Principal> SignedRequests::principal(const wire::Peer& peer,
+                                                  const token::Digest& key) const {
+  Result<Signed> signer = signer_of(peer, key);
+  if (!signer) return pass_on(signer);
+  return std::move(signer->principal);
+}
+
+Result<cbor::Value> SignedRequests::check_grant(wire::Peer& peer, std::span<const uint8_t> grant,
+                                                bool& before) {
   constexpr auto purpose = token::Purpose::operator_grant;
   const Result<token::SignedObject> object = token::take_apart_signed(grant, purpose);
   if (!object) return std::unexpected(object.error());
-  const token::SignedHeader& header = object->header;
-  if (header.audience != tokens_.node())
-    return deny("wrong_audience", fmt::format("the grant is for {}", header.audience),
-                "ask for one for this node");
-  if (tokens_.clock_in_doubt())
-    return deny("clock_suspect", "the node's clock is in doubt, and grants are dated",
-                "set the clock right, then restart holdfastd");
-  const uint64_t now_s = wall_now_ns() / ns_per_s;
-  if (header.issued_s > now_s + token::clock_skew_s)
-    return deny("issued_in_future", "the grant is dated " + rfc3339_utc(header.issued_s * ns_per_s),
-                "see whether its signer's clock is right");
-  if (header.expires_s <= now_s)
-    return deny("expired", "the grant expired at " + rfc3339_utc(header.expires_s * ns_per_s),
-                "ask for another one");
-  if (header.expires_s - header.issued_s > token::operator_grant_life_max_s)
-    return deny("life_too_long", "the grant is for more than 24 hours", "ask for a shorter one");
-  const auto signer = tokens_.signer(header.key, purpose);
+  const auto signer = tokens_.judge_kept(*object, purpose, token::operator_grant_life_max_s);
   if (!signer) return std::unexpected(signer.error());
-  if (!token::is_signed_by(signer_key(**signer), purpose, *object))
-    return deny("bad_signature", "the signature is not the key's",
-                "sign with the key that is named");
+  before = false;
   std::vector<uint8_t> storage;
   const auto content = token::content_of(*object, storage);
   if (!content) return std::unexpected(content.error());
   Result<token::OperatorGrant> said = token::decode_operator_grant(*content);
   if (!said) return pass_on(said);
   const token::Digest key = token::thumbprint(said->key.key);
-  std::erase_if(peer.delegations,
-                [&](const wire::Delegation& each) { return each.principal.key == key; });
+  const uint64_t now_ns = boot_now_ns();
+  std::erase_if(peer.delegations, [&](const wire::Delegation& each) {
+    return each.principal.key == key || each.expires_boot_ns <= now_ns;
+  });
   if (peer.delegations.size() >= delegations_max)
     return fail(ErrorKind::exhausted, "delegations_max",
                 fmt::format("this connection has {} operator grants already", delegations_max),
                 "connect once for each");
+  const token::SignedHeader& header = object->header;
   const std::string expires = rfc3339_utc(header.expires_s * ns_per_s);
   log::notice("operator_grant", {{"operator", said->name},
                                  {"by", (*signer)->issuer},
                                  {"expires", expires},
                                  {"uid", peer.uid}});
-  peer.delegations.push_back({.principal = {.name = said->name,
-                                            .key = key,
-                                            .verbs = both(said->verbs, (*signer)->verbs),
-                                            .tenants = both(said->tenants, (*signer)->tenants),
-                                            .by = header.key},
-                              .public_key = said->key.key,
-                              .application = said->key.application,
-                              .expires_s = header.expires_s});
+  peer.delegations.push_back(
+      {.principal = {.name = said->name,
+                     .key = key,
+                     .verbs = std::move(said->verbs),
+                     .tenants = std::move(said->tenants),
+                     .by = header.key},
+       .public_key = said->key.key,
+       .application = said->key.application,
+       .issued_s = header.issued_s,
+       .expires_boot_ns = now_ns + (header.expires_s * ns_per_s - wall_now_ns())});
   return cbor::Value::map({{"operator", said->name}, {"expires", expires}});
+}
+
+Result<cbor::Value> SignedRequests::present(wire::Peer& peer, std::span<const uint8_t> grant) {
+  bool before = true;
+  Result<cbor::Value> told = check_grant(peer, grant, before);
+  if (told) return told;
+  return refuse(peer, told.error(), before);
+}
+
+std::unexpected<Error> SignedRequests::refuse(const wire::Peer& peer, const Error& why,
+                                              bool before) {
+  ++refused_[why.code];
+  log::notice("signed_request_refused",
+              {{"reason", why.code}, {"detail", why.message}, {"uid", peer.uid}});
+  if (before && peer.role != wire::Role::operates)
+    return deny("denied", "this node does not accept that signature",
+                "an operator sees why in the log, and in `holdfast status`");
+  return std::unexpected(why);
 }
 
 Result<wire::Unsealed> SignedRequests::unseal(wire::Peer& peer, std::span<const uint8_t> sealed) {
   bool before = true;
   Result<wire::Unsealed> unsealed = check(peer, sealed, before);
-  if (unsealed) {
-    ++good_;
-    return unsealed;
-  }
-  const Error& why = unsealed.error();
-  ++refused_[why.code];
-  log::notice("signed_request_refused",
-              {{"reason", why.code}, {"detail", why.message}, {"uid", peer.uid}});
-  if (before && peer.role != wire::Role::operates)
-    return deny("denied", "this node does not accept that request",
-                "an operator sees why in the log, and in `holdfast status`");
+  if (!unsealed) return refuse(peer, unsealed.error(), before);
+  ++good_;
   return unsealed;
 }
 

@@ -28,8 +28,10 @@ class SignedRequests {
   // code; what was wrong before the signature held is told to operators only, others read `denied`.
   Result<wire::Unsealed> unseal(wire::Peer& peer, std::span<const uint8_t> sealed);
 
+  // Whose the key is on this connection, and what it may ask for, now.
+  Result<wire::Principal> principal(const wire::Peer& peer, const token::Digest& key) const;
   // operator.present: an operator grant, for requests by the key that it names, on this connection
-  // and until it expires. What it grants is what both it and its signer list.
+  // and until it expires. What it grants is what both it and its signer list, at each request.
   Result<cbor::Value> present(wire::Peer& peer, std::span<const uint8_t> grant);
 
   // {"good": n, "refused": {code: n}}
@@ -42,8 +44,10 @@ class SignedRequests {
   };
   // Who may sign requests with this key on this connection.
   Result<Signed> signer_of(const wire::Peer& peer, const token::Digest& key) const;
-  // Nothing in it is believed yet. `before` becomes false once the signature held.
+  // Nothing in these is believed yet. `before` becomes false once the signature held.
   Result<wire::Unsealed> check(wire::Peer& peer, std::span<const uint8_t> sealed, bool& before);
+  Result<cbor::Value> check_grant(wire::Peer& peer, std::span<const uint8_t> grant, bool& before);
+  std::unexpected<Error> refuse(const wire::Peer& peer, const Error& why, bool before);
 
   const Tokens& tokens_;
   uint64_t good_ = 0;

@@ -85,7 +85,7 @@ Tokens::Tokens(std::string state_dir, Identity identity, Spent spent, const Wall
       identity_(std::move(identity)),
       spent_(std::move(spent)),
       clock_(clock) {
-  believe({}, std::move(revoked));
+  believe(std::move(revoked));
 }
 
 Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
@@ -106,7 +106,7 @@ Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
       new Tokens(state_dir, std::move(*identity), std::move(*spent), clock, std::move(*revoked)));
 }
 
-Status Tokens::read_anchors(const std::string& path) {
+Status Tokens::read_anchors(const std::string& path, bool again) {
   token::Anchors anchors;
   const Result<std::string> text = read_state_file(path);
   if (text) {
@@ -115,18 +115,22 @@ Status Tokens::read_anchors(const std::string& path) {
     anchors = std::move(*read);
   } else if (text.error().sys != ENOENT) {
     return std::unexpected(text.error());
+  } else if (again && !file_anchors_.all().empty()) {
+    return fail(ErrorKind::not_found, "anchors_missing",
+                path + " is gone; what it said still holds",
+                "to believe nobody, write an empty list: anchors: []");
   }
   if (anchors.find(token::thumbprint(identity_.key().public_key())) != nullptr)
     return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
                 "leave it out: it signs what the node makes, and nothing else");
   file_anchors_ = std::move(anchors);
-  believe_anchors();
+  believe(beliefs_.load()->revoked);
   return {};
 }
 
-void Tokens::use_bundle_anchors(token::Anchors anchors) {
-  bundle_anchors_ = std::move(anchors);
-  believe_anchors();
+void Tokens::use_bundle_anchors(BundleAnchors bundle) {
+  bundle_anchors_ = std::move(bundle);
+  believe(beliefs_.load()->revoked);
 }
 
 bool Tokens::takes_signed_bundles_only() const {
@@ -137,11 +141,33 @@ bool Tokens::is_revoked(const token::Digest& key) const {
   return beliefs_.load()->revoked.has_key(key);
 }
 
-bool Tokens::signatures_needed() const {
-  return file_anchors_.signatures_needed || bundle_anchors_.signatures_needed;
+bool Tokens::is_revoked_before(std::string_view issuer, uint64_t issued_s) const {
+  return issued_s < beliefs_.load()->revoked.issued_before_s(issuer, "");
 }
 
-void Tokens::believe_anchors() {
+bool Tokens::is_dead(const token::Digest& key) const {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  const token::Anchor* anchor = now->anchors.find(key);
+  return anchor != nullptr && !token::is_live(*anchor);
+}
+
+uint64_t Tokens::life_max_ns(uint64_t issuer) const {
+  uint64_t life_s = token::life_max_s;
+  for (const token::Anchor& each : beliefs_.load()->anchors.all())
+    if (issuer_of(each.thumbprint) == issuer) life_s = each.life_max_s;
+  return life_s * ns_per_s;
+}
+
+bool Tokens::signatures_needed() const {
+  return signatures_needed_;
+}
+
+void Tokens::believe(token::Revocations revoked) {
+  const std::shared_ptr<const token::Beliefs> before = beliefs_.load();
+  auto next = std::make_shared<token::Beliefs>();
+  next->node = identity_.name();
+  next->epoch = identity_.epoch();
+  next->version = before ? before->version + 1 : 1;
   token::Anchor own;
   own.issuer = identity_.name();
   own.key = identity_.key().public_key();
@@ -150,23 +176,22 @@ void Tokens::believe_anchors() {
   own.own = true;
   own.tenants = {"*"};
   own.operations = {"*"};
-  // Its own first, so that no bundle makes it another's.
-  token::Anchors anchors;
-  anchors.add(std::move(own));
-  for (const token::Anchors* from : {&file_anchors_, &bundle_anchors_})
-    for (const token::Anchor& each : from->all())
-      if (anchors.find(each.thumbprint) == nullptr) anchors.add(each);
-  believe(std::move(anchors), beliefs_.load()->revoked);
-}
-
-void Tokens::believe(token::Anchors anchors, token::Revocations revoked) {
-  const std::shared_ptr<const token::Beliefs> before = beliefs_.load();
-  auto next = std::make_shared<token::Beliefs>();
-  next->node = identity_.name();
-  next->epoch = identity_.epoch();
-  next->anchors = std::move(anchors);
+  // Its own first, so that nothing makes it another's.
+  next->anchors.add(std::move(own));
+  signatures_needed_ = file_anchors_.signatures_needed;
+  for (const token::Anchor& each : file_anchors_.all()) next->anchors.add(each);
+  const token::Anchor* signer = file_anchors_.find(bundle_anchors_.signer);
+  if (signer != nullptr && signer->for_bundles && token::is_live(*signer) &&
+      !revoked.has_key(signer->thumbprint) &&
+      bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
+    signatures_needed_ = signatures_needed_ || bundle_anchors_.anchors.signatures_needed;
+    for (const token::Anchor& each : bundle_anchors_.anchors.all())
+      if (file_anchors_.find(each.thumbprint) == nullptr &&
+          each.thumbprint != next->anchors.all().front().thumbprint &&
+          token::what_goes_beyond(each, *signer) == nullptr)
+        next->anchors.add(each);
+  }
   next->revoked = std::move(revoked);
-  next->version = before ? before->version + 1 : 1;
   beliefs_.store(std::move(next));
 }
 
@@ -187,7 +212,7 @@ Status Tokens::revoke(token::Revocation revocation, const std::function<void()>&
   revocation.since_s = std::max(wall_now_ns() / ns_per_s, identity_.wall_floor_ms() / 1000);
   const Status added = next.add(std::move(revocation));
   if (!added) return added;
-  believe(now->anchors, next);
+  believe(next);
   Status written = write(next);
   if (written) return {};
   return pass_on(written, "revoked until the daemon ends, but not beyond");
@@ -203,7 +228,7 @@ Status Tokens::restore(const token::Revocation& revocation) {
       log::error("revocations_not_written", {{"cause", back.error().text()}});
     return ok;
   }
-  believe(now->anchors, std::move(next));
+  believe(std::move(next));
   return {};
 }
 
@@ -226,6 +251,46 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest&
   return std::shared_ptr<const token::Anchor>(now, anchor);
 }
 
+Result<std::shared_ptr<const token::Anchor>> Tokens::judge_kept(const token::SignedObject& object,
+                                                                token::Purpose purpose,
+                                                                uint64_t life_max_s) const {
+  const token::SignedHeader& header = object.header;
+  const std::string_view what = token::name_of(purpose);
+  const auto deny = [](std::string_view code, std::string message, std::string next_step) {
+    return std::unexpected(
+        Error{ErrorKind::denied, code, 0, std::move(message), std::move(next_step)});
+  };
+  if (header.audience != identity_.name())
+    return deny("wrong_audience", fmt::format("the {} is for {}", what, header.audience),
+                "one for this node: holdfast status shows its name");
+  if (clock_in_doubt())
+    return deny("clock_suspect",
+                fmt::format("the node's clock is in doubt, and a {} is dated", what),
+                "set the clock right, then restart holdfastd");
+  const uint64_t now_s = wall_now_ns() / ns_per_s;
+  if (header.issued_s > now_s + token::clock_skew_s)
+    return deny("issued_in_future",
+                fmt::format("the {} is dated {}", what, rfc3339_utc(header.issued_s * ns_per_s)),
+                "see whether its signer's clock is right");
+  if (header.expires_s <= now_s)
+    return deny("expired",
+                fmt::format("the {} expired at {}", what, rfc3339_utc(header.expires_s * ns_per_s)),
+                "sign it again");
+  if (header.expires_s - header.issued_s > life_max_s)
+    return deny(
+        "life_too_long",
+        fmt::format("the {} is good for more than {}", what, human_duration(life_max_s * ns_per_s)),
+        "sign it for a shorter time");
+  Result<std::shared_ptr<const token::Anchor>> anchor = signer(header.key, purpose);
+  if (!anchor) return anchor;
+  if (!token::is_signed_by(signer_key(**anchor), purpose, object))
+    return deny("bad_signature", "the signature is not the key's",
+                "sign with the key that is named");
+  if (is_revoked_before((*anchor)->issuer, header.issued_s))
+    return deny("revoked", "what its signer had issued by then is revoked", "holdfast trust show");
+  return anchor;
+}
+
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {
   return {.issuer = issuer_of(token.head.key),
           .head = beginning_of(token.head_id),
@@ -242,10 +307,6 @@ LeaseOrigin Tokens::origin_of(const wire::Principal& signer) {
 
 uint64_t Tokens::issuer_of(const token::Digest& key) {
   return beginning_of(key);
-}
-
-bool Tokens::is_anchored(const token::Digest& key) const {
-  return beliefs_.load()->anchors.find(key) != nullptr;
 }
 
 bool Tokens::is_orphan(uint64_t issuer) const {
@@ -418,7 +479,7 @@ Status Tokens::begin_epoch() {
   if (!now) return pass_on(now);
   Status ok = identity_.begin_epoch(*now);
   const std::shared_ptr<const token::Beliefs> before = beliefs_.load();
-  believe(before->anchors, before->revoked);  // of this epoch
+  believe(before->revoked);  // of this epoch
   return ok;
 }
 
@@ -435,7 +496,7 @@ void Tokens::remember_time() {
   if (left.drop_lapsed(wall_ns / ns_per_s) != 0) {
     if (Status ok = write(left); !ok)
       log::error("revocations_not_written", {{"cause", ok.error().text()}});
-    believe(now->anchors, std::move(left));
+    believe(std::move(left));
   }
   if (Status ok = identity_.remember_time(wall_ns / ns_per_ms); !ok)
     log::error("identity_not_written", {{"cause", ok.error().text()}});

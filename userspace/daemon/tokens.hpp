@@ -45,10 +45,16 @@ class Tokens {
   static Result<std::unique_ptr<Tokens>> open(const std::string& state_dir);
 
   // Whose keys may sign: read anew from the file. Without one nobody may, but for the node itself.
-  Status read_anchors(const std::string& path);
+  // `again`: a file that is there no more is an error, and takes nothing back.
+  Status read_anchors(const std::string& path, bool again = false);
   // The anchors of the bundle in force, beside those of the file; of a key in both the file's
-  // count.
-  void use_bundle_anchors(token::Anchors anchors);
+  // count. They are believed as long as who signed the bundle is, and no further than that reaches.
+  struct BundleAnchors {
+    token::Anchors anchors;
+    token::Digest signer{};
+    uint64_t issued_s = 0;
+  };
+  void use_bundle_anchors(BundleAnchors bundle);
   // Whether a policy has to be signed: the anchors file says who signs bundles.
   bool takes_signed_bundles_only() const;
   // What is believed now: replaced as a whole, and read by the verifying threads too.
@@ -65,6 +71,18 @@ class Tokens {
   // Whether what widens has to be signed, by root too.
   bool signatures_needed() const;
   bool is_revoked(const token::Digest& key) const;
+  // Whether all that this issuer had issued by then is revoked.
+  bool is_revoked_before(std::string_view issuer, uint64_t issued_s) const;
+  // An anchor that is there and may sign nothing any more.
+  bool is_dead(const token::Digest& key) const;
+  // How long a term may be that stands on this issuer (issuer_of()), by its anchor's `life`.
+  uint64_t life_max_ns(uint64_t issuer) const;
+  // Of what was signed and kept until now: for this node, dated well, by a key that may sign such
+  // things, and not revoked with all that its issuer had issued. Errors: denied, with what is wrong
+  // as code; nothing of its content has been read.
+  Result<std::shared_ptr<const token::Anchor>> judge_kept(const token::SignedObject& object,
+                                                          token::Purpose purpose,
+                                                          uint64_t life_max_s) const;
   // The anchor of a key that may sign such things now. Errors: denied / unknown_key, key_not_live,
   // key_not_for_requests, key_not_for_bundles, key_not_for_operators.
   Result<std::shared_ptr<const token::Anchor>> signer(const token::Digest& key,
@@ -77,7 +95,6 @@ class Tokens {
   static LeaseOrigin origin_of(const wire::Principal& signer);
   // A key, as in the record of a lease that stands on it.
   static uint64_t issuer_of(const token::Digest& key);
-  bool is_anchored(const token::Digest& key) const;
   // Whether nobody's key is called so any more.
   bool is_orphan(uint64_t issuer) const;
   // Whether a revocation means a lease; of an anchor's key, issuer_of() tells sooner. `tenant_id`:
@@ -121,8 +138,8 @@ class Tokens {
  private:
   Tokens(std::string state_dir, Identity identity, Spent spent, const WallClock& clock,
          token::Revocations revoked);
-  void believe(token::Anchors anchors, token::Revocations revoked);
-  void believe_anchors();
+  // From here on: the anchors that there are, apart from these revocations.
+  void believe(token::Revocations revoked);
   Status write(const token::Revocations& revoked) const;
 
   std::string state_dir_;
@@ -130,7 +147,8 @@ class Tokens {
   Spent spent_;
   WallClock clock_;
   token::Anchors file_anchors_;
-  token::Anchors bundle_anchors_;
+  BundleAnchors bundle_anchors_;
+  bool signatures_needed_ = false;
   std::atomic<std::shared_ptr<const token::Beliefs>> beliefs_;
   uint64_t believed_ = 0;
   std::array<uint64_t, token::refusals> refused_{};

@@ -79,13 +79,13 @@ Verbs::Answer Verbs::trust_revoke(const wire::Peer& peer, const Value& args) {
     if (revocation->kind == token::Revocation::Kind::key) {
       const uint64_t key = Tokens::issuer_of(revocation->digest);
       ended = node_.revoke_issuers([key](uint64_t issuer) { return issuer == key; });
-      // A person's key, by the grace of an anchor's: leases stand on that one.
-      if (!tokens_.is_anchored(revocation->digest))
-        ended += node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
+      // What it asked for by the grace of another key stands on that one.
+      ended += node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
     } else {
       ended = node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
     }
   });
+  ended += trust_changed();
   const std::string what = token::text_of(*revocation);
   node_.journal().record(log::Level::notice, "trust.revoke",
                          {{"what", what},

@@ -11,6 +11,7 @@
 #include "policy/address.hpp"
 #include "policy/parse.hpp"
 #include "policy/render.hpp"
+#include "userspace/base/check.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/authority.hpp"
@@ -25,8 +26,8 @@ using cbor::Value;
 
 constexpr size_t leases_per_page = 1000;
 constexpr size_t trust_per_page = 500;  // each may have names of 256 bytes
-constexpr size_t peers_told_max = 100;  // by status; of each
-constexpr size_t names_told_max = 8;    // so many verbs and tenants
+constexpr size_t peers_told_max = 32;   // by status, signers and operators first; of each
+constexpr size_t names_told_max = 4;    // so many verbs and tenants
 constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;     // of readers, and as many of operators
 constexpr size_t uid_followers_max = 8;  // of one reader
@@ -35,6 +36,8 @@ constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
 // A teardown takes a grace period and two netlink round trips; after two seconds it is not that.
 constexpr uint64_t drain_attempt_period_ns = 20 * ns_per_ms;
 constexpr uint32_t drain_attempts_max = 100;
+// A larger request is told to come again, instead of being kept.
+constexpr size_t waiting_body_bytes_max = size_t{1} << 20;
 
 std::string address_port(const uint32_t (&address)[4], uint16_t port_be) {
   const Address a = address_of(address);
@@ -79,6 +82,14 @@ Actor actor_of(const wire::Peer& peer) {
 }
 
 // A signer that may ask for a verb may do it to all that is in its scope.
+Status check_life(uint64_t ttl_ns, uint64_t life_max_ns) {
+  if (ttl_ns <= life_max_ns) return {};
+  return fail(ErrorKind::denied, "life_too_long",
+              fmt::format("{}, and a lease by this key lives for {} at the most",
+                          human_duration(ttl_ns), human_duration(life_max_ns)),
+              "ask for a shorter term, or for a longer `life` of the key's anchor");
+}
+
 Actor actor_of(const wire::Peer& peer, const wire::Request& request) {
   if (request.signer == nullptr) return actor_of(peer);
   return {.uid = peer.uid, .operates = true};
@@ -232,14 +243,21 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
                                      {"uid", peer.uid}});
     return change(peer, std::move(request), std::move(responder), 0);
   }
+  const bool is_stream = request.verb == "drops.follow" || request.verb == "watch";
+  // An anchor's key can be asked about at any time; a grant of hours ends while nobody looks.
+  if (is_stream && request.signer != nullptr && request.signer->by)
+    return responder.fail(Error{ErrorKind::denied, "verb_not_allowed", 0,
+                                "an operator grant is for single requests, and no stream",
+                                "join group holdfast, or sign with an anchor's key"});
   if (request.verb == "drops.follow") {
     std::erase_if(followers_, [](const Follower& f) { return !f.responder->is_open(); });
     if (Status ok = may_follow(peer); !ok) return responder.fail(ok.error());
-    followers_.push_back({peer.uid, peer.role == wire::Role::operates,
+    followers_.push_back({peer.uid, peer.role == wire::Role::operates, request.signer != nullptr,
                           std::make_shared<wire::Responder>(std::move(responder))});
     return;
   }
-  if (request.verb == "watch") return watch_.begin(peer, request.args, std::move(responder));
+  if (request.verb == "watch")
+    return watch_.begin(peer, request.args, request.signer != nullptr, std::move(responder));
   Answer answer = read(peer, request);
   if (answer) return responder.answer(*answer);
   responder.fail(answer.error());
@@ -306,17 +324,25 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
   auto waiting =
       std::make_shared<Waiting>(Waiting{peer, std::move(request), std::move(responder), {}});
   waiting->timer = loop_.after(drain_attempt_period_ns, [this, waiting, attempt] {
-    const wire::Principal* signer = waiting->request.signer.get();
-    Status may;  // the key may have been revoked while the request waited
-    if (signer != nullptr)
-      if (const auto anchor = tokens_.signer(signer->key, token::Purpose::request); !anchor)
-        may = std::unexpected(anchor.error());
+    // What its key may ask for may have changed while the request waited.
+    const Status may = waiting->request.signer != nullptr
+                           ? judge_again(waiting->peer, waiting->request)
+                           : Status();
     if (!may)
       waiting->responder.fail(may.error());
     else if (waiting->responder.is_open())
       change(waiting->peer, std::move(waiting->request), std::move(waiting->responder), attempt);
     loop_.defer([waiting] { waiting->timer.reset(); });
   });
+}
+
+Status Verbs::judge_again(const wire::Peer& peer, wire::Request& request) const {
+  Result<wire::Principal> signer = signed_requests_.principal(peer, request.signer->key);
+  if (!signer) return pass_on(signer);
+  request.signer = std::make_shared<const wire::Principal>(std::move(*signer));
+  if (Status ok = may_ask(peer, request, reach_of(request.verb), tokens_.signatures_needed()); !ok)
+    return ok;
+  return in_scope(*request.signer, request);
 }
 
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
@@ -330,7 +356,8 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
   if (request.verb == "lease.grant") {
     answer = lease_grant(peer, request);
     // What is being torn down is free in a moment: the grant waits for it instead of being refused.
-    if (!answer && answer.error().code == "draining" && attempt < drain_attempts_max)
+    if (!answer && answer.error().code == "draining" && attempt < drain_attempts_max &&
+        request.body.size() <= waiting_body_bytes_max)
       return change_later(peer, std::move(request), std::move(responder), attempt + 1);
   } else if (request.verb == "lease.renew") {
     answer = lease_renew(peer, request);
@@ -353,6 +380,7 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     }
   } else {
     const bool disable = request.verb == "tenant.disable";
+    CHECK(disable || request.verb == "tenant.enable");
     const Result<std::string_view> name = request.args.get_text("name");
     const Status ok = !name     ? Status(std::unexpected(name.error()))
                       : disable ? node_.disable_tenant(*name)
@@ -396,6 +424,18 @@ Verbs::Answer Verbs::lease_show(const Value& args) const {
   return lease_value(*lease);
 }
 
+namespace {
+
+// Before anything of the tenant is looked up.
+Status may_grant(const wire::Principal* signer, const GrantRequest& request) {
+  if (signer == nullptr) return {};
+  if (!signer->covers(request.tenant))
+    return std::unexpected(not_in_scope(*signer, request.tenant));
+  return check_life(request.ttl_ns, signer->life_max_ns);
+}
+
+}  // namespace
+
 Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& request) {
   if (request.args.has("token")) return grant_by_token(actor_of(peer), request.args);
   if (!request.has_body)
@@ -413,11 +453,17 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
   size_t member = 0;
   const auto next = [&](GrantRequest& out) -> Result<bool> {
     if (member == members.size()) {
-      if (!in.more()) return false;
+      if (!in.more()) {
+        in.end();
+        if (!in.finish()) return std::unexpected(in.error());
+        return false;
+      }
       bool each = false;
       out.holder = {Holder::Kind::uid, peer.uid, {}};
       out.selected.reset();
       Result<bool> ok = read_grant(in, out, each);
+      if (ok)
+        if (Status may = may_grant(request.signer.get(), out); !may) ok = pass_on(may);
       if (!ok || !each) return ok;
       Result<std::vector<Resource>> all = select_members(node_.index(), out);
       if (!all) return pass_on(all);
@@ -428,14 +474,8 @@ Verbs::Answer Verbs::lease_grant(const wire::Peer& peer, const wire::Request& re
     return true;
   };
   const wire::Principal* signer = request.signer.get();
-  const auto next_in_scope = [&](GrantRequest& out) -> Result<bool> {
-    Result<bool> ok = next(out);
-    if (ok && *ok && signer != nullptr && !signer->covers(out.tenant))
-      return std::unexpected(not_in_scope(*signer, out.tenant));
-    return ok;
-  };
   const Result<Grant> granted =
-      node_.grant(actor_of(peer, request), next_in_scope,
+      node_.grant(actor_of(peer, request), next,
                   signer != nullptr ? Tokens::origin_of(*signer) : LeaseOrigin());
   if (!granted) return std::unexpected(granted.error());
   Value reply = Value::map({{"granted", granted->ids.size()},
@@ -467,10 +507,19 @@ Verbs::Answer Verbs::lease_renew(const wire::Peer& peer, const wire::Request& re
     if (!given) return std::unexpected(given.error());
     generation = *given;
   }
+  Actor actor = actor_of(peer, request);
   std::optional<LeaseOrigin> origin;
-  if (request.signer != nullptr) origin = Tokens::origin_of(*request.signer);
+  if (request.signer != nullptr) {
+    origin = Tokens::origin_of(*request.signer);
+    if (Status ok = check_life(*ttl, request.signer->life_max_ns); !ok) return pass_on(ok);
+  } else {
+    // To prolong another's lease is to widen.
+    actor.operates = actor.operates && !tokens_.signatures_needed();
+    if (const uint64_t issuer = node_.issuer_of(*id); issuer != 0)
+      if (Status ok = check_life(*ttl, tokens_.life_max_ns(issuer)); !ok) return pass_on(ok);
+  }
   const Result<LeaseView> lease =
-      node_.renew(actor_of(peer, request), *id, *ttl, generation, origin ? &*origin : nullptr);
+      node_.renew(actor, *id, *ttl, generation, origin ? &*origin : nullptr);
   if (!lease) return std::unexpected(lease.error());
   return lease_value(*lease);
 }
@@ -568,8 +617,11 @@ Value Verbs::peers() const {
                        {"verbs", names(principal.verbs)},
                        {"tenants", names(principal.tenants)}});
   };
+  bool foremost = true;
   const auto tell = [&](const wire::Peer& peer) {
-    if (++told > peers_told_max) return;
+    const bool first =
+        peer.signer != nullptr || !peer.delegations.empty() || peer.role == wire::Role::operates;
+    if (first != foremost || ++told > peers_told_max) return;
     Value grants = Value::array();
     for (const wire::Delegation& each : peer.delegations) grants.push(may(each.principal));
     list.push(Value::map({{"uid", peer.uid},
@@ -579,7 +631,10 @@ Value Verbs::peers() const {
                           {"signer", peer.signer ? may(*peer.signer) : Value()},
                           {"grants", std::move(grants)}}));
   };
-  if (server_ != nullptr) server_->for_each_peer(tell);
+  for (foremost = true; server_ != nullptr; foremost = false) {
+    server_->for_each_peer(tell);
+    if (!foremost) break;
+  }
   return list;
 }
 

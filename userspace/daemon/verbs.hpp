@@ -32,8 +32,10 @@ class Verbs {
   void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
   void set_server(const wire::ControlServer* server) { server_ = server; }
-  // Ends leases whose issuer's key counts no more.
-  void end_orphans();
+  // Ends leases whose issuer's key counts no more; how many.
+  size_t end_orphans();
+  // That, and streams that were begun by a signature.
+  size_t trust_changed();
   void set_verifier(const verifier::Server* server) { verifier_ = server; }
 
  private:
@@ -69,13 +71,17 @@ class Verbs {
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
   Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
-  Answer push_signed(const wire::Peer& peer, std::span<const uint8_t> bytes, std::string_view file,
+  Answer push_signed(const wire::Peer& peer, const wire::Request& request, std::string_view file,
                      bool dry_run);
+  Result<BelievedBundle> believe_bundle(const wire::Peer& peer, const wire::Request& request,
+                                        std::string_view file, Policy& policy) const;
+  static bool may_read_all(const wire::Peer& peer, const wire::Request& request);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
   cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
 
   cbor::Value event_value(const abi::drop_event& event) const;
   Status in_scope(const wire::Principal& signer, const wire::Request& request) const;
+  Status judge_again(const wire::Peer& peer, wire::Request& request) const;
   Status may_follow(const wire::Peer& peer) const;
   void on_drop(const abi::drop_event& event);
 
@@ -94,6 +100,7 @@ class Verbs {
   struct Follower {
     uid_t uid;
     bool operates;
+    bool is_signed;
     std::shared_ptr<wire::Responder> responder;
   };
   std::vector<Follower> followers_;

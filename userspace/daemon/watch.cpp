@@ -233,7 +233,14 @@ void Watch::forget_gone() {
     for (wire::Timer* timer : {&flush_timer_, &page_timer_, &beat_timer_}) timer->reset();
 }
 
-void Watch::begin(const wire::Peer& peer, const Value& args, wire::Responder responder) {
+// Not from inside a round: forget_gone() takes them out in the next one.
+void Watch::end_signed(const Error& why) {
+  for (const std::unique_ptr<Watcher>& each : watchers_)
+    if (each->is_signed) each->responder.fail(why);
+}
+
+void Watch::begin(const wire::Peer& peer, const Value& args, bool is_signed,
+                  wire::Responder responder) {
   forget_gone();
   if (Status ok = may_watch(peer); !ok) return responder.fail(ok.error());
   if (Status ok = args.only_keys({"from", "kinds", "tenants", "heartbeat_ns"}); !ok)
@@ -241,6 +248,7 @@ void Watch::begin(const wire::Peer& peer, const Value& args, wire::Responder res
   auto watcher = std::make_unique<Watcher>();
   watcher->uid = peer.uid;
   watcher->operates = peer.role == wire::Role::operates;
+  watcher->is_signed = is_signed;
   Result<WatchFilter> filter = WatchFilter::read(args);
   if (!filter) return responder.fail(filter.error());
   watcher->filter = std::move(*filter);

@@ -113,6 +113,9 @@ class Reader : FileReader {
     Result<std::vector<std::string>> tenants = texts(*found->at("tenants"), "tenants");
     if (!tenants) return pass_on(tenants);
     anchor.tenants = std::move(*tenants);
+    if (anchor.for_bundles && anchor.tenants != std::vector<std::string>{"*"})
+      return refuse(uses, "a bundle is the policy of all tenants, and of the node itself",
+                    "write tenants: [\"*\"], or leave out the use bundle");
     if (found->contains("operations")) {
       Result<std::vector<std::string>> operations = texts(*found->at("operations"), "operations");
       if (!operations) return pass_on(operations);
@@ -141,6 +144,22 @@ class Reader : FileReader {
 };
 
 }  // namespace
+
+const char* what_goes_beyond(const Anchor& anchor, const Anchor& signer) {
+  const auto covers = [](const std::vector<std::string>& wide,
+                         const std::vector<std::string>& narrow) {
+    const auto listed = [&](std::string_view name) {
+      return std::ranges::find(wide, name) != wide.end();
+    };
+    return listed("*") || std::ranges::all_of(narrow, listed);
+  };
+  if (anchor.for_bundles || anchor.for_operators) return "uses";
+  if (!covers(signer.tenants, anchor.tenants)) return "tenants";
+  if (!covers(signer.operations, anchor.operations)) return "operations";
+  if (!covers(signer.verbs, anchor.verbs)) return "verbs";
+  if (anchor.life_max_s > signer.life_max_s) return "life";
+  return nullptr;
+}
 
 std::string_view name_of(KeyState state) {
   return std::ranges::find(states, state, &std::pair<std::string_view, KeyState>::second)->first;

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "policy/decide.hpp"
+#include "userspace/token/bundle.hpp"
 #include "userspace/token/verify.hpp"
 #include "userspace/wire/cbor.hpp"
 
@@ -60,9 +61,10 @@ std::optional<uint64_t> Revocation::lapses_s() const {
   switch (kind) {
     case What::head:
     case What::token: return since_s + life_max_s + clock_skew_s;
+    // Bundles live longest of what an issuer signs.
     case What::issuer:
-      return std::min(issued_before_s, UINT64_MAX - life_max_s - clock_skew_s) + life_max_s +
-             clock_skew_s;
+      return std::min(issued_before_s, UINT64_MAX - bundle_life_max_s - clock_skew_s) +
+             bundle_life_max_s + clock_skew_s;
     default: return std::nullopt;
   }
 }

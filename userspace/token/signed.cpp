@@ -214,13 +214,12 @@ bool is_signed_by(const SignerKey& key, Purpose purpose, const SignedObject& obj
 }
 
 Result<std::span<const uint8_t>> content_of(const SignedObject& object,
-                                            std::vector<uint8_t>& storage) {
+                                            std::vector<uint8_t>& storage, uint64_t bytes_max) {
   if (!object.header.unpacked_bytes) return object.payload;
   const uint64_t size = *object.header.unpacked_bytes;
   const std::span<const uint8_t> payload = object.payload;
-  if (size == 0 || size > unpacked_bytes_max)
-    return bad_packing(
-        fmt::format("{} bytes, where 1 to {} may be packed", size, unpacked_bytes_max));
+  if (size == 0 || size > bytes_max)
+    return bad_packing(fmt::format("{} bytes, where 1 to {} may be packed", size, bytes_max));
   // One frame and nothing behind it, and the frame itself says the same size.
   if (ZSTD_findFrameCompressedSize(payload.data(), payload.size()) != payload.size() ||
       ZSTD_getFrameContentSize(payload.data(), payload.size()) != size)

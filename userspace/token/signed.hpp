@@ -98,6 +98,7 @@ Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose p
 bool is_signed_by(const SignerKey& key, Purpose purpose, const SignedObject& object);
 // The content: the payload, or what it unpacks to, in `storage`. Errors: invalid / bad_packing.
 Result<std::span<const uint8_t>> content_of(const SignedObject& object,
-                                            std::vector<uint8_t>& storage);
+                                            std::vector<uint8_t>& storage,
+                                            uint64_t bytes_max = unpacked_bytes_max);
 
 }  // namespace holdfast::token

@@ -38,6 +38,10 @@ struct Anchor {
   uint64_t life_max_s = token::life_max_s;  // of a token, and of the term it gives a lease
 };
 
+// What of an anchor goes beyond that of who hands it on, as a word, or nullptr: a signer of bundles
+// hands on what it has, and no right to sign bundles or operator grants.
+const char* what_goes_beyond(const Anchor& anchor, const Anchor& signer);
+
 inline SignerKey signer_key(const Anchor& anchor) {
   return {anchor.key, anchor.application};
 }

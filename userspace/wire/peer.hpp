@@ -35,6 +35,7 @@ struct Principal {
   std::vector<std::string> verbs;                  // exactly these; "*": every one
   std::vector<std::string> tenants;                // likewise
   std::optional<std::array<uint8_t, 32>> by = {};  // the key that granted it this, if one did
+  uint64_t life_max_ns = UINT64_MAX;               // of a term that it gives
 
   bool may_ask(std::string_view verb) const { return lists(verbs, verb); }
   bool covers(std::string_view tenant) const { return lists(tenants, tenant); }
@@ -49,10 +50,11 @@ struct Principal {
 
 // What somebody may ask for on this connection beside what anchors say, until it expires.
 struct Delegation {
-  Principal principal;
+  Principal principal;  // as it was granted; what its granter has now bounds it
   std::array<uint8_t, 32> public_key{};
   std::string application;  // of a security key
-  uint64_t expires_s = 0;   // since 1970
+  uint64_t issued_s = 0;    // since 1970
+  uint64_t expires_boot_ns = 0;
 };
 
 // Who connected (SO_PEERCRED, SO_PEERGROUPS): not necessarily who speaks now, a child may have

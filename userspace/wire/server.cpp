@@ -377,7 +377,10 @@ void Connection::dispatch(Frame frame) {
     bytes = unsealed->request;
   }
   Result<DecodedRequest> decoded = decode_request(bytes);
-  if (!decoded) return refuse(decoded.error(), id);
+  if (!decoded) {
+    charge();
+    return refuse(decoded.error(), id);
+  }
   request.verb = decoded->verb;
   request.args = std::move(decoded->args);
   request.body = decoded->body;
