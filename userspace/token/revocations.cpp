@@ -61,10 +61,11 @@ std::optional<uint64_t> Revocation::lapses_s() const {
   switch (kind) {
     case What::head:
     case What::token: return since_s + life_max_s + clock_skew_s;
-    // Bundles live longest of what an issuer signs.
-    case What::issuer:
-      return std::min(issued_before_s, UINT64_MAX - bundle_life_max_s - clock_skew_s) +
-             bundle_life_max_s + clock_skew_s;
+    case What::issuer: {
+      // Bundles live longest of what an issuer signs; they are of no tenant.
+      const uint64_t longest_s = (tenant.empty() ? bundle_life_max_s : life_max_s) + clock_skew_s;
+      return std::min(issued_before_s, UINT64_MAX - longest_s) + longest_s;
+    }
     default: return std::nullopt;
   }
 }

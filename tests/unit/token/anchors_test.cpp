@@ -12,7 +12,7 @@ std::string anchor_text(std::string_view rest) {
 
 TEST(AnchorsFile, SaysWhoMaySignWhat) {
   const auto anchors =
-      Anchors::parse(anchor_text("    state: retiring\n    uses: [token, bundle]\n    tenants: "
+      Anchors::parse(anchor_text("    state: retiring\n    uses: [token, operator]\n    tenants: "
                                  "[a/b/c]\n    operations: ['*']\n    life: 2m\n"),
                      "f");
   ASSERT_TRUE(anchors) << anchors.error().text();
@@ -24,6 +24,32 @@ TEST(AnchorsFile, SaysWhoMaySignWhat) {
   EXPECT_EQ(anchor->tenants, std::vector<std::string>{"a/b/c"});
   EXPECT_EQ(anchor->operations, std::vector<std::string>{"*"});
   EXPECT_EQ(anchor->life_max_s, 120U);
+  EXPECT_TRUE(anchor->for_operators);
+  EXPECT_FALSE(anchor->for_requests);
+  EXPECT_FALSE(anchors->signatures_needed);
+}
+
+TEST(AnchorsFile, SaysWhoMayAsk) {
+  const auto anchors = Anchors::parse(
+      "version: 1\nunsigned: tighten\nanchors:\n"
+      "  - {issuer: ann, ssh_key: ssh-ed25519 "
+      "AAAAC3NzaC1lZDI1NTE5AAAAIIqI4910CfGV/VLbLTy6XXLKZwm/HZQSG/N0iAG0D29c ann@laptop, "
+      "uses: [request], verbs: [lease.grant], tenants: [a/b/c]}\n"
+      "  - {issuer: bob, ssh_key: sk-ssh-ed25519@openssh.com "
+      "AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIO1JKMYo0cLG6ukDOJBZlWEpWSc6XGP5NjbBRhSshzfRAAAA"
+      "BHN"
+      "zaDo= bob, uses: [request, bundle], verbs: ['*'], tenants: ['*']}\n",
+      "f");
+  ASSERT_TRUE(anchors) << anchors.error().text();
+  EXPECT_TRUE(anchors->signatures_needed);
+  const Anchor* ann = anchors->find(thumbprint(key_of(1).public_key()));
+  ASSERT_NE(ann, nullptr) << "an SSH key is known by the key that it is";
+  EXPECT_EQ(ann->verbs, std::vector<std::string>{"lease.grant"});
+  EXPECT_EQ(ann->application, "");
+  const Anchor* bob = anchors->find(thumbprint(key_of(3).public_key()));
+  ASSERT_NE(bob, nullptr);
+  EXPECT_EQ(bob->application, "ssh:");
+  EXPECT_TRUE(bob->for_bundles && bob->for_requests);
 }
 
 TEST(AnchorsFile, WhatIsRefusedSaysWhere) {
@@ -44,6 +70,14 @@ TEST(AnchorsFile, WhatIsRefusedSaysWhere) {
       {"version: 1\nanchors:\n  - {issuer: a, key: abc, uses: [token], tenants: []}\n",
        "f:3: no Ed25519 public key"},
       {anchor_text(good) + anchor_text(good).substr(20), "stands here twice"},
+      {"version: 1\nunsigned: read\nanchors: []\n", "f:2: no such right of who does not sign"},
+      {anchor_text("    uses: [request]\n    tenants: ['*']\n"), "f:5: a key that signs requests"},
+      {anchor_text("    uses: [bundle]\n    tenants: [a/b/c]\n"),
+       "f:5: a bundle is the policy of all"},
+      {anchor_text(good + "    ssh_key: ssh-ed25519 AAAA\n"), "an anchor has a key, or an ssh_key"},
+      {"version: 1\nanchors:\n  - {issuer: a, ssh_key: ssh-rsa AAAA, uses: [request], verbs: [], "
+       "tenants: []}\n",
+       "f:3: that is no Ed25519 key of OpenSSH's"},
   };
   for (const auto& [text, said] : rows) {
     const auto anchors = Anchors::parse(text, "f");

@@ -13,7 +13,7 @@ TENANTS = ["acme/shop/prod"]
 ANCHORS = [
     {"seed": SEED, "state": "current", "uses": ["token"]},
     {"seed": RETIRED, "state": "verify_only", "uses": ["token"]},
-    {"seed": BUNDLES, "state": "current", "uses": ["bundle"]},
+    {"seed": BUNDLES, "state": "current", "uses": ["operator"]},
 ]
 
 

@@ -132,13 +132,20 @@ TEST(Revocations, LapseWhenNothingThatIsMeantIsLeft) {
        {"token:" + digest, "head:" + digest, "key:" + digest, std::string("holder:uid:1")})
     ASSERT_TRUE(revocations.add(parsed(each)));
   ASSERT_TRUE(revocations.add(of_issuer(now_s)));
-  EXPECT_EQ(revocations.all().size(), 5U);
+  Revocation of_tenant = of_issuer(now_s);
+  of_tenant.tenant = "acme/shop/prod";
+  ASSERT_TRUE(revocations.add(of_tenant));
+  EXPECT_EQ(revocations.all().size(), 6U);
   // The longest life, and the farthest that an issuer's clock may be ahead.
   EXPECT_EQ(revocations.drop_lapsed(now_s + 329), 0U);
   EXPECT_EQ(revocations.drop_lapsed(now_s + 330), 3U);
-  EXPECT_EQ(revocations.all().size(), 2U);
+  EXPECT_EQ(revocations.all().size(), 3U);
   EXPECT_TRUE(revocations.has_key(Digest{}));
   EXPECT_FALSE(revocations.has_token(Digest{}));
+  // Of what an issuer signs bundles live longest.
+  constexpr uint64_t month_s = 30 * 24 * 3600 + 30;
+  EXPECT_EQ(revocations.drop_lapsed(now_s + month_s - 1), 0U);
+  EXPECT_EQ(revocations.drop_lapsed(now_s + month_s), 1U);
   EXPECT_EQ(revocations.issued_before_s("cp.example", "any"), 0U);
 }
 
