@@ -559,7 +559,7 @@ def test_killed_at_every_step(world: World, of: str) -> None:
     for step in choose(steps, kills):
         hits[kill_at(world, step)] += 1
     if KILLS >= FULL:
-        turns = {kind: itertools.cycle(step for step in steps if step.kind == kind) for kind in {step.kind for step in steps}}
+        turns = {kind: itertools.cycle([step for step in steps if step.kind == kind]) for kind in {step.kind for step in steps}}
         for _ in range(100):
             kind = min(turns, key=lambda kind: hits[kind])
             if hits[kind] >= 5:

@@ -356,5 +356,5 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
         else:
             denied(lab, TO_A, "no_lease", "from_uplink", 1)
         open_gates = sum(int.from_bytes(slot[:8], "little") >> 24 != 0 for slot in dump(lab, "slots")) if loops > 100 else None
-        assert open_gates is None or open_gates == listed
+        assert open_gates is None or (open_gates > 0) == listed
     print(f"{verb}: {len(steps[::stride])} of {len(steps)} steps, {sorted(seen)}")
