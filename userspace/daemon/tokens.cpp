@@ -509,6 +509,7 @@ Value Tokens::status() const {
   const std::optional<std::string> doubt = clock_.doubt(wall_now_ns(), boot_now_ns());
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   return Value::map({{"anchors", now->anchors.all().size() - 1},
+                     {"version", now->version},
                      {"unsigned_may", signatures_needed() ? "tighten" : "operate"},
                      {"revocations", now->revoked.all().size()},
                      {"believed", believed_},
