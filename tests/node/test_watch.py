@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from control import Control, Refused, encode
-from lab import A, B, MANY, SLOW, Lab, nanoseconds, policy, wait_until
+from lab import A, B, MANY, SLOW, Lab, build_dir, nanoseconds, policy, wait_until
 from watcher import Watcher
 
 from test_daemon import groups  # noqa: F401 (a fixture)
@@ -406,7 +406,8 @@ def test_slow_watcher_resyncs_and_nobody_waits(own_lab: Lab) -> None:
                     break
         else:
             raise AssertionError("nobody was told to begin anew")
-        assert resident(lab) - rss < 24 << 20
+        # AddressSanitizer keeps what was freed, for a while.
+        assert build_dir().name == "asan" or resident(lab) - rss < 24 << 20
         assert numbers(good.events) == list(range(begin + 1, good.cursor["seq"] + 1))
         with pytest.raises(Refused) as refused:
             while True:
