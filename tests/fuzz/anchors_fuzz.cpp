@@ -58,7 +58,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return std::ranges::any_of(list, [&](const auto& each) { return each == "*" || each == name; });
   };
   const bool live = anchor->state == KeyState::current || anchor->state == KeyState::retiring;
-  CHECK(good == (live && anchor->for_tokens && anchor->issuer == "cp.example" &&
-                 names(anchor->tenants, "acme/shop/prod") && names(anchor->operations, "connect")));
+  CHECK(good == (live && anchor->for_tokens && anchor->life_max_s == life_max_s &&
+                 anchor->issuer == "cp.example" && names(anchor->tenants, "acme/shop/prod") &&
+                 names(anchor->operations, "connect")));
   return 0;
 }

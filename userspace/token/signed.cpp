@@ -189,6 +189,8 @@ Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose p
   const std::span<const uint8_t> signature = in.bytes();
   in.end();
   if (!in.finish()) return malformed("that is no COSE_Sign1: " + in.error().message);
+  if (signature.size() != sizeof(Signature) && signature.size() != ssh_security_signature_bytes)
+    return malformed("its signature has neither 64 bytes, nor the 69 of a security key");
   SignedHeader header;
   std::string_view type;
   if (!read_header(header_bytes, header, type)) return malformed("its header is none of ours");

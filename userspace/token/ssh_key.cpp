@@ -16,7 +16,6 @@ constexpr std::string_view magic = "SSHSIG";
 constexpr std::string_view begin_armour = "-----BEGIN SSH SIGNATURE-----";
 constexpr std::string_view end_armour = "-----END SSH SIGNATURE-----";
 constexpr uint32_t signature_version = 1;
-constexpr size_t security_bytes = sizeof(Signature) + 5;
 constexpr uint8_t user_present = 1;
 constexpr size_t decoded_bytes_max = 4096;
 
@@ -157,10 +156,10 @@ Result<std::vector<uint8_t>> parse_ssh_signature(std::string_view armoured) {
   const auto content = inner.bytes();
   std::vector<uint8_t> signature(content.begin(), content.end());
   if (type == security_type) {
-    const auto tail = inner.take(security_bytes - sizeof(Signature));
+    const auto tail = inner.take(ssh_security_signature_bytes - sizeof(Signature));
     signature.insert(signature.end(), tail.begin(), tail.end());
   }
-  const size_t expected = type == security_type ? security_bytes : sizeof(Signature);
+  const size_t expected = type == security_type ? ssh_security_signature_bytes : sizeof(Signature);
   if (!inner.finish() || (type != plain_type && type != security_type) ||
       signature.size() != expected)
     return bad_signature("the signature is not by an Ed25519 key");
@@ -170,7 +169,8 @@ Result<std::vector<uint8_t>> parse_ssh_signature(std::string_view armoured) {
 bool verify_ssh_signature(const SignerKey& key, std::span<const uint8_t> message,
                           std::span<const uint8_t> signature) {
   const bool security = !key.application.empty();
-  if (signature.size() != (security ? security_bytes : sizeof(Signature))) return false;
+  if (signature.size() != (security ? ssh_security_signature_bytes : sizeof(Signature)))
+    return false;
   std::vector<uint8_t> bytes = wrapped(message);
   if (security) {
     const auto tail = signature.subspan(sizeof(Signature));

@@ -17,6 +17,7 @@
 namespace holdfast::token {
 
 constexpr std::string_view ssh_namespace = "holdfast";
+constexpr size_t ssh_security_signature_bytes = sizeof(Signature) + 5;
 
 // A key that signs, as its checker knows it.
 struct SignerKey {
