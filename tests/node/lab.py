@@ -19,6 +19,7 @@ Standard library only: the demo runs on it too. Needs root. HOLDFAST_BUILD names
 from __future__ import annotations
 
 import contextlib
+import errno
 import ctypes
 import dataclasses
 import itertools
@@ -706,7 +707,7 @@ class Lab:
         with sender:
             sender.bind((interface, 0))
             for frame in frames:
-                sender.send(frame)
+                wait_until(lambda frame=frame: sent(sender, frame), 5, "the interface takes a frame")
 
     @contextlib.contextmanager
     def capture(
@@ -736,6 +737,16 @@ class Lab:
             for expression in each["rule"]["expr"]
             if "counter" in expression
         )
+
+
+def sent(sender: socket.socket, frame: bytes) -> bool:
+    """Whether a frame is on its way: a queue that is full takes none for a moment."""
+    try:
+        return sender.send(frame) > 0
+    except OSError as full:
+        if full.errno != errno.ENOBUFS:
+            raise
+        return False
 
 
 def says(connection: socket.socket, data: bytes = b"hello") -> bool:

