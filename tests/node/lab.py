@@ -19,9 +19,9 @@ Standard library only: the demo runs on it too. Needs root. HOLDFAST_BUILD names
 from __future__ import annotations
 
 import contextlib
-import errno
 import ctypes
 import dataclasses
+import errno
 import itertools
 import json
 import os
