@@ -171,7 +171,7 @@ def test_a_key_of_many_leases(own_lab: Lab) -> None:
     def lease(issuer: Issuer, leases: int, slots: int) -> list[int]:
         """The ports of so many leases of so many slots each."""
         leased = [take(slots) for _ in range(leases)]
-        batch = [{"tenant": A, "endpoints": [name(port) for port in each], "operations": ["connect"]} for each in leased]
+        batch = [{"tenant": A, "endpoints": [name(port) for port in each], "operations": ["connect"], "ttl": "300s"} for each in leased]
         path = lab.dir / "batch.json"
         path.write_text(json.dumps(batch))
         with Control(lab.socket_path, 60) as control:
