@@ -96,6 +96,10 @@ def test_delivered_by_anybody(node: Lab) -> None:
     trust(lab)
     with Control(lab.socket_path) as root:
         assert root.push(json.dumps(policy(7)))["applied"]
+    assert in_force(lab)["signed"] is None
+    # And what was before these is not in force again because it was once.
+    trust(lab, ROOT)
+    refused(lab, made, "old_generation")
 
 
 def test_what_is_wrong_before_the_signature(node: Lab) -> None:
@@ -215,13 +219,16 @@ def test_a_signer_that_is_believed_no_more(node: Lab, how: str) -> None:
     trust(lab, ROOT | {"verbs": ["*"]})
     push(lab, bundle(here, policy(6), anchors=[planted]))
     held_back = bundle(here, policy(7), anchors=[planted])
-    with connect(lab, seed=STRANGER) as thief, connect(lab, seed=STRANGER) as watcher:
+    honest = anchor(bytes([7]) * 32, issuer="honest.example")
+    trust(lab, ROOT | {"verbs": ["*"]}, honest)
+    with connect(lab, seed=STRANGER) as thief, connect(lab, seed=STRANGER) as watcher, connect(lab, seed=bytes([7]) * 32) as other:
         lease = thief.grant(A, "web")
-        watcher.socket.sendall(watcher_request(watcher))
-        assert watcher.read_frame()[3]["type"] == "snapshot"
+        for each in (watcher, other):
+            each.socket.sendall(watcher_request(each))
+            assert each.read_frame()[3]["type"] == "snapshot"
         passes(lab, WEB_A)
         if how == "gone":
-            trust(lab)
+            trust(lab, honest)
         else:
             time.sleep(1.1)  # what is revoked is what was issued before this second
             what = f"key:{thumbprint(SEED)}" if how == "revoked" else "issuer:root.example"
@@ -233,6 +240,9 @@ def test_a_signer_that_is_believed_no_more(node: Lab, how: str) -> None:
         while (frame := watcher.read_frame())[0] != ERROR:
             pass
         assert frame[3]["code"] == "trust_changed"
+        # Who is still believed goes on, and is told of it.
+        while not any("lease.forced_teardown" == each["event"] for each in other.read_frame()[3].get("events", [])):
+            pass
     lab.kill()
     lab.start()
     with connect(lab, seed=STRANGER) as thief, pytest.raises(Refused, match="denied"):

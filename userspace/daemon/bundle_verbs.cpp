@@ -81,9 +81,11 @@ Result<BelievedBundle> Verbs::believe_bundle(const wire::Peer& peer, const wire:
                                              std::string_view file, Policy& policy) const {
   // Where policies have to be signed, what is in force is a floor by itself, should the record be
   // lost.
-  const uint64_t floor = tokens_.takes_signed_bundles_only() ? node_.policy().generation : 0;
+  const Bundles::InForce now{
+      .generation = tokens_.takes_signed_bundles_only() ? node_.policy().generation : 0,
+      .policy_digest = node_.policy_digest()};
   bool signature_held = false;
-  Result<BelievedBundle> bundle = bundles_.check(request.body, tokens_, floor, signature_held);
+  Result<BelievedBundle> bundle = bundles_.check(request.body, tokens_, now, signature_held);
   if (bundle && !bundle->is_in_force) {
     Result<Policy> read = parse_policy(bundle->policy, file);
     if (read && read->generation != bundle->record.generation)
@@ -95,7 +97,9 @@ Result<BelievedBundle> Verbs::believe_bundle(const wire::Peer& peer, const wire:
       policy = std::move(*read);
       bundle->record.policy_digest = digest_of(policy);
       // Nothing that a quarantine is to stop comes in with the keys of a bundle.
-      if (!bundle->record.anchors.empty() && bundle->record.anchors != bundles_.in_force().anchors)
+      const BundleRecord* former = bundles_.of(now.policy_digest);
+      if (!bundle->record.anchors.empty() &&
+          (former == nullptr || bundle->record.anchors != former->anchors))
         if (Status ok = node_.may_widen("bundle.push"); !ok) bundle = pass_on(ok);
     } else {
       bundle = pass_on(read);
@@ -124,7 +128,8 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& re
   if (!bundle->is_in_force) {
     // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
     if (!dry_run)
-      if (Status ok = bundles_.remember(bundle->record); !ok) return pass_on(ok);
+      if (Status ok = bundles_.remember(bundle->record, node_.policy_digest()); !ok)
+        return pass_on(ok);
     const Policy* const policy_before = &node_.policy();
     Result<PushOutcome> pushed = node_.push_policy(std::move(policy), dry_run);
     // A push may fail when it is in force already, over what comes after.
@@ -133,10 +138,7 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& re
       if (Status back = bundles_.take_back(); !back)
         log::error("bundle_record_not_written", {{"cause", back.error().text()}});
     if (in_force) {
-      bundles_.is_in_force_now();
-      tokens_.use_bundle_anchors({.anchors = std::move(bundle->anchors),
-                                  .signer = bundle->record.key,
-                                  .issued_s = bundle->record.issued_s});
+      tokens_.use_bundle_anchors(bundles_.anchors_of(node_.policy_digest()));
       trust_changed();
       node_.journal().record(log::Level::notice, "policy.bundle",
                              {{"generation", bundle->record.generation},
@@ -161,17 +163,27 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& re
   return reply;
 }
 
-// Whose signatures count has changed: leases whose issuer's do not count any more end, and streams
-// that somebody may have begun by a signature. Who still may, begins them anew.
+// Whose signatures count has changed: leases whose issuer's do not count any more end, and so do
+// streams that were begun by such a signature.
 size_t Verbs::trust_changed() {
   const size_t ended = end_orphans();
   const Error why{ErrorKind::denied, "trust_changed", 0,
                   "whose signatures count here has changed since this began", "ask again"};
+  const auto is_over = [this](const wire::Principal* signer, std::string_view verb) {
+    if (signer == nullptr) return false;
+    const auto anchor = tokens_.signer(signer->key, token::Purpose::request);
+    if (!anchor) return true;
+    wire::Principal now = *signer;
+    now.verbs = (*anchor)->verbs;
+    now.tenants = (*anchor)->tenants;
+    return !now.may_ask(verb) || !now.covers_all();
+  };
   std::erase_if(followers_, [&](const Follower& follower) {
-    if (follower.is_signed) follower.responder->fail(why);
-    return follower.is_signed;
+    const bool over = is_over(follower.signer.get(), "drops.follow");
+    if (over) follower.responder->fail(why);
+    return over;
   });
-  watch_.end_signed(why);
+  watch_.end_those([&](const wire::Principal* signer) { return is_over(signer, "watch"); }, why);
   return ended;
 }
 
@@ -188,7 +200,7 @@ Verbs::Answer Verbs::bundle_show(const Value& args) const {
   if (Status ok = args.only_keys({"cursor"}); !ok) return pass_on(ok);
   const Result<uint64_t> cursor = args.get_u64_or("cursor", 0);
   if (!cursor) return std::unexpected(cursor.error());
-  const BundleRecord& last = bundles_.in_force();
+  const BundleRecord* bundle = bundles_.of(node_.policy_digest());
   const std::string text = render_policy_json(node_.policy(), JsonLayout::indented);
   const size_t from = std::min<uint64_t>(*cursor, text.size());
   size_t to = text.size();
@@ -196,11 +208,11 @@ Verbs::Answer Verbs::bundle_show(const Value& args) const {
   return Value::map({{"generation", node_.policy().generation},
                      {"digest", hex(node_.plane().banks.control().policy_digest)},
                      {"floor", bundles_.last().generation},
-                     {"signed", last.generation == 0 ? Value()
-                                                     : Value::map({{"generation", last.generation},
-                                                                   {"bundle", hex(last.digest)},
-                                                                   {"signer", last.signer},
-                                                                   {"key", hex(last.key)}})},
+                     {"signed", bundle == nullptr ? Value()
+                                                  : Value::map({{"generation", bundle->generation},
+                                                                {"bundle", hex(bundle->digest)},
+                                                                {"signer", bundle->signer},
+                                                                {"key", hex(bundle->key)}})},
                      {"policy", text.substr(from, to - from)},
                      {"next", to < text.size() ? Value(to) : Value()}});
 }

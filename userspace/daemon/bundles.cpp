@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "userspace/base/clock.hpp"
+#include "userspace/base/log.hpp"
 #include "userspace/daemon/state_file.hpp"
 
 namespace holdfast {
@@ -63,7 +65,7 @@ Result<Bundles> Bundles::open(const std::string& state_dir) {
     cbor::Reader in(content, {.bytes_max = content.size()});
     in.array_of(2);
     decode(in, bundles.last_);
-    decode(in, bundles.in_force_);
+    decode(in, bundles.former_);
     in.end();
     whole = in.finish() && std::ranges::equal(token::sha256({content}), bytes.last(sum_bytes));
   }
@@ -74,29 +76,33 @@ Result<Bundles> Bundles::open(const std::string& state_dir) {
   return bundles;
 }
 
-void Bundles::recognise(const token::Digest& policy_digest) {
-  if (last_.policy_digest == policy_digest)
-    in_force_ = last_;
-  else if (in_force_.policy_digest != policy_digest)
-    in_force_ = {};
+const BundleRecord* Bundles::of(const token::Digest& policy_digest) const {
+  for (const BundleRecord* each : {&last_, &former_})
+    if (each->generation != 0 && each->policy_digest == policy_digest) return each;
+  return nullptr;
 }
 
-Tokens::BundleAnchors Bundles::anchors() const {
-  Tokens::BundleAnchors out{.anchors = {}, .signer = in_force_.key, .issued_s = in_force_.issued_s};
-  if (in_force_.anchors.empty()) return out;
-  // It was read when it came, and is what it was: its hash says so.
-  if (Result<token::Anchors> read = token::Anchors::parse(in_force_.anchors, anchors_name))
+Tokens::BundleAnchors Bundles::anchors_of(const token::Digest& policy_digest) const {
+  const BundleRecord* bundle = of(policy_digest);
+  if (bundle == nullptr) return {};
+  Tokens::BundleAnchors out{.anchors = {}, .signer = bundle->key, .issued_s = bundle->issued_s};
+  if (bundle->anchors.empty()) return out;
+  Result<token::Anchors> read = token::Anchors::parse(bundle->anchors, anchors_name);
+  if (read)
     out.anchors = std::move(*read);
+  else  // good when it came: another version has written it
+    log::error("bundle_anchors_not_read",
+               {{"cause", read.error().text()}, {"effect", "none of its keys is believed"}});
   return out;
 }
 
-// [the last, the one in force], and behind it the hash of that.
-Status Bundles::write(const BundleRecord& last) const {
+// [the last, the one that was in force when it came], and behind it the hash of that.
+Status Bundles::write() const {
   std::vector<uint8_t> bytes;
   cbor::Writer out(bytes);
   out.array(2);
-  encode(out, last);
-  encode(out, in_force_);
+  encode(out, last_);
+  encode(out, former_);
   out.end();
   const token::Digest sum = token::sha256({std::span<const uint8_t>(bytes)});
   bytes.insert(bytes.end(), sum.begin(), sum.end());
@@ -104,23 +110,25 @@ Status Bundles::write(const BundleRecord& last) const {
                           {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
-Status Bundles::remember(BundleRecord record) {
-  if (Status ok = write(record); !ok) {
-    // It may have come to stand there all the same.
-    (void)write(last_);
-    return ok;
-  }
-  before_ = std::exchange(last_, std::move(record));
-  return {};
+Status Bundles::remember(BundleRecord record, const token::Digest& policy_digest) {
+  const BundleRecord* now = of(policy_digest);
+  BundleRecord former = now != nullptr ? *now : BundleRecord();
+  before_ = {std::exchange(last_, std::move(record)), std::exchange(former_, std::move(former))};
+  Status ok = write();
+  // It may have come to stand there all the same.
+  if (!ok)
+    if (Status back = take_back(); !back)
+      log::error("bundle_record_not_written", {{"cause", back.error().text()}});
+  return ok;
 }
 
 Status Bundles::take_back() {
-  last_ = std::move(before_);
-  return write(last_);
+  std::tie(last_, former_) = *std::exchange(before_, std::nullopt);
+  return write();
 }
 
 Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Tokens& tokens,
-                                      uint64_t generation, bool& signature_held) const {
+                                      const InForce& now, bool& signature_held) const {
   const Result<token::SignedObject> object =
       token::take_apart_signed(bytes, token::Purpose::bundle);
   if (!object) return std::unexpected(object.error());
@@ -137,14 +145,13 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
                                      .policy_digest = {},
                                      .anchors = {}},
                           .policy = {},
-                          .anchors = {},
                           .unpacked = {}};
   const bool again = believed.record.digest == last_.digest;
-  if (again && last_ == in_force_) {
+  if (again && last_.policy_digest == now.policy_digest) {
     believed.is_in_force = true;
     return believed;
   }
-  const uint64_t floor = std::max(last_.generation, generation);
+  const uint64_t floor = std::max(last_.generation, now.generation);
   if (header.generation < floor)
     return fail(
         ErrorKind::conflict, "old_generation",
@@ -168,7 +175,6 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
                   fmt::format("the {} of the key of {} go beyond those of {}, who signed", beyond,
                               each.issuer, (*signer)->issuer),
                   "a bundle hands on what its signer has, and no right to sign bundles or grants");
-  believed.anchors = std::move(*anchors);
   believed.record.anchors = bundle->anchors;
   return believed;
 }

@@ -7,8 +7,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "userspace/base/result.hpp"
@@ -34,7 +36,6 @@ struct BundleRecord {
 struct BelievedBundle {
   BundleRecord record;      // its policy's digest is not known yet
   std::string_view policy;  // points into the signed bytes, or into `unpacked`
-  token::Anchors anchors;   // none wider than its signer
   std::vector<uint8_t> unpacked;
   bool is_in_force = false;  // the same, again: nothing of it has been read
 };
@@ -46,31 +47,32 @@ class Bundles {
 
   // The floor.
   const BundleRecord& last() const { return last_; }
-  // The one whose policy is in force, if one's is.
-  const BundleRecord& in_force() const { return in_force_; }
-  // At the start: which of them is in force, by the policy that is.
-  void recognise(const token::Digest& policy_digest);
-  Tokens::BundleAnchors anchors() const;  // of the one in force
+  // The one whose policy that is, or nullptr: then the policy in force came without a bundle.
+  const BundleRecord* of(const token::Digest& policy_digest) const;
+  // What the bundle of the policy in force brought.
+  Tokens::BundleAnchors anchors_of(const token::Digest& policy_digest) const;
 
+  struct InForce {
+    uint64_t generation = 0;  // of the policy; beneath it none is taken, where only bundles are
+    token::Digest policy_digest{};
+  };
   // Errors: invalid or denied, with what is wrong as code; conflict / old_generation and
-  // generation_used. `signature_held` says whether it may be told to whoever asks. `generation`:
-  // of the policy in force, beneath which none is taken, either.
+  // generation_used. `signature_held` says whether it may be told to whoever asks.
   Result<BelievedBundle> check(std::span<const uint8_t> bytes, const Tokens& tokens,
-                               uint64_t generation, bool& signature_held) const;
-  // Durably, before any of it is in force; and taken back, if it does not come to that. A failed
-  // write leaves what was.
-  Status remember(BundleRecord record);
+                               const InForce& now, bool& signature_held) const;
+  // Durably, before any of it is in force, with the one that is; and taken back, if it does not
+  // come to that. A failed write leaves what was.
+  Status remember(BundleRecord record, const token::Digest& policy_digest);
   Status take_back();
-  void is_in_force_now() { in_force_ = last_; }
 
  private:
   explicit Bundles(std::string state_dir) : state_dir_(std::move(state_dir)) {}
-  Status write(const BundleRecord& last) const;
+  Status write() const;
 
   std::string state_dir_;
   BundleRecord last_;
-  BundleRecord before_;  // was the last one before
-  BundleRecord in_force_;
+  BundleRecord former_;  // was in force when the last one came
+  std::optional<std::pair<BundleRecord, BundleRecord>> before_;  // both, for take_back()
 };
 
 }  // namespace holdfast

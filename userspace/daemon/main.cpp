@@ -206,10 +206,7 @@ class Daemon {
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
-    token::Digest in_force;
-    std::ranges::copy(node_->plane().banks.control().policy_digest, in_force.begin());
-    bundles_->recognise(in_force);
-    tokens_->use_bundle_anchors(bundles_->anchors());
+    tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
     verifier_state_.reset(new VerifierState{node_->plane().slots, node_->plane().tenants,
                                             node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
@@ -261,6 +258,7 @@ class Daemon {
   Status reload() {
     const Status anchors = tokens_->read_anchors(anchors_path(), true);
     if (anchors) {
+      tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
       node_->journal().record("trust.anchors", {{"file", anchors_path()}});
       verbs_->trust_changed();
     }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -124,6 +125,10 @@ class Node {
   Result<PushOutcome> push_policy(Policy policy, bool dry_run);
   const Policy& policy() const { return *policy_; }
   const PolicyIndex& index() const { return *index_; }
+  // Of its canonical form: SHA-256.
+  std::array<uint8_t, 32> policy_digest() const {
+    return std::to_array(plane_->banks.control().policy_digest);
+  }
 
   // Interfaces or addresses of the node changed: brings the tables up to them.
   void refresh_network();

@@ -252,12 +252,12 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
   if (request.verb == "drops.follow") {
     std::erase_if(followers_, [](const Follower& f) { return !f.responder->is_open(); });
     if (Status ok = may_follow(peer); !ok) return responder.fail(ok.error());
-    followers_.push_back({peer.uid, peer.role == wire::Role::operates, request.signer != nullptr,
+    followers_.push_back({peer.uid, peer.role == wire::Role::operates, request.signer,
                           std::make_shared<wire::Responder>(std::move(responder))});
     return;
   }
   if (request.verb == "watch")
-    return watch_.begin(peer, request.args, request.signer != nullptr, std::move(responder));
+    return watch_.begin(peer, request.args, request.signer, std::move(responder));
   Answer answer = read(peer, request);
   if (answer) return responder.answer(*answer);
   responder.fail(answer.error());

@@ -100,7 +100,7 @@ class Verbs {
   struct Follower {
     uid_t uid;
     bool operates;
-    bool is_signed;
+    std::shared_ptr<const wire::Principal> signer;  // by whose signature, if by one's
     std::shared_ptr<wire::Responder> responder;
   };
   std::vector<Follower> followers_;

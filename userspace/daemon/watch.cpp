@@ -234,13 +234,14 @@ void Watch::forget_gone() {
 }
 
 // Not from inside a round: forget_gone() takes them out in the next one.
-void Watch::end_signed(const Error& why) {
+void Watch::end_those(const std::function<bool(const wire::Principal*)>& is_over,
+                      const Error& why) {
   for (const std::unique_ptr<Watcher>& each : watchers_)
-    if (each->is_signed) each->responder.fail(why);
+    if (is_over(each->signer.get())) each->responder.fail(why);
 }
 
-void Watch::begin(const wire::Peer& peer, const Value& args, bool is_signed,
-                  wire::Responder responder) {
+void Watch::begin(const wire::Peer& peer, const Value& args,
+                  std::shared_ptr<const wire::Principal> signer, wire::Responder responder) {
   forget_gone();
   if (Status ok = may_watch(peer); !ok) return responder.fail(ok.error());
   if (Status ok = args.only_keys({"from", "kinds", "tenants", "heartbeat_ns"}); !ok)
@@ -248,7 +249,7 @@ void Watch::begin(const wire::Peer& peer, const Value& args, bool is_signed,
   auto watcher = std::make_unique<Watcher>();
   watcher->uid = peer.uid;
   watcher->operates = peer.role == wire::Role::operates;
-  watcher->is_signed = is_signed;
+  watcher->signer = std::move(signer);
   Result<WatchFilter> filter = WatchFilter::read(args);
   if (!filter) return responder.fail(filter.error());
   watcher->filter = std::move(*filter);

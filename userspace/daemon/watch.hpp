@@ -139,17 +139,17 @@ class Watch {
   // A Journal's listener.
   void tell(JournalAction action, std::span<const log::Field> fields);
   // The verb: {"from"?: cursor, "kinds"?: [text], "tenants"?: [text], "heartbeat_ns"?: number}.
-  // `is_signed`: by a signature, and so until whose count changes.
-  void begin(const wire::Peer& peer, const cbor::Value& args, bool is_signed,
-             wire::Responder responder);
-  void end_signed(const Error& why);
+  // `signer`: by whose signature, or nullptr.
+  void begin(const wire::Peer& peer, const cbor::Value& args,
+             std::shared_ptr<const wire::Principal> signer, wire::Responder responder);
+  void end_those(const std::function<bool(const wire::Principal*)>& is_over, const Error& why);
   cbor::Value status() const;
 
  private:
   struct Watcher {
     uid_t uid = 0;
     bool operates = false;
-    bool is_signed = false;
+    std::shared_ptr<const wire::Principal> signer;
     wire::Responder responder;
     WatchFilter filter;
     uint64_t heartbeat_ns = 0;
