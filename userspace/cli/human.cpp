@@ -121,10 +121,6 @@ std::string count_of(uint64_t count, std::string_view one, std::string_view many
   return fmt::format("{} {}", human_count(count), count == 1 ? one : many);
 }
 
-std::string hex(std::span<const uint8_t> bytes) {
-  return fmt::format("{:02x}", fmt::join(bytes, ""));
-}
-
 Result<std::string> parse_holder(std::string_view text) {
   const size_t colon = text.find(':');
   const std::string_view kind = text.substr(0, colon);

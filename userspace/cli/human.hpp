@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "userspace/base/clock.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/base/result.hpp"
 
 namespace holdfast::cli {
@@ -28,9 +29,6 @@ std::string human_bytes(uint64_t bytes);
 std::string human_count(uint64_t count);
 // "1 lease", "2 leases", "no leases".
 std::string count_of(uint64_t count, std::string_view one, std::string_view many);
-
-// Two lower-case digits a byte.
-std::string hex(std::span<const uint8_t> bytes);
 
 // "uid:1000", "cgroup:4711" or "cgroup:/system.slice/web.service" to what the daemon takes:
 // "uid:1000" or "cgroup:ID". A path is below the cgroup v2 mount, with or without it in front.

@@ -6,6 +6,7 @@
 
 #include "policy/parse.hpp"
 #include "policy/render.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/inventory.hpp"
 #include "userspace/daemon/verbs.hpp"
@@ -17,10 +18,6 @@ using cbor::Value;
 
 constexpr size_t changes_told_max = 1000;
 constexpr size_t piece_bytes_max = size_t{512} << 10;  // of a policy; a line has a few KiB at most
-
-std::string hex(std::span<const uint8_t> bytes) {
-  return fmt::format("{:02x}", fmt::join(bytes, ""));
-}
 
 // As change_policy() makes it: control.policy_digest.
 token::Digest digest_of(const Policy& policy) {

@@ -13,6 +13,7 @@
 #include "policy/render.hpp"
 #include "userspace/base/check.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/authority.hpp"
 #include "userspace/daemon/explain.hpp"
@@ -68,12 +69,6 @@ Result<uint64_t> number_or(const Value& args, std::string_view key, uint64_t min
 
 Value counter_value(const abi::counter& counter) {
   return Value::map({{"packets", counter.packets}, {"bytes", counter.bytes}});
-}
-
-std::string hex(const uint8_t* bytes, size_t size) {
-  std::string out;
-  for (size_t i = 0; i < size; ++i) out += fmt::format("{:02x}", bytes[i]);
-  return out;
 }
 
 // Who a peer is, without what it signs.
@@ -239,7 +234,7 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
     if (request.signer != nullptr)
       log::notice("signed_request", {{"verb", request.verb},
                                      {"signer", request.signer->name},
-                                     {"key", hex(request.signer->key.data(), 32)},
+                                     {"key", hex(request.signer->key)},
                                      {"uid", peer.uid}});
     return change(peer, std::move(request), std::move(responder), 0);
   }
@@ -347,8 +342,13 @@ Status Verbs::judge_again(const wire::Peer& peer, wire::Request& request) const 
 
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                    uint32_t attempt) {
-  static constexpr std::string_view widening[] = {"tenant.enable", "trust.restore", "node.detach"};
-  if (std::ranges::find(widening, request.verb) != std::end(widening))
+  // A quarantined node widens nothing. These look for themselves: what they do may widen nothing,
+  // or be counted, or lift the quarantine.
+  static constexpr std::string_view own_look[] = {"lease.grant", "bundle.push", "node.resume",
+                                                  "node.release"};
+  const Reach reach = reach_of(request.verb);
+  if ((reach == Reach::widening || reach == Reach::ending) &&
+      std::ranges::find(own_look, request.verb) == std::end(own_look))
     if (Status ok = node_.may_widen(request.verb); !ok) return responder.fail(ok.error());
   Answer answer = Value();
   if (request.verb == "lease.revoke" || request.verb == "lease.release")
@@ -579,7 +579,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"tokens", tokens_.status()},
        {"signed_requests", signed_requests_.status()},
        {"policy", Value::map({{"generation", policy.generation},
-                              {"digest", hex(control.policy_digest, sizeof(control.policy_digest))},
+                              {"digest", hex(control.policy_digest)},
                               {"tenants", policy.tenants.size()},
                               {"endpoints", endpoints}})},
        {"leases", Value::map({{"live", node_.lease_count()}, {"max", plane.slots.size()}})},
@@ -613,7 +613,7 @@ Value Verbs::peers() const {
   };
   const auto may = [&](const wire::Principal& principal) {
     return Value::map({{"name", principal.name},
-                       {"key", hex(principal.key.data(), principal.key.size())},
+                       {"key", hex(principal.key)},
                        {"verbs", names(principal.verbs)},
                        {"tenants", names(principal.tenants)}});
   };

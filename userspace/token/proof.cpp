@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "userspace/token/cose.hpp"
 #include "userspace/wire/cbor.hpp"
 
 namespace holdfast::token {
@@ -11,12 +12,9 @@ using cbor::Reader;
 using cbor::Writer;
 
 constexpr size_t proof_bytes_max = 512;
+constexpr std::string_view context = "holdfast holder proof v1";
 constexpr int64_t private_label = -65537;
 enum Label : uint8_t { aud = 3, cnf = 8, nonce = 10 };  // of a CWT (RFC 8392, RFC 8747, RFC 9711)
-
-std::span<const uint8_t> bytes_of(std::string_view text) {
-  return std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size());
-}
 
 std::vector<uint8_t> protected_header() {
   std::vector<uint8_t> bytes;
@@ -32,19 +30,6 @@ std::vector<uint8_t> encode_payload(const PublicKey& key, const ProofPlace& plac
   out.map(3).u64(1).u64(1).i64(-1).u64(6).i64(-2).bytes(key).end().end();
   out.u64(nonce).bytes(place.challenge);
   out.i64(private_label).map(1).u64(1).u64(place.epoch).end().end();
-  return bytes;
-}
-
-std::vector<uint8_t> signed_bytes(std::span<const uint8_t> header,
-                                  std::span<const uint8_t> payload) {
-  std::vector<uint8_t> bytes;
-  Writer(bytes)
-      .array(4)
-      .text("Signature1")
-      .bytes(header)
-      .bytes(bytes_of("holdfast holder proof v1"))
-      .bytes(payload)
-      .end();
   return bytes;
 }
 
@@ -89,37 +74,23 @@ bool read_payload(std::span<const uint8_t> bytes, PublicKey& key) {
 std::vector<uint8_t> make_proof(const SecretKey& key, const ProofPlace& place) {
   const std::vector<uint8_t> header = protected_header();
   const std::vector<uint8_t> payload = encode_payload(key.public_key(), place);
-  std::vector<uint8_t> proof;
-  Writer(proof)
-      .array(4)
-      .bytes(header)
-      .map(0)
-      .end()
-      .bytes(payload)
-      .bytes(key.sign(signed_bytes(header, payload)))
-      .end();
-  return proof;
+  const Signature signature = key.sign(sig_structure(header, context, payload));
+  return encode_sign1({.header = header, .payload = payload, .signature = signature});
 }
 
 Result<Digest> check_proof(std::span<const uint8_t> proof, const ProofPlace& place) {
-  Reader in(proof, {.depth_max = 2, .bytes_max = proof_bytes_max});
-  in.array_of(4);
-  const std::span<const uint8_t> header = in.bytes();
-  in.map();
-  in.end();
-  const std::span<const uint8_t> payload = in.bytes();
-  const std::span<const uint8_t> signature = in.bytes();
-  in.end();
+  const Result<Sign1> parts = take_sign1(proof, proof_bytes_max);
   PublicKey key{};
-  if (!in.finish() || signature.size() != sizeof(Signature) ||
-      !std::ranges::equal(header, protected_header()) || !read_payload(payload, key))
+  if (!parts || parts->signature.size() != sizeof(Signature) ||
+      !std::ranges::equal(parts->header, protected_header()) || !read_payload(parts->payload, key))
     return fail(ErrorKind::invalid, "malformed_proof", "that is no proof of a key",
                 "make it as userspace/token/README.md says");
-  if (!verify_signature(key, signed_bytes(header, payload), signature.first<sizeof(Signature)>()))
+  if (!verify_signature(key, sig_structure(parts->header, context, parts->payload),
+                        parts->signature.first<sizeof(Signature)>()))
     return fail(ErrorKind::denied, "bad_signature", "the proof's signature is wrong",
                 "sign with the key that the proof names");
   // What was signed is what this connection asked for, to the last byte.
-  if (!std::ranges::equal(payload, encode_payload(key, place)))
+  if (!std::ranges::equal(parts->payload, encode_payload(key, place)))
     return fail(ErrorKind::denied, "wrong_challenge",
                 "the proof was made for another connection, node or epoch",
                 "sign the challenge of this connection's hello");

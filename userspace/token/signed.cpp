@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <zstd.h>
 
+#include "userspace/token/cose.hpp"
 #include "userspace/wire/cbor.hpp"
 #include "userspace/wire/frame.hpp"
 
@@ -35,10 +36,6 @@ constexpr std::array<PurposeWords, purposes> words{{
 
 const PurposeWords& words_of(Purpose purpose) {
   return words[static_cast<size_t>(purpose)];
-}
-
-std::span<const uint8_t> bytes_of(std::string_view text) {
-  return std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size());
 }
 
 std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) {
@@ -122,16 +119,7 @@ bool read_header(std::span<const uint8_t> bytes, SignedHeader& header, std::stri
 
 std::vector<uint8_t> signed_bytes(Purpose purpose, std::span<const uint8_t> header,
                                   std::span<const uint8_t> payload) {
-  std::vector<uint8_t> bytes;
-  bytes.reserve(payload.size() + header.size() + 64);
-  Writer(bytes)
-      .array(4)
-      .text("Signature1")
-      .bytes(header)
-      .bytes(bytes_of(words_of(purpose).context))
-      .bytes(payload)
-      .end();
-  return bytes;
+  return sig_structure(header, words_of(purpose).context, payload);
 }
 
 std::unexpected<Error> malformed(std::string why) {
@@ -173,22 +161,13 @@ Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, 
   const std::vector<uint8_t> head = encode_header(purpose, header);
   const Result<std::vector<uint8_t>> signature = signer.sign(signed_bytes(purpose, head, payload));
   if (!signature) return std::unexpected(signature.error());
-  std::vector<uint8_t> bytes;
-  bytes.reserve(payload.size() + head.size() + signature->size() + 16);
-  Writer(bytes).array(4).bytes(head).map(0).end().bytes(payload).bytes(*signature).end();
-  return bytes;
+  return encode_sign1({.header = head, .payload = payload, .signature = *signature});
 }
 
 Result<SignedObject> take_apart_signed(std::span<const uint8_t> bytes, Purpose purpose) {
-  Reader in(bytes, {.depth_max = 2, .bytes_max = wire::memfd_body_bytes_max});
-  in.array_of(4);
-  const std::span<const uint8_t> header_bytes = in.bytes();
-  in.map();
-  in.end();
-  const std::span<const uint8_t> payload = in.bytes();
-  const std::span<const uint8_t> signature = in.bytes();
-  in.end();
-  if (!in.finish()) return malformed("that is no COSE_Sign1: " + in.error().message);
+  const Result<Sign1> parts = take_sign1(bytes, wire::memfd_body_bytes_max);
+  if (!parts) return malformed("that is no COSE_Sign1: " + parts.error().message);
+  const auto& [header_bytes, payload, signature] = *parts;
   if (signature.size() != sizeof(Signature) && signature.size() != ssh_security_signature_bytes)
     return malformed("its signature has neither 64 bytes, nor the 69 of a security key");
   SignedHeader header;

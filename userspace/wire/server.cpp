@@ -760,7 +760,8 @@ void Responder::fail(const Error& error, const Retry& retry) {
   send_final(FrameType::error, cbor::encode(encode_error(error, retry)));
 }
 
-Status Responder::send_part(FrameType type, uint16_t flags, std::span<const uint8_t> body) {
+Status Responder::send_part(FrameType type, uint16_t flags, std::span<const uint8_t> body,
+                            std::optional<size_t> unsent_max) {
   const auto connection = connection_.lock();
   if (connection == nullptr || request_id_ == 0 || !connection->is_unanswered(request_id_)) {
     return holdfast::fail(ErrorKind::unavailable, "peer_gone",
@@ -768,9 +769,9 @@ Status Responder::send_part(FrameType type, uint16_t flags, std::span<const uint
   }
   if (body.size() > inline_body_bytes_max) {
     return holdfast::fail(ErrorKind::internal, "reply_too_large",
-                          fmt::format("a page of {} bytes does not fit a frame", body.size()));
+                          fmt::format("{} bytes do not fit a frame", body.size()));
   }
-  if (!connection->is_writable()) {
+  if (unsent_max ? !connection->has_room(*unsent_max) : !connection->is_writable()) {
     return holdfast::fail(ErrorKind::exhausted, "peer_slow",
                           "the peer does not read what it was sent");
   }
@@ -791,21 +792,7 @@ Status Responder::event(const cbor::Value& body) {
 }
 
 Status Responder::event_encoded(std::span<const uint8_t> body, size_t unsent_max) {
-  const auto connection = connection_.lock();
-  if (connection == nullptr || request_id_ == 0 || !connection->is_unanswered(request_id_)) {
-    return holdfast::fail(ErrorKind::unavailable, "peer_gone",
-                          "the peer has closed its connection");
-  }
-  if (body.size() > inline_body_bytes_max) {
-    return holdfast::fail(ErrorKind::internal, "reply_too_large",
-                          fmt::format("an event of {} bytes does not fit a frame", body.size()));
-  }
-  if (!connection->has_room(unsent_max)) {
-    return holdfast::fail(ErrorKind::exhausted, "peer_slow",
-                          "the peer does not read what it was sent");
-  }
-  connection->send_part(FrameType::event, 0, request_id_, body);
-  return {};
+  return send_part(FrameType::event, 0, body, unsent_max);
 }
 
 bool Responder::has_room(size_t unsent_max) const {

@@ -145,7 +145,8 @@ class Responder {
   uint32_t request_id() const { return request_id_; }
 
  private:
-  Status send_part(FrameType type, uint16_t flags, std::span<const uint8_t> body);
+  Status send_part(FrameType type, uint16_t flags, std::span<const uint8_t> body,
+                   std::optional<size_t> unsent_max = {});
   void send_final(FrameType type, std::span<const uint8_t> body);
 
   std::weak_ptr<detail::Connection> connection_;
