@@ -18,6 +18,7 @@ Standard library only: the demo runs on it too. Needs root. HOLDFAST_BUILD names
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -727,16 +728,18 @@ class Lab:
     def nft(self, *words: str, check: bool = True) -> str:
         return self.run("node", ["nft", *words], check=check).stdout
 
+    def nft_counters(self, table: str = "holdfast") -> collections.Counter[str]:
+        """reason -> packets that nft dropped for it, over all chains. Without elements: their list may be long."""
+        counters = collections.Counter()
+        for each in json.loads(self.nft("-j", "-t", "list", "table", "inet", table))["nftables"]:
+            rule = each.get("rule", {})
+            for expression in rule.get("expr", []):
+                if "comment" in rule and "counter" in expression:
+                    counters[rule["comment"]] += expression["counter"]["packets"]
+        return counters
+
     def nft_counter(self, reason: str, table: str = "holdfast") -> int:
-        """Packets that nft dropped for a reason, over all chains. Without elements: their list may be long."""
-        rules = json.loads(self.nft("-j", "-t", "list", "table", "inet", table))["nftables"]
-        return sum(
-            expression["counter"]["packets"]
-            for each in rules
-            if each.get("rule", {}).get("comment") == reason
-            for expression in each["rule"]["expr"]
-            if "counter" in expression
-        )
+        return self.nft_counters(table)[reason]
 
 
 def sent(sender: socket.socket, frame: bytes) -> bool:

@@ -171,8 +171,12 @@ def dropped(
 def dropped_by_nft(lab: Lab, probe: Probe, reason: str, packets: int = PACKETS) -> None:
     """None arrives, and it is nftables that counts them."""
     with lab.capture(probe.receiver, probe.marker) as capture:
-        before = lab.nft_counter(reason)
+        before = lab.nft_counters()
         lab.send(probe.sender, [probe.frame()] * packets)
-        wait_until(lambda: lab.nft_counter(reason) - before >= packets, 3, f"nft counts {packets} as {reason}")
-        assert lab.nft_counter(reason) - before == packets
+        try:
+            wait_until(lambda: lab.nft_counter(reason) - before[reason] >= packets, 3)
+        except TimeoutError:
+            rose = lab.nft_counters() - before
+            raise AssertionError(f"nft did not count {packets} packets as {reason}, but {dict(rose)}; {capture.count()} arrived") from None
+        assert lab.nft_counters() - before == {reason: packets}
         assert capture.count() == 0

@@ -37,7 +37,7 @@ def deadline_s(lease: dict) -> float:
 
 def counted_after(lab: Lab, probe: Probe, incapacitate, recover) -> tuple[int, int]:
     """Packets that arrive while the daemon cannot act: before and after the deadline of a fresh lease."""
-    lease = lab.grant(A, probe_endpoint(probe), ttl="2s")
+    lease = lab.grant(A, probe_endpoint(probe), ttl=f"{2 * SLOW:g}s")
     end = deadline_s(lease)
     incapacitate()
     with watching(lab, probe) as capture:
