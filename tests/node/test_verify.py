@@ -12,7 +12,7 @@ import pathlib
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from control import HEADER, Refused
@@ -380,9 +380,9 @@ def ask_as(uid: int, path: os.PathLike, table: list[tuple[str, Check]], together
         told.send(answers)
 
 
-def users_ask(node: Lab, lease: dict, besides: int = 0) -> dict[str, int]:
-    """All USERS at once, each about tokens of its own and of others, while `besides` connections stand. How often
-    which reason has to be counted for it."""
+def users_ask(node: Lab, lease: dict, besides: int = 0, meanwhile: Callable[[], None] = lambda: None) -> dict[str, int]:
+    """All USERS at once, each about tokens of its own and of others, while `besides` connections stand; `meanwhile`
+    comes when all are connected. How often which reason has to be counted for it."""
     at_lease = {"tenant": A, "endpoints": [WEB], "lease": lease["id"], "generation": str(lease["generation"])}
     path = node.dir / "requests.json"
     path.write_text(json.dumps([at_lease | {"operations": ["connect"], "holder": f"uid:{uid}"} for uid in USERS]))
@@ -411,6 +411,7 @@ def users_ask(node: Lab, lease: dict, besides: int = 0) -> dict[str, int]:
         together.wait()
         wait_until(lambda: connections(node) == len(USERS) + besides, 10, "all are connected at once")
         assert sockets(node) == len(USERS) + besides
+        meanwhile()
         together.wait()
         for uid, (table, answers) in asked.items():
             assert answers.poll(20 * SLOW), f"uid {uid} has no answers"
@@ -457,11 +458,14 @@ def test_a_user_over_its_budget_is_in_nobodys_way(node: Lab) -> None:
     with contextlib.ExitStack() as held:
         greedy = [held.enter_context(asking(node, HOLDER)) for _ in range(mine + 8)]
         wait_until(lambda: sum(is_closed(each.socket) for each in greedy) == 8, what="8 are let go")
-        for each in greedy:
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it takes no more, or is one of the 8
-                for _ in range(50):
-                    each.send(dear)
-        expected = users_ask(node, lease, besides=mine)
+
+        def ask_much() -> None:
+            for each in greedy:
+                with contextlib.suppress(BlockingIOError, BrokenPipeError):  # it takes no more, or is one of the 8
+                    for _ in range(50):
+                        each.send(dear)
+
+        expected = users_ask(node, lease, besides=mine, meanwhile=ask_much)
         wait_until(lambda: risen(node, before).keys() == expected.keys() | {"resource_not_named"})
         assert expected.items() < risen(node, before).items()
     wait_until(lambda: connections(node) == 0, 10, "all connections are gone")
