@@ -14,6 +14,7 @@ from issuer import Issuer, as_uid, trust
 from lab import A, B, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from signing import SEED, STRANGER, USER, Signing, anchor, connect, thumbprint
+from watcher import Watcher
 
 pytestmark = pytest.mark.usefixtures("believed")
 
@@ -56,6 +57,23 @@ def test_it_is_the_key_that_may(lab: Lab) -> None:
     assert numbers(lab)["good"] == before + 4
     denied(lab, WEB_A, "no_lease", "from_uplink")
     assert "signer=cp.example" in lab.log
+
+
+def test_it_is_put_down_to_the_key(lab: Lab) -> None:
+    """A1: who watches is told whose signature it was, and by whose hands it came; without one only the latter."""
+    trust(lab, anchor())
+    with Watcher(lab.socket_path, kinds=["lease", "trust"]) as watcher:
+        watcher.snapshot()
+        with connect(lab) as control:
+            lease = control.grant(A, "web")
+            control.renew(lease["id"], 200)
+            control.revoke(lease["id"])
+            control.call("trust.revoke", {"what": "holder:uid:4711"})
+        lab.ask("trust.restore", {"what": "holder:uid:4711"})
+        watcher.until_named("trust.restore")
+        asked = {event["event"]: (event.get("actor_uid"), event.get("signer")) for event in watcher.events}
+    signed = dict.fromkeys(("lease.grant", "lease.renew", "lease.forced_teardown", "trust.revoke"), (USER, "cp.example"))
+    assert asked == signed | {"trust.restore": (0, None), "lease.torndown": (None, None)}
 
 
 def test_operators_who_sign_may_what_the_key_may(lab: Lab) -> None:

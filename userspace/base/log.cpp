@@ -68,7 +68,7 @@ void append_text_value(std::string& out, std::string_view text) {
   }
 }
 
-std::string text_line(Level level, std::string_view event, std::initializer_list<Field> fields,
+std::string text_line(Level level, std::string_view event, std::span<const Field> fields,
                       uint64_t suppressed) {
   std::string line;
   if (state().journald) line = fmt::format("<{}>", static_cast<int>(level));
@@ -81,7 +81,7 @@ std::string text_line(Level level, std::string_view event, std::initializer_list
   return line += '\n';
 }
 
-std::string json_line(Level level, std::string_view event, std::initializer_list<Field> fields,
+std::string json_line(Level level, std::string_view event, std::span<const Field> fields,
                       uint64_t suppressed) {
   std::string line =
       fmt::format(R"({{"version":1,"time":"{}","level":"{}","priority":{},"event":)",
@@ -112,7 +112,7 @@ void configure(Format format, Level max_level) {
   state().max_level = max_level;
 }
 
-void write(Level level, std::string_view event, std::initializer_list<Field> fields) {
+void write(Level level, std::string_view event, std::span<const Field> fields) {
   State& s = state();
   if (level > s.max_level) return;
   Bucket& bucket = s.buckets[std::string(event)];

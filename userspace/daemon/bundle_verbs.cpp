@@ -140,8 +140,7 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& re
       node_.journal().record(log::Level::notice, "policy.bundle",
                              {{"generation", bundle->record.generation},
                               {"signer", bundle->record.signer},
-                              {"bundle", hex(bundle->record.digest)},
-                              {"actor_uid", peer.uid}});
+                              {"bundle", hex(bundle->record.digest)}});
     }
     if (!pushed) {
       const Error& why = pushed.error();

@@ -13,6 +13,7 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "userspace/base/log.hpp"
 
@@ -50,14 +51,33 @@ class Journal {
     record(log::Level::info, action, fields);
   }
   void record(log::Level level, JournalAction action, std::initializer_list<log::Field> fields) {
-    log::write(level, action.name, fields);
-    if (listener_) listener_(action, {fields.begin(), fields.size()});
+    std::vector<log::Field> all(fields);
+    all.insert(all.end(), asked_by_.begin(), asked_by_.end());
+    log::write(level, action.name, all);
+    if (listener_) listener_(action, all);
   }
+
+  // Says, for as long as it lives, at whose request happens what is recorded: the uid that handed
+  // the request in, and who signed it, "" for nobody.
+  class [[nodiscard]] AskedBy {
+   public:
+    AskedBy(Journal& journal, uint32_t uid, std::string_view signer) : journal_(journal) {
+      journal_.asked_by_.emplace_back("actor_uid", uid);
+      if (!signer.empty()) journal_.asked_by_.emplace_back("signer", signer);
+    }
+    ~AskedBy() { journal_.asked_by_.clear(); }
+    AskedBy(const AskedBy&) = delete;
+    AskedBy& operator=(const AskedBy&) = delete;
+
+   private:
+    Journal& journal_;
+  };
 
   // Who hears of it, too; it must not act on it before its next turn. At most one.
   void listen(Listener listener) { listener_ = std::move(listener); }
 
  private:
+  std::vector<log::Field> asked_by_;
   Listener listener_;
 };
 

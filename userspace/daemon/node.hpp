@@ -272,8 +272,7 @@ class Node {
   void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                          const Done& done);
   void journal_leases(JournalAction action, std::span<const uint32_t> slots);
-  void journal_grants(std::span<const uint32_t> first_slots, const Actor& actor,
-                      uint64_t now_boot_ns);
+  void journal_grants(std::span<const uint32_t> first_slots, uint64_t now_boot_ns);
   Status read_state();
   Status widen(JournalAction action, uint32_t uid);
   bool leases_may_live() const { return standing_.state < NodeState::disabled; }

@@ -226,22 +226,19 @@ Result<Grant> Node::grant(const Actor& actor,
                 plane_->slots.slot(term.slot).tenant);
     firsts.push_back(term.slot);
   }
-  journal_grants(firsts, actor, now);
+  journal_grants(firsts, now);
   arm_expiry_timer();
   return granted;
 }
 
-void Node::journal_grants(std::span<const uint32_t> first_slots, const Actor& actor,
-                          uint64_t now_boot_ns) {
+void Node::journal_grants(std::span<const uint32_t> first_slots, uint64_t now_boot_ns) {
   if (first_slots.size() > leases_recorded_each_max) {
     std::map<uint64_t, size_t> leases;
     for (const uint32_t slot : first_slots) ++leases[plane_->slots.record(slot).tenant_id];
     if (leases.size() > tenants_recorded_each_max)
-      return journal_.record("lease.grant",
-                             {{"leases", first_slots.size()}, {"actor_uid", actor.uid}});
+      return journal_.record("lease.grant", {{"leases", first_slots.size()}});
     for (const auto& [id, count] : leases)
-      journal_.record("lease.grant",
-                      {{"leases", count}, {"tenant", owner_name(id)}, {"actor_uid", actor.uid}});
+      journal_.record("lease.grant", {{"leases", count}, {"tenant", owner_name(id)}});
     return;
   }
   for (const uint32_t slot : first_slots) {
@@ -251,7 +248,6 @@ void Node::journal_grants(std::span<const uint32_t> first_slots, const Actor& ac
                      {"tenant", lease.tenant},
                      {"resources", lease.resources},
                      {"holder", holder_name(lease.holder)},
-                     {"actor_uid", actor.uid},
                      {"generation", lease.generation},
                      {"expires_at", wall_of(lease.deadline_boot_ns)},
                      {"term", human_duration(lease.deadline_boot_ns - now_boot_ns)}});
@@ -326,7 +322,6 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   }
   journal_.record("lease.renew", {{"lease", lease_text(record)},
                                   {"tenant", owner_name(record.tenant_id)},
-                                  {"actor_uid", actor.uid},
                                   {"generation", record.generation},
                                   {"expires_at", wall_of(deadline)},
                                   {"term", human_duration(ttl_ns)}});

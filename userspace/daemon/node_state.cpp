@@ -111,7 +111,7 @@ Result<size_t> Node::narrow(NodeState to, uint32_t uid) {
     standing_is_durable_ = false;
     if (!leases_may_live()) ended = revoke_all([](const abi::lease_record&) { return true; });
     journal_.record(log::Level::notice, action_of(to),
-                    {{"state", name_of(to)}, {"leases_ended", ended}, {"actor_uid", uid}});
+                    {{"state", name_of(to)}, {"leases_ended", ended}});
   }
   if (Status ok = write_standing(options_.state_dir, standing_); !ok)
     return pass_on(ok, fmt::format("the node is {}, but would not be after a restart",
@@ -145,9 +145,8 @@ Status Node::widen(JournalAction action, uint32_t uid) {
   const NodeState before = standing_.state;
   standing_ = next;
   standing_is_durable_ = true;
-  journal_.record(
-      log::Level::notice, action,
-      {{"state", name_of(next.state)}, {"before", name_of(before)}, {"actor_uid", uid}});
+  journal_.record(log::Level::notice, action,
+                  {{"state", name_of(next.state)}, {"before", name_of(before)}});
   return {};
 }
 

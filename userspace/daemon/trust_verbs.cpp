@@ -66,7 +66,7 @@ Result<token::Revocation> Verbs::read_revocation(const Value& args) {
   return revocation;
 }
 
-Verbs::Answer Verbs::trust_revoke(const wire::Peer& peer, const Value& args) {
+Verbs::Answer Verbs::trust_revoke(const Value& args) {
   const Result<token::Revocation> revocation = read_revocation(args);
   if (!revocation) return std::unexpected(revocation.error());
   std::optional<uint64_t> tenant_id;
@@ -88,21 +88,18 @@ Verbs::Answer Verbs::trust_revoke(const wire::Peer& peer, const Value& args) {
   ended += trust_changed();
   const std::string what = token::text_of(*revocation);
   node_.journal().record(log::Level::notice, "trust.revoke",
-                         {{"what", what},
-                          {"tenant", revocation->tenant},
-                          {"leases_ended", ended},
-                          {"actor_uid", peer.uid}});
+                         {{"what", what}, {"tenant", revocation->tenant}, {"leases_ended", ended}});
   if (!ok) return std::unexpected(ok.error());
   return Value::map({{"what", what}, {"leases_ended", ended}});
 }
 
-Verbs::Answer Verbs::trust_restore(const wire::Peer& peer, const Value& args) {
+Verbs::Answer Verbs::trust_restore(const Value& args) {
   const Result<token::Revocation> revocation = read_revocation(args);
   if (!revocation) return std::unexpected(revocation.error());
   if (Status ok = tokens_.restore(*revocation); !ok) return pass_on(ok);
   const std::string what = token::text_of(*revocation);
   node_.journal().record(log::Level::notice, "trust.restore",
-                         {{"what", what}, {"tenant", revocation->tenant}, {"actor_uid", peer.uid}});
+                         {{"what", what}, {"tenant", revocation->tenant}});
   return Value::map({{"what", what}});
 }
 

@@ -342,6 +342,8 @@ Status Verbs::judge_again(const wire::Peer& peer, wire::Request& request) const 
 
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                    uint32_t attempt) {
+  const Journal::AskedBy asked_by(node_.journal(), peer.uid,
+                                  request.signer ? request.signer->name : "");
   // A quarantined node widens nothing. These look for themselves: what they do may widen nothing,
   // or be counted, or lift the quarantine.
   static constexpr std::string_view own_look[] = {"lease.grant", "bundle.push", "node.resume",
@@ -364,9 +366,9 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
   } else if (request.verb == "bundle.push") {
     answer = bundle_push(peer, request);
   } else if (request.verb == "trust.revoke") {
-    answer = trust_revoke(peer, request.args);
+    answer = trust_revoke(request.args);
   } else if (request.verb == "trust.restore") {
-    answer = trust_restore(peer, request.args);
+    answer = trust_restore(request.args);
   } else if (request.verb.starts_with("node.") && request.verb != "node.detach") {
     answer = node_state(peer, request);
   } else if (request.verb == "node.detach") {

@@ -66,8 +66,8 @@ class Verbs {
   Answer present_grant(wire::Peer& peer, const cbor::Value& args);
   static Answer renew_challenge(wire::Peer& peer);
   static Result<token::Revocation> read_revocation(const cbor::Value& args);
-  Answer trust_revoke(const wire::Peer& peer, const cbor::Value& args);
-  Answer trust_restore(const wire::Peer& peer, const cbor::Value& args);
+  Answer trust_revoke(const cbor::Value& args);
+  Answer trust_restore(const cbor::Value& args);
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
   Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
