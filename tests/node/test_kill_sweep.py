@@ -633,5 +633,33 @@ def test_killed_between_two_stores(world: World, closed: int) -> None:
     world.check()
 
 
+ISSUER_AT = 120  # in a lease_record of bpf/abi.h
+
+
+def test_killed_between_two_origins(world: World) -> None:
+    """A lease on two endpoints, killed while a renewal by another issuer wrote down whose it is: it stands on the first
+    one's. Revoked, both end, and not the half of it."""
+    lab, ports = world.lab, world.fresh(2)
+    named = [word for name in world.names(ports) for word in ("--endpoint", name)]
+    lease = world.by_token(world.issuer.issue(A, *named, "--ttl", "100s"), ports)
+    lab.kill()
+    records = dump(lab, "records")
+    slots = [number for number, record in enumerate(records) if record_id(record) == lease.id]
+    (issuer,) = {struct.unpack_from("=Q", records[slot], ISSUER_AT) for slot in slots}
+    assert len(slots) == 2 and issuer != (0,)
+    value = bytearray(records[slots[1]])
+    struct.pack_into("=Q", value, ISSUER_AT, 4711)
+    with pinned_map(pin(lab, "records")) as map_of_records:
+        map_of_records.write(struct.pack("=I", slots[1]), bytes(value))
+    world.restart()
+    world.check()
+    assert lease in world.live
+    what = f"issuer:{world.issuer.name}"
+    assert world.control.call("trust.revoke", {"what": what})["leases_ended"] == 1
+    world.ended(lease)
+    world.control.call("trust.restore", {"what": what})
+    world.check()
+
+
 def record_id(record: bytes) -> str:
     return "%016x%016x" % struct.unpack_from("=QQ", record)

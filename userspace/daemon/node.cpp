@@ -232,9 +232,10 @@ void Node::adopt_leases() {
     const abi::lease_record& record = plane_->slots.record(slot);
     if (record.phase == 0 || record.phase == abi::HF_PHASE_FENCED) continue;
     if (record.first_slot != slot || !leases_may_live() || !is_whole(slot)) continue;
+    // Killed while it wrote down what a lease stands on, it left parts that stand on another token.
+    set_origin(slot, origin_of(record));
     for (const uint32_t part : slots_of(slot)) {
       adopted[part] = true;
-      issuers_.put(part, plane_->slots.record(part).issuer, part == slot);
       live.push_back({part, abi::hf_gate_deadline_boot_ns(plane_->slots.gate(part))});
     }
     leases_.add(LeaseId::of(record), slot, record.incarnation,
