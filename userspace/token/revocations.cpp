@@ -28,6 +28,11 @@ constexpr std::array<std::pair<std::string_view, What>, 5> kinds{{
     {"issuer", What::issuer},
 }};
 
+size_t room_for(What kind) {
+  const bool is_wide = kind == What::key || kind == What::issuer;
+  return is_wide ? revocations_max : revocations_max - revocations_kept_for_keys;
+}
+
 bool is_by_digest(What kind) {
   return kind == What::key || kind == What::head || kind == What::token;
 }
@@ -125,7 +130,7 @@ Status Revocations::add(Revocation revocation) {
   if (same != all_.end()) {
     revocation.issued_before_s = std::max(revocation.issued_before_s, same->issued_before_s);
     *same = std::move(revocation);
-  } else if (all_.size() >= revocations_max) {
+  } else if (all_.size() >= room_for(revocation.kind)) {
     return fail(ErrorKind::exhausted, "revocations_max",
                 fmt::format("{} revocations stand already", all_.size()),
                 "lift what is not needed (holdfast trust show), or revoke the key instead");

@@ -19,6 +19,9 @@
 namespace holdfast::token {
 
 constexpr size_t revocations_max = 65536;
+// Of these, for keys and issuers alone: what ends the most can be revoked however many tokens and
+// holders have been.
+constexpr size_t revocations_kept_for_keys = 4096;
 
 struct Revocation {
   enum class Kind : uint8_t { key, head, token, holder, issuer };

@@ -184,7 +184,8 @@ TEST(Revocations, SayEachThingOnceAndAreLifted) {
 TEST(Revocations, AreBounded) {
   Revocations revocations;
   std::vector<Revocation> many;
-  for (size_t i = 0; i < revocations_max; ++i) many.push_back(parsed(fmt::format("issuer:{}", i)));
+  for (size_t i = 0; i < revocations_max - revocations_kept_for_keys; ++i)
+    many.push_back(parsed(fmt::format("holder:uid:{}", i + 2)));
   std::vector<uint8_t> file;
   {
     cbor::Writer list(file);
@@ -200,7 +201,11 @@ TEST(Revocations, AreBounded) {
   const Status one_more = full->add(parsed("holder:uid:1"));
   ASSERT_FALSE(one_more);
   EXPECT_EQ(one_more.error().code, "revocations_max");
-  EXPECT_EQ(full->all().size(), revocations_max);
+  // What closes the most at once has places of its own.
+  EXPECT_TRUE(full->add(parsed("key:" + hex(leaf_hash({})))));
+  EXPECT_TRUE(full->add(parsed("issuer:cp.example")));
+  EXPECT_FALSE(full->add(parsed("token:" + hex(leaf_hash({})))));
+  EXPECT_EQ(full->all().size(), many.size() + 2);
 }
 
 TEST(Revocations, ComeBackFromTheirFileAndDamageIsNoticed) {
