@@ -51,6 +51,7 @@ class Profile:
     name: str
     cpus: int
     memory_mib: int
+    taps: list[str]
     netdevs: list[str]
     devices: list[str]
 
@@ -84,6 +85,7 @@ def arguments(machine: Profile, accel: str, kernel: pathlib.Path, initramfs: pat
     # A terminal for a person; else a file that is always open, for a port whose other end is closed blocks the guest.
     chardev, port = ("stdio,signal=off", "virtconsole") if shell else ("file,path=/dev/stdout", "virtserialport,name=output")
     return [
+        *own_network(machine.taps),
         qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *cpu,
         "-smp", str(machine.cpus), "-m", str(machine.memory_mib), "-nic", "none",
         *(word for netdev in machine.netdevs for word in ("-netdev", netdev)),
@@ -94,6 +96,14 @@ def arguments(machine: Profile, accel: str, kernel: pathlib.Path, initramfs: pat
         "-chardev", f"{chardev},id=output", "-device", f"{port},chardev=output",
         "-chardev", f"file,id=results,path={directory}/results.tar", "-device", "virtserialport,chardev=results,name=results",
     ]  # fmt: skip
+
+
+def own_network(taps: list[str]) -> list[str]:
+    """What runs the command that follows in a network namespace where there is nothing but these devices, on one bridge."""
+    words = ["echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6", "ip link add cable type bridge", "ip link set cable up"]
+    for tap in taps:
+        words += [f"ip tuntap add {tap} mode tap multi_queue vnet_hdr", f"ip link set {tap} mtu 9000 master cable up"]
+    return ["unshare", "--user", "--map-root-user", "--net", "sh", "-ec", "; ".join([*words, 'exec "$@"']), "sh"]
 
 
 def tsc_khz() -> int:
