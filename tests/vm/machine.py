@@ -51,9 +51,12 @@ class Profile:
     name: str
     cpus: int
     memory_mib: int
-    taps: list[str]
-    netdevs: list[str]
     devices: list[str]
+    chipset: str = "pc"
+    kernel: str = ""
+    taps: list[str] = dataclasses.field(default_factory=list)
+    netdevs: list[str] = dataclasses.field(default_factory=list)
+    blockdevs: list[str] = dataclasses.field(default_factory=list)
 
 
 def profile(name: str) -> Profile:
@@ -86,11 +89,12 @@ def arguments(machine: Profile, accel: str, kernel: pathlib.Path, initramfs: pat
     chardev, port = ("stdio,signal=off", "virtconsole") if shell else ("file,path=/dev/stdout", "virtserialport,name=output")
     return [
         *own_network(machine.taps),
-        qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", *cpu,
+        qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", machine.chipset, *cpu,
         "-smp", str(machine.cpus), "-m", str(machine.memory_mib), "-nic", "none",
         *(word for netdev in machine.netdevs for word in ("-netdev", netdev)),
+        *(word for blockdev in machine.blockdevs for word in ("-blockdev", blockdev)),
         *(word for device in machine.devices for word in ("-device", device)),
-        "-kernel", str(kernel), "-initrd", str(initramfs), "-append", f"{COMMAND_LINE} tsc_early_khz={tsc_khz()}",
+        "-kernel", str(kernel), "-initrd", str(initramfs), "-append", f"{COMMAND_LINE} tsc_early_khz={tsc_khz()} {machine.kernel}",
         "-serial", f"file:{directory}/kernel.log",
         "-device", "virtio-serial-pci",
         "-chardev", f"{chardev},id=output", "-device", f"{port},chardev=output",
