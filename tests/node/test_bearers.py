@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from control import ERROR, HEADER, REQUEST, Control, Refused, encode
 from issuer import as_uid, trust
-from lab import A, B, Lab, wait_until
+from lab import A, B, SLOW, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from signing import SEED, anchor, connect, thumbprint
 from watcher import EVENT
@@ -182,7 +182,7 @@ def test_revoking_one_ends_what_it_opened(lab: Lab) -> None:
 
 def test_one_that_expires_ends(lab: Lab) -> None:
     """H11: on connections that are open, and for new ones."""
-    token = create(lab, ttl="3s")["token"]
+    token = create(lab, ttl=f"{round(3 * SLOW)}s")["token"]
     with showing(lab, token) as reader:
         reader.call("status")
         assert told_at_its_end(reader) == "bearer_over"  # nobody asks, and it comes

@@ -5,6 +5,7 @@ Covers H5, L11, P16 (what tightens works meanwhile), G13. Real processes flood; 
 
 import contextlib
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -18,6 +19,9 @@ from lab import A, PYTHON, SLOW, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from signing import anchor
 from watcher import Watcher
+
+from test_kill_sweep import daemon_ended, thread_of, traced
+from test_node_states import calls_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 FLOODERS = {"rate": 61010, "frame": 61011, "signature": 61012, "proof": 61013, "authority": 61014}
@@ -198,3 +202,48 @@ def test_a_damaged_list_suspends_all_but_operators(lab: Lab) -> None:
     lab.daemon = None
     lab.start()
     assert refusal(lab, OTHER) == ""
+
+
+CREATE = {"name": "reader", "environment": "prod", "scope": ["status"], "ttl_ns": 10**12}
+VERBS = {  # what is asked, and whether it is then so
+    "peer.suspend": ({"uid": OTHER}, True),
+    "peer.resume": ({"uid": OTHER}, False),
+    "bearer.create": (CREATE, True),
+    "bearer.revoke": ({"name": "reader"}, False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
+    """H5, H11, G8: what was answered holds; without an answer it is as before or as asked, whole."""
+    lab = own_lab
+    loops = min(int(os.environ.get("HOLDFAST_LOOPS", "1000")), 1000)
+    args, then = VERBS[verb]
+
+    def holds() -> bool:
+        if verb.startswith("peer."):
+            return refusal(lab, OTHER) == "suspended"
+        return any(each["state"] == "live" for each in lab.ask("bearer.list")["bearers"])
+
+    def prepare() -> None:
+        if holds() == then:
+            opposite = next(other for other in VERBS if other != verb and other.split(".")[0] == verb.split(".")[0])
+            lab.ask(opposite, VERBS[opposite][0])
+
+    prepare()
+    steps = calls_of(lab, lambda: lab.ask(verb, args))
+    assert holds() == then
+    for in_loop, call, number in steps[:: max(1, len(steps) // max(1, loops))]:
+        prepare()
+        answered = False
+        with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread_of(lab, in_loop)):
+            with contextlib.suppress(ConnectionError):
+                lab.ask(verb, args)
+                answered = True
+            if not daemon_ended(lab, 0.3):
+                lab.kill()
+        lab.start()
+        assert not lab.ask("status")["abuse"]["everybody"]
+        assert holds() == then or not answered, (in_loop, call, number)
+    assert len(steps) > 5

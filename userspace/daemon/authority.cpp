@@ -67,7 +67,8 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
     return fail(ErrorKind::denied, "bearer_scope",
                 fmt::format("the bearer token {} is for {}, and not for {}", peer.bearer->name,
                             fmt::join(peer.bearer->verbs, ", "), request.verb),
-                "ask on a connection without it, or with one for more: holdfast bearer create");
+                "leave --bearer-file out, or unset HOLDFAST_BEARER_FILE; or make one for more: "
+                "holdfast bearer create");
   }
   if (brings_its_own_signature(request)) return {};
   if (reach == Reach::ending && (request.signer != nullptr || peer.uid != 0))

@@ -156,13 +156,14 @@ void Peers::on_offence(const wire::Peer& peer, wire::Offence offence) {
 }
 
 bool Peers::offend(uid_t uid, wire::Offence offence, uint64_t now_boot_ns, uint64_t now_wall_ms) {
-  PeerRecord* record = record_of(uid);
-  if (record == nullptr) {
+  const auto no_room = [uid] {
     log::warning("peers_max", {{"uid", uid},
-                               {"effect", "it is refused, but cannot be suspended"},
+                               {"effect", "it is refused, but cannot be suspended by itself"},
                                {"next_step", "holdfast peer ls; resume those that are mended"}});
     return false;
-  }
+  };
+  PeerRecord* record = record_of(uid);
+  if (record == nullptr) return no_room();
   ++record->counts[static_cast<size_t>(offence)];
   record->last_boot_ns = now_boot_ns;
   if (record->suspension) return false;  // what it sent before it was put out
@@ -178,6 +179,7 @@ bool Peers::offend(uid_t uid, wire::Offence offence, uint64_t now_boot_ns, uint6
   const uint32_t streak =
       record->windows_before + (record->in_window >= limits_.offences_per_window ? 1 : 0);
   if (streak < limits_.windows) return false;
+  if (suspended() + limits_.peers_for_operators >= limits_.peers_max) return no_room();
   put_out(uid, *record, {.since_wall_ms = now_wall_ms, .by_uid = 0, .cause = name_of(offence)});
   if (Status ok = write(suspensions()); !ok) {
     durable_ = false;

@@ -35,6 +35,8 @@ struct PeerLimits {
   uint32_t offences_per_window = 10;  // fewer are a mistake: a client that tries again now and then
   uint32_t windows = 20;              // in a row: longer than any burst
   size_t peers_max = 4096;            // uids that are suspended or have given offence
+  // Of these: whoever has many uids does not take the places of those whom operators suspend.
+  size_t peers_for_operators = 256;
 };
 
 struct Suspension {

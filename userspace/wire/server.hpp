@@ -1,6 +1,7 @@
 // ControlServer: the listening side of control.sock, one thread on one EventLoop.
 //
-//   accept -> peer credentials -> hello -> frames -> handler(peer, request, responder) -> reply
+//   accept -> peer credentials -> guard -> hello
+//   frames -> handler(peer, request, responder) -> reply
 //
 // It decides nothing about verbs. It guarantees the handler: a known peer, a well-formed request, a
 // bounded number of them; and the peer: exactly one final answer per request, or a closed
@@ -70,7 +71,7 @@ struct ServerStats {
   uint64_t requests = 0;      // handed to the handler
   uint64_t malformed = 0;     // connections closed over what they sent
   uint64_t rate_limited = 0;  // requests refused
-  uint64_t suspended = 0;     // connections refused since the guard says so
+  uint64_t suspended = 0;     // of the connections refused, those that the guard refused
   uint64_t stalled = 0;       // connections closed by a timeout
 };
 

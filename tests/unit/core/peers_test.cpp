@@ -13,8 +13,11 @@ using wire::Offence;
 
 constexpr uint64_t second = ns_per_s;
 constexpr uint64_t wall_ms = 1'800'000'000'000;
-constexpr PeerLimits limits{
-    .window_ns = second, .offences_per_window = 3, .windows = 4, .peers_max = 4};
+constexpr PeerLimits limits{.window_ns = second,
+                            .offences_per_window = 3,
+                            .windows = 4,
+                            .peers_max = 4,
+                            .peers_for_operators = 0};
 
 class PeersTest : public ::testing::Test {
  protected:
@@ -155,6 +158,17 @@ TEST_F(PeersTest, WhoGaveOffenceLeastLatelyIsForgottenFirstAndTheSuspendedNever)
   EXPECT_EQ(full.error().code, "peers_max");
   EXPECT_FALSE(offend(*peers, 24, 30, 10, 10)) << "it is refused all the same";
   EXPECT_EQ(known(), (std::vector<uid_t>{10, 21, 22, 23}));
+}
+
+TEST_F(PeersTest, WhoHasManyUidsLeavesOperatorsTheirPlaces) {
+  PeerLimits with = limits;
+  with.peers_for_operators = 2;
+  const auto peers = open(with);
+  for (const uid_t uid : {11U, 12U}) EXPECT_TRUE(offend(*peers, uid, uid * 10, 4, 3));
+  EXPECT_FALSE(offend(*peers, 13, 200, 9, 9));
+  for (const uid_t uid : {13U, 14U}) EXPECT_TRUE(peers->suspend(uid, 0, wall_ms));
+  EXPECT_EQ(peers->suspended(), 4U);
+  EXPECT_EQ(peers->suspend(15, 0, wall_ms).error().code, "peers_max");
 }
 
 TEST_F(PeersTest, EveryDamageLeavesOnlyOperatorsServed) {
