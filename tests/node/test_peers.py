@@ -27,7 +27,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FLOODERS = {"rate": 61010, "frame": 61011, "signature": 61012, "proof": 61013, "authority": 61014}
 if SLOW > 1:
     del FLOODERS["rate"]  # where a request takes long its uid is made to wait before it is over its rate
-HOLDER, OTHER = 61020, 61021
+HOLDER, OTHER, BYSTANDER = 61020, 61021, 61022
 WEB_A = Probe("client", "tenant-a", syn())
 
 
@@ -62,14 +62,14 @@ def flooding(lab: Lab, kind: str, uid: int) -> Iterator[subprocess.Popen]:
 @pytest.mark.slow
 def test_who_goes_on_is_suspended_and_others_are_served_meanwhile(lab: Lab) -> None:
     """H5, G13, L11: each kind of abuse by a uid of its own, and a holder and an operator who notice nothing of it."""
-    lease = lab.grant(A, "web", holder=f"uid:{HOLDER}")
+    lease = lab.grant(A, "web", holder=f"uid:{BYSTANDER}")
     before = lab.ask("status")["abuse"]
     with contextlib.ExitStack() as stack:
         watcher = stack.enter_context(Watcher(lab.socket_path, kinds=["peer"]))
         floods = {uid: stack.enter_context(flooding(lab, kind, uid)) for kind, uid in FLOODERS.items()}
         for uid, child in floods.items():
             assert child.stdout.readline() == "begun\n", uid
-        holder = stack.enter_context(Control(lab.socket_path, uid=HOLDER))
+        holder = stack.enter_context(Control(lab.socket_path, uid=BYSTANDER))
         longest, asked = 0.0, 0
         end = time.monotonic() + 120 * SLOW
         while any(child.poll() is None for child in floods.values()):
@@ -93,7 +93,7 @@ def test_who_goes_on_is_suspended_and_others_are_served_meanwhile(lab: Lab) -> N
         assert peer["state"] == "suspended" and peer["connections"] == 0 and peer["since"], peer
         assert peer["offences"][kind] > 0 and sum(peer["offences"].values()) >= 200, peer  # 10 in each of 20 windows
         assert peer["by_uid"] is None
-    assert told[HOLDER]["state"] == "served" and told[HOLDER]["offences"] == {}
+    assert told[BYSTANDER]["state"] == "served" and told[BYSTANDER]["offences"] == {}
     assert told[0]["state"] == "served"
     after = lab.ask("status")["abuse"]
     assert after["suspended"] == len(FLOODERS) and not after["everybody"]
@@ -106,7 +106,7 @@ def test_who_goes_on_is_suspended_and_others_are_served_meanwhile(lab: Lab) -> N
         stop()
         lab.start()
         assert all(refusal(lab, uid) == "suspended" for uid in FLOODERS.values())
-        assert refusal(lab, HOLDER) == ""
+        assert refusal(lab, BYSTANDER) == ""
     first, *others = FLOODERS.values()
     assert lab.cli("peer", "resume", first) == {"version": 1, "uid": first, "state": "served"}
     assert refusal(lab, first) == ""

@@ -143,6 +143,42 @@ TEST(Bearers, EveryReadingVerbMayBeInAScope) {
   for (const std::string& verb : made.scope) EXPECT_EQ(reach_of(verb), Reach::reading) << verb;
 }
 
+TEST(Bearers, AConnectionThatHasShownOneAsksForNothingElseWhoeverItIs) {
+  wire::Peer peer;
+  peer.uid = 0;
+  peer.role = wire::Role::operates;
+  const auto may = [&](std::string_view verb, const cbor::Value& args = cbor::Value::map(),
+                       std::shared_ptr<const wire::Principal> signer = {}) {
+    wire::Request request;
+    request.verb = verb;
+    request.args = args;
+    request.signer = std::move(signer);
+    return may_ask(peer, request, reach_of(verb), false);
+  };
+  const std::string_view changes[] = {
+      "lease.grant",   "lease.renew",     "lease.revoke",  "lease.release", "tenant.disable",
+      "tenant.enable", "bundle.push",     "trust.revoke",  "trust.restore", "node.drain",
+      "node.disable",  "node.quarantine", "node.resume",   "node.release",  "node.detach",
+      "peer.suspend",  "peer.resume",     "bearer.create", "bearer.revoke"};
+  for (const std::string_view verb : changes) EXPECT_TRUE(may(verb)) << verb << ": the control";
+  peer.bearer = std::make_shared<const wire::Principal>(
+      wire::Principal{.name = "reader", .verbs = {"status"}, .tenants = {"*"}, .is_bearer = true});
+  for (const std::string_view verb : changes)
+    EXPECT_EQ(may(verb).error().code, "bearer_scope") << verb;
+  for (const std::string_view verb : reading_verbs())
+    EXPECT_EQ(may(verb).has_value(), verb == "status") << verb;
+  EXPECT_FALSE(may("no.verb"));
+  for (const std::string_view verb : {"session.challenge", "holder.prove", "operator.present"})
+    EXPECT_TRUE(may(verb)) << verb;
+  // What others have signed is not brought on it either; what is signed itself stands for itself.
+  EXPECT_FALSE(may("lease.grant", cbor::Value::map({{"token", "x"}})));
+  EXPECT_FALSE(may("bundle.push", cbor::Value::map({{"signed", true}})));
+  const auto signer = std::make_shared<const wire::Principal>(
+      wire::Principal{.name = "cp", .verbs = {"lease.revoke"}, .tenants = {"*"}});
+  EXPECT_TRUE(may("lease.revoke", cbor::Value::map(), signer));
+  EXPECT_FALSE(may("status", cbor::Value::map(), signer));
+}
+
 TEST(Bearers, NamesAreForThoseThatAreNotOver) {
   const Directory state;
   Bearers bearers = open(state);
