@@ -67,7 +67,8 @@ def test_who_goes_on_is_suspended_and_others_are_served_meanwhile(lab: Lab) -> N
     with contextlib.ExitStack() as stack:
         watcher = stack.enter_context(Watcher(lab.socket_path, kinds=["peer"]))
         floods = {uid: stack.enter_context(flooding(lab, kind, uid)) for kind, uid in FLOODERS.items()}
-        for uid, child in floods.items():
+        root = stack.enter_context(flooding(lab, "frame", 0))
+        for uid, child in [(0, root), *floods.items()]:
             assert child.stdout.readline() == "begun\n", uid
         holder = stack.enter_context(Control(lab.socket_path, uid=BYSTANDER))
         longest, asked = 0.0, 0
@@ -85,6 +86,7 @@ def test_who_goes_on_is_suspended_and_others_are_served_meanwhile(lab: Lab) -> N
             assert child.stdout.read() == "suspended\n", uid
             event = watcher.until(lambda each, uid=uid: each["event"] == "peer.suspend" and each["uid"] == uid)
             assert event["cause"] in FLOODERS and event["actor_uid"] == 0
+        assert root.poll() is None, "root is refused, and never suspended"
         holder.renew(lease["id"], 250)
         passes(lab, WEB_A)
     told = peers(lab)

@@ -235,7 +235,8 @@ Status Peers::resume(uid_t uid, uint32_t by_uid) {
   std::map<uid_t, Suspension> left = suspensions();
   left.erase(uid);
   if (Status ok = write(left); !ok) {
-    durable_ = false;  // it may have come to stand there all the same
+    // It may have come to stand there all the same.
+    durable_ = write(suspensions()).has_value();
     return pass_on(ok, fmt::format("uid {} stays suspended", uid));
   }
   durable_ = true;
