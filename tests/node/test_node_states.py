@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable
 
 import pytest
 from control import Control, Refused
@@ -292,11 +293,11 @@ def test_state_that_cannot_be_written(own_lab: Lab) -> None:
 # ---- SIGKILL at every step ---------------------------------------------------------------------------------
 
 
-def calls_of(lab: Lab, verb: str) -> list[tuple[bool, str, int]]:
-    """The verb's system calls, once untouched: (in the event loop, name, number of that name)."""
+def calls_of(lab: Lab, act: Callable[[], object]) -> list[tuple[bool, str, int]]:
+    """The system calls of what is asked, once untouched: (in the event loop, name, number of that name)."""
     loop = thread_of(lab, in_loop=True)
     with traced(lab, "-f", "-p", loop) as lines:
-        lab.ask(f"node.{verb}")
+        act()
         time.sleep(0.1)
     counted: dict[tuple[str, str], int] = {}
     out = []
@@ -305,7 +306,7 @@ def calls_of(lab: Lab, verb: str) -> list[tuple[bool, str, int]]:
             counted[found.groups()] = counted.get(found.groups(), 0) + 1
             if found[2] in CALLS:
                 out.append((found[1] == loop, found[2], counted[found.groups()]))
-    assert out, verb
+    assert out, "it made no calls"
     return out
 
 
@@ -329,7 +330,7 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
         return next((name for name, lease in lab.leases().items() if "echo" in lease["resources"][0]), None) or lab.grant(A, "echo", ttl="250s")["id"]
 
     prepare()
-    steps = calls_of(lab, verb)
+    steps = calls_of(lab, lambda: lab.ask(f"node.{verb}"))
     stride = max(1, len(steps) // max(1, loops))
     seen: set[tuple[bool, str]] = set()
     for in_loop, call, number in steps[::stride]:

@@ -129,6 +129,21 @@ struct TrustWords {
 Outcome run_trust_revoke(Session& session, const TrustWords& words);
 Outcome run_trust_restore(Session& session, const TrustWords& words);
 
+Outcome run_peer_ls(Session& session);
+Outcome run_peer_suspend(Session& session, const std::string& uid);
+Outcome run_peer_resume(Session& session, const std::string& uid);  // or "all"
+
+struct BearerWords {
+  std::string name;
+  std::string environment;
+  std::vector<std::string> scope;
+  std::vector<std::string> tenants;  // none: all
+  std::string ttl = "24h";
+};
+Outcome run_bearer_create(Session& session, const BearerWords& words);
+Outcome run_bearer_ls(Session& session);
+Outcome run_bearer_revoke(Session& session, const std::string& name);
+
 struct WatchWords {
   std::vector<std::string> tenants;
   std::vector<std::string> kinds;

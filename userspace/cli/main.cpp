@@ -30,6 +30,8 @@ struct Words {
   WatchWords watch;
   BundleSignWords sign;
   OperatorGrantWords operator_grant;
+  BearerWords bearer;
+  std::string name;
   std::string id;
   std::string tenant;
   std::string file;
@@ -404,6 +406,59 @@ void add_trust(CLI::App& app, Words& words, Run& run) {
   examples(restore, "  holdfast trust restore holder:uid:1000");
 }
 
+void add_peer(CLI::App& app, Words& words, Run& run) {
+  CLI::App* peer = noun(app, "peer", "Who is served on the control socket");
+  CLI::App* ls = peer->add_subcommand(
+      "ls", "Users that are connected, have been refused something, or are suspended");
+  ls->callback([&] { run = [](Session& s) { return run_peer_ls(s); }; });
+  examples(ls, "  holdfast peer ls\n  holdfast peer ls --json");
+  CLI::App* suspend =
+      peer->add_subcommand("suspend", "Close a user's connections, and serve it no more");
+  suspend->add_option("UID", words.id, "Its number")->required();
+  suspend->callback([&] { run = [&](Session& s) { return run_peer_suspend(s, words.id); }; });
+  examples(suspend, "  holdfast peer suspend 1000");
+  CLI::App* resume = peer->add_subcommand("resume", "Serve a user again that is suspended");
+  resume->add_option("UID", words.id, "Its number, or all")->required();
+  resume->callback([&] { run = [&](Session& s) { return run_peer_resume(s, words.id); }; });
+  examples(resume, "  holdfast peer resume 1000\n  holdfast peer resume all");
+}
+
+void add_bearer(CLI::App& app, Words& words, Run& run) {
+  CLI::App* bearer = noun(app, "bearer", "Tokens of this node for reading, for who is in no group");
+  CLI::App* create = bearer->add_subcommand(
+      "create", "Make one, and print it: the only time that it is shown. See --bearer-file");
+  BearerWords& b = words.bearer;
+  create->add_option("--name", b.name, "How it is called: letters, digits, '.', '_' and '-'")
+      ->required()
+      ->type_name("NAME");
+  create
+      ->add_option("--env", b.environment, "The environment, which the token begins with: hf_ENV_")
+      ->required()
+      ->type_name("ENV");
+  create->add_option("--scope", b.scope, "What it may ask for: reading verbs, separated by commas")
+      ->required()
+      ->type_name("VERB")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  create->add_option("--tenant", b.tenants, "Only about this tenant (repeatable); default: all")
+      ->type_name("TENANT")
+      ->allow_extra_args(false);
+  create->add_option("--ttl", b.ttl, "Until it expires, at most 90d; default 24h")
+      ->type_name("DURATION");
+  create->callback([&] { run = [&](Session& s) { return run_bearer_create(s, words.bearer); }; });
+  examples(create,
+           "  holdfast bearer create --name grafana --env prod --scope status,lease.list > token\n"
+           "  holdfast --bearer-file token lease ls");
+  CLI::App* ls = bearer->add_subcommand("ls", "Those there are: name, scope, tenants, expiry");
+  ls->callback([&] { run = [](Session& s) { return run_bearer_ls(s); }; });
+  examples(ls, "  holdfast bearer ls");
+  CLI::App* revoke = bearer->add_subcommand(
+      "revoke", "Believe one no more, and close the connections that have shown it");
+  revoke->add_option("NAME", words.name, "How it is called")->required();
+  revoke->callback([&] { run = [&](Session& s) { return run_bearer_revoke(s, words.name); }; });
+  examples(revoke, "  holdfast bearer revoke grafana");
+}
+
 void add_watch(CLI::App& app, Words& words, Run& run) {
   CLI::App* watch = app.add_subcommand(
       "watch", "What there is on this node, then what happens on it, as it happens");
@@ -412,9 +467,10 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
       ->type_name("TENANT")
       ->allow_extra_args(false);
   watch
-      ->add_option("--kinds", w.kinds,
-                   "Only these: lease, policy, tenant, node, interface, trust, or one of their\n"
-                   "events, such as lease.grant; separated by commas")
+      ->add_option(
+          "--kinds", w.kinds,
+          "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, or one of\n"
+          "their events, such as lease.grant; separated by commas")
       ->type_name("KIND")
       ->delimiter(',')
       ->allow_extra_args(false);
@@ -463,6 +519,12 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   app.add_option("--grant", words.session.grant,
                  "Show this operator grant first: it says what --sign-key may ask for")
       ->type_name("FILE");
+  app.add_option(
+         "--bearer-file", words.session.bearer,
+         "Show the bearer token in this file first, and ask for what that is for; default:\n"
+         "$HOLDFAST_BEARER_FILE")
+      ->envname("HOLDFAST_BEARER_FILE")
+      ->type_name("FILE");
   app.add_flag("--json", words.session.json,
                "Print JSON: one object, or one a line from what follows");
   app.footer(exit_codes);
@@ -486,6 +548,8 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   add_token(app, words, run);
   add_trust(app, words, run);
   add_operator(app, words, run);
+  add_peer(app, words, run);
+  add_bearer(app, words, run);
   add_why(app, words, run);
 
   add_watch(app, words, run);

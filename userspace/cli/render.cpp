@@ -216,7 +216,22 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
                            joined(list_of(signer, "tenants"), ", ", resources_shown));
   }
   if (!signers.empty()) facts.add("signers", signers);
+  const Value& bearers = part_of(reply, "bearers");
+  if (number_of(bearers, "live") != 0)
+    facts.add("bearers",
+              fmt::format("{} live, shown on {}", human_count(number_of(bearers, "live")),
+                          count_of(number_of(bearers, "shown"), "connection", "connections")));
   std::string attention;
+  const Value& abuse = part_of(reply, "abuse");
+  if (const uint64_t suspended = number_of(abuse, "suspended"); suspended != 0)
+    attention += fmt::format(
+        "{}: holdfast peer ls",
+        style.paint(Colour::red, count_of(suspended, "peer is suspended", "peers are suspended")));
+  if (truth_of(abuse, "everybody")) {
+    if (!attention.empty()) attention += '\n';
+    attention += fmt::format("{}: only operators are served; holdfast peer resume all",
+                             style.paint(Colour::red, "the list of suspended peers is damaged"));
+  }
   for (const Value& dark : list_of(reply, "dark")) {
     if (!attention.empty()) attention += '\n';
     attention += dark_line(dark, style);

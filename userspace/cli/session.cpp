@@ -5,6 +5,7 @@
 #include <memory>
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "userspace/cli/bulk.hpp"
@@ -16,6 +17,18 @@ namespace holdfast::cli {
 namespace {
 
 constexpr size_t grant_bytes_max = 32768;
+constexpr size_t bearer_bytes_max = 256;
+
+// What is no secret to the machine's other users any more is no credential.
+Status check_private(const std::string& path) {
+  struct stat file{};
+  if (path == "-" || ::stat(path.c_str(), &file) != 0) return {};  // reading it says what is wrong
+  if ((file.st_mode & 007) == 0) return {};
+  return fail(ErrorKind::denied, "bearer_exposed",
+              fmt::format("everybody may read the bearer token in {} (mode {:o})", path,
+                          static_cast<unsigned>(file.st_mode & 07777)),
+              "chmod 0400 " + path);
+}
 
 bool wants_colours(int fd) {
   const char* no_color = std::getenv("NO_COLOR");
@@ -89,6 +102,7 @@ Result<wire::Client*> Session::daemon(uint64_t call_timeout_ns) {
     Result<wire::Client> client = wire::Client::connect(options_.socket, options);
     if (!client) return pass_on(client);
     client_ = std::move(*client);
+    if (Status ok = show_bearer(); !ok) return pass_on(ok);
     if (!options_.sign_key.empty()) {
       Result<std::unique_ptr<token::Signer>> signer = token::open_signer(options_.sign_key);
       if (!signer) return pass_on(signer);
@@ -110,6 +124,22 @@ Status Session::show_grant() {
   return {};
 }
 
+Status Session::show_bearer() {
+  const std::string& path = options_.bearer;
+  if (path.empty()) return {};
+  if (!options_.sign_key.empty())
+    return usage("--bearer-file and --sign-key: a request is asked for in one name",
+                 "leave one of them out, or unset HOLDFAST_BEARER_FILE");
+  if (Status ok = check_private(path); !ok) return ok;
+  Result<std::string> token = read_file(path, bearer_bytes_max);
+  if (!token) return pass_on(token);
+  if (token->ends_with('\n')) token->pop_back();
+  const Result<cbor::Value> reply =
+      client_->call("session.bearer", cbor::Value::map({{"token", *token}}));
+  if (!reply) return std::unexpected(reply.error());
+  return {};
+}
+
 Result<cbor::Value> Session::call(std::string_view verb, const cbor::Value& args) {
   Result<wire::Client*> client = daemon();
   if (!client) return pass_on(client);
@@ -119,7 +149,9 @@ Result<cbor::Value> Session::call(std::string_view verb, const cbor::Value& args
 Result<std::string> Session::node_or(const std::string& named) {
   if (!named.empty()) return named;
   Result<wire::Client*> node = daemon();
-  if (!node) return pass_on(node, "asking for the node's name, since there is no --node");
+  if (!node)
+    return pass_on(
+        node, fmt::format("asking {} for the node's name, since there is no --node", socket()));
   const Result<std::string_view> name = (*node)->hello().get_text("node");
   if (!name) return std::unexpected(name.error());
   return std::string(*name);

@@ -42,6 +42,7 @@ struct SessionOptions {
   std::string socket{default_socket};
   std::string sign_key;  // requests are signed with it, if it is named
   std::string grant;     // an operator grant that is shown first
+  std::string bearer;    // a file with a bearer token, which is shown first
   bool json = false;
 };
 
@@ -73,6 +74,7 @@ class Session {
 
  private:
   Status show_grant();
+  Status show_bearer();
 
   SessionOptions options_;
   Style out_style_;

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "userspace/base/clock.hpp"
 
@@ -14,24 +16,24 @@ namespace {
 // A proof of presence is good for so long (H10).
 constexpr uint64_t fresh_ns = 300 * ns_per_s;
 
-constexpr std::array<std::pair<std::string_view, Reach>, 18> reaches{{
-    {"holder.prove", Reach::proving},
-    {"operator.present", Reach::proving},
-    {"session.challenge", Reach::proving},
-    {"lease.renew", Reach::own_lease},
-    {"lease.release", Reach::own_lease},
-    {"lease.revoke", Reach::tightening},
-    {"tenant.disable", Reach::tightening},
-    {"trust.revoke", Reach::tightening},
-    {"node.drain", Reach::tightening},
-    {"node.disable", Reach::tightening},
-    {"node.quarantine", Reach::tightening},
-    {"lease.grant", Reach::widening},
-    {"tenant.enable", Reach::widening},
-    {"trust.restore", Reach::widening},
-    {"bundle.push", Reach::widening},
-    {"node.resume", Reach::widening},
-    {"node.release", Reach::widening},
+constexpr std::string_view reads[] = {
+    "status",      "lease.list", "lease.show",   "route.list",  "tenant.list",
+    "bundle.show", "drops.read", "drops.follow", "flows.list",  "explain",
+    "trust.show",  "watch",      "peer.list",    "bearer.list",
+};
+
+constexpr std::array<std::pair<std::string_view, Reach>, 23> reaches{{
+    {"holder.prove", Reach::proving},      {"operator.present", Reach::proving},
+    {"session.challenge", Reach::proving}, {"session.bearer", Reach::proving},
+    {"lease.renew", Reach::own_lease},     {"lease.release", Reach::own_lease},
+    {"lease.revoke", Reach::tightening},   {"tenant.disable", Reach::tightening},
+    {"trust.revoke", Reach::tightening},   {"peer.suspend", Reach::tightening},
+    {"bearer.revoke", Reach::tightening},  {"node.drain", Reach::tightening},
+    {"node.disable", Reach::tightening},   {"node.quarantine", Reach::tightening},
+    {"lease.grant", Reach::widening},      {"tenant.enable", Reach::widening},
+    {"trust.restore", Reach::widening},    {"bundle.push", Reach::widening},
+    {"peer.resume", Reach::widening},      {"bearer.create", Reach::widening},
+    {"node.resume", Reach::widening},      {"node.release", Reach::widening},
     {"node.detach", Reach::ending},
 }};
 
@@ -40,6 +42,14 @@ constexpr std::array<std::pair<std::string_view, Reach>, 18> reaches{{
 Reach reach_of(std::string_view verb) {
   const auto* found = std::ranges::find(reaches, verb, &std::pair<std::string_view, Reach>::first);
   return found == reaches.end() ? Reach::reading : found->second;
+}
+
+bool is_reading(std::string_view verb) {
+  return std::ranges::find(reads, verb) != std::end(reads);
+}
+
+std::span<const std::string_view> reading_verbs() {
+  return reads;
 }
 
 bool brings_its_own_signature(const wire::Request& request) {
@@ -51,7 +61,16 @@ bool brings_its_own_signature(const wire::Request& request) {
 
 Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach,
                bool signatures_needed) {
-  if (reach == Reach::proving || brings_its_own_signature(request)) return {};
+  if (reach == Reach::proving) return {};
+  if (peer.bearer != nullptr && request.signer == nullptr) {
+    if (reach == Reach::reading && peer.bearer->may_ask(request.verb)) return {};
+    return fail(ErrorKind::denied, "bearer_scope",
+                fmt::format("the bearer token {} is for {}, and not for {}", peer.bearer->name,
+                            fmt::join(peer.bearer->verbs, ", "), request.verb),
+                "leave --bearer-file out, or unset HOLDFAST_BEARER_FILE; or make one for more: "
+                "holdfast bearer create");
+  }
+  if (brings_its_own_signature(request)) return {};
   if (reach == Reach::ending && (request.signer != nullptr || peer.uid != 0))
     return fail(ErrorKind::denied, "not_root", "only root may end enforcement",
                 "run it as root, on this machine");
@@ -74,7 +93,8 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
       return fail(
           ErrorKind::denied, "not_in_group",
           fmt::format("uid {} is in neither group holdfast nor holdfast-operator", peer.uid),
-          "usermod -aG holdfast USER, then log in again");
+          "usermod -aG holdfast USER, then log in again; or show a bearer token: --bearer-file "
+          "FILE");
     case Reach::own_lease: return {};
     default:
       if (peer.role != wire::Role::operates)
@@ -90,11 +110,14 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
 }
 
 Error not_in_scope(const wire::Principal& signer, std::string_view tenant) {
+  const std::string who =
+      fmt::format("{} {}", signer.is_bearer ? "the bearer token" : "the key of", signer.name);
   return {ErrorKind::denied, "tenant_not_allowed", 0,
           tenant == "*" || tenant.empty()
-              ? fmt::format("the key of {} may ask about its own tenants only", signer.name)
-              : fmt::format("the key of {} may not ask about tenant {}", signer.name, tenant),
-          "its anchor lists the tenants it may: holdfast trust show"};
+              ? fmt::format("{} may ask about its own tenants only", who)
+              : fmt::format("{} may not ask about tenant {}", who, tenant),
+          signer.is_bearer ? "holdfast bearer ls shows which they are"
+                           : "its anchor lists the tenants it may: holdfast trust show"};
 }
 
 }  // namespace holdfast

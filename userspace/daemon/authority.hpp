@@ -4,9 +4,11 @@
 // brought it; what widens stands on a challenge of the last five minutes. Without a signature it is
 // who connected: reading takes group holdfast, changing takes group holdfast-operator, ending
 // enforcement takes root. A holder may renew and release its own lease, and whoever has a token for
-// it may be granted one, or renew it.
+// it may be granted one, or renew it. A connection that has shown a bearer token may read what that
+// is for, and nothing else.
 #pragma once
 
+#include <span>
 #include <string_view>
 
 #include "userspace/base/result.hpp"
@@ -23,6 +25,10 @@ enum class Reach : uint8_t {
   ending,      // nothing is enforced any more
 };
 Reach reach_of(std::string_view verb);
+
+// One that is there, and reads.
+bool is_reading(std::string_view verb);
+std::span<const std::string_view> reading_verbs();
 
 // What a token or a signed bundle says, it says for its signer, whoever brings it.
 bool brings_its_own_signature(const wire::Request& request);

@@ -163,10 +163,11 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& re
 // streams that were begun by such a signature.
 size_t Verbs::trust_changed() {
   const size_t ended = end_orphans();
+  end_bearers();
   const Error why{ErrorKind::denied, "trust_changed", 0,
                   "whose signatures count here has changed since this began", "ask again"};
   const auto is_over = [this](const wire::Principal* signer, std::string_view verb) {
-    if (signer == nullptr) return false;
+    if (signer == nullptr || signer->is_bearer) return false;
     const auto anchor = tokens_.signer(signer->key, token::Purpose::request);
     if (!anchor) return true;
     wire::Principal now = *signer;

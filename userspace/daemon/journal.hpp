@@ -29,7 +29,8 @@ constexpr std::string_view journal_actions[] = {
     "tenant.enable",       "node.drain",          "node.disable",
     "node.quarantine",     "node.resume",         "node.release",
     "interface.dark",      "interface.back",      "trust.anchors",
-    "trust.revoke",        "trust.restore",
+    "trust.revoke",        "trust.restore",       "peer.suspend",
+    "peer.resume",         "bearer.create",       "bearer.revoke",
 };
 
 // One of these; another one does not compile.

@@ -21,8 +21,10 @@
 #include "policy/parse.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
+#include "userspace/daemon/bearers.hpp"
 #include "userspace/daemon/detach.hpp"
 #include "userspace/daemon/node.hpp"
+#include "userspace/daemon/peers.hpp"
 #include "userspace/daemon/state_file.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/daemon/verbs.hpp"
@@ -203,16 +205,22 @@ class Daemon {
     Result<Bundles> bundles = Bundles::open(options_.node.state_dir);
     if (!bundles) return pass_on(bundles);
     bundles_.emplace(std::move(*bundles));
+    Result<Bearers> bearers = Bearers::open(options_.node.state_dir);
+    if (!bearers) return pass_on(bearers);
+    bearers_.emplace(std::move(*bearers));
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
+    Result<std::unique_ptr<Peers>> peers = Peers::open(options_.node.state_dir, node_->journal());
+    if (!peers) return pass_on(peers);
+    peers_ = std::move(*peers);
     tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
     verifier_state_.reset(new VerifierState{node_->plane().slots, node_->plane().tenants,
                                             node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
     if (Status ok = first_policy(); !ok) return ok;
-    verbs_ =
-        std::make_unique<Verbs>(*loop_, *node_, *tokens_, *bundles_, [this] { return detach(); });
+    verbs_ = std::make_unique<Verbs>(*loop_, *node_, *tokens_, *bundles_, *bearers_, *peers_,
+                                     [this] { return detach(); });
     verbs_->end_orphans();
     if (Status ok = watch_kernel(); !ok) return ok;
     if (Status ok = serve(); !ok) return ok;
@@ -339,7 +347,8 @@ class Daemon {
     config.operator_gid = groups.operators;
     config.reader_gid = groups.readers;
     Result<std::unique_ptr<wire::ControlServer>> server = wire::ControlServer::open(
-        *loop_, std::move(config), [this](const wire::Peer& peer) { return verbs_->hello(peer); },
+        *loop_, std::move(config), *peers_,
+        [this](const wire::Peer& peer) { return verbs_->hello(peer); },
         [this](wire::Peer& peer, std::span<const uint8_t> sealed) {
           return verbs_->unseal(peer, sealed);
         },
@@ -412,7 +421,9 @@ class Daemon {
   wire::SignalWatch signals_;
   std::unique_ptr<Tokens> tokens_;
   std::optional<Bundles> bundles_;
+  std::optional<Bearers> bearers_;
   std::unique_ptr<Node> node_;
+  std::unique_ptr<Peers> peers_;
   std::unique_ptr<Verbs> verbs_;
   std::unique_ptr<wire::ControlServer> server_;
   std::unique_ptr<VerifierState> verifier_state_;

@@ -33,6 +33,8 @@ constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;     // of readers, and as many of operators
 constexpr size_t uid_followers_max = 8;  // of one reader
 constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
+// Bearer tokens that expire while nobody asks: how long a stream may outlive one.
+constexpr uint64_t bearers_period_ns = ns_per_s;
 
 // A teardown takes a grace period and two netlink round trips; after two seconds it is not that.
 constexpr uint64_t drain_attempt_period_ns = 20 * ns_per_ms;
@@ -160,12 +162,14 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
 
 }  // namespace
 
-Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles,
-             std::function<Result<std::vector<std::string>>()> detach)
+Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles, Bearers& bearers,
+             Peers& peers, std::function<Result<std::vector<std::string>>()> detach)
     : loop_(loop),
       node_(node),
       tokens_(tokens),
       bundles_(bundles),
+      bearers_(bearers),
+      peers_(peers),
       signed_requests_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
@@ -175,6 +179,14 @@ Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles
       started_wall_ns_(wall_now_ns()) {
   node_.journal().listen([this](JournalAction action, std::span<const log::Field> fields) {
     watch_.tell(action, fields);
+  });
+  bearers_timer_ = loop_.every(bearers_period_ns, [this] { end_bearers(); });
+}
+
+void Verbs::set_server(wire::ControlServer* server) {
+  server_ = server;
+  peers_.on_suspended([this](std::function<bool(const wire::Peer&)> whom, const Error& why) {
+    server_->end_peers(std::move(whom), why);
   });
 }
 
@@ -216,18 +228,27 @@ Value Verbs::verify_hello(const wire::Peer& peer) const {
 void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder responder) {
   const Reach reach = reach_of(request.verb);
   Status may = may_ask(peer, request, reach, tokens_.signatures_needed());
+  const bool by_bearer = peer.bearer != nullptr && request.signer == nullptr;
+  if (may && by_bearer && reach == Reach::reading) {
+    may = bearer_holds(peer.bearer->key);
+    request.signer = peer.bearer;
+  }
   if (may && request.signer != nullptr) may = in_scope(*request.signer, request);
   if (!may) {
     log::notice("denied", {{"verb", request.verb},
                            {"reason", may.error().code},
                            {"signer", request.signer ? request.signer->name : ""},
                            {"uid", peer.uid}});
+    if (by_bearer) ++bearer_refused_[may.error().code];
+    if (by_bearer || request.signer == nullptr) peers_.on_offence(peer, wire::Offence::authority);
     return responder.fail(may.error());
   }
   if (reach == Reach::proving) {
     const Answer answer = request.verb == "holder.prove"       ? prove_key(peer, request.args)
                           : request.verb == "operator.present" ? present_grant(peer, request.args)
+                          : request.verb == "session.bearer"   ? show_bearer(peer, request.args)
                                                                : renew_challenge(peer);
+    if (!answer) peers_.on_offence(peer, wire::Offence::proof);
     return answer ? responder.answer(*answer) : responder.fail(answer.error());
   }
   if (reach != Reach::reading) {
@@ -268,6 +289,8 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
+  if (request.verb == "peer.list") return peer_list(request.args);
+  if (request.verb == "bearer.list") return bearer_list(request.args);
   if (request.verb == "trust.show") {
     if (Status ok = request.args.only_keys({"cursor"}); !ok) return pass_on(ok);
     const Result<uint64_t> cursor = request.args.get_u64_or("cursor", 0);
@@ -369,6 +392,12 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     answer = trust_revoke(request.args);
   } else if (request.verb == "trust.restore") {
     answer = trust_restore(request.args);
+  } else if (request.verb.starts_with("peer.")) {
+    answer = peer_change(peer, request);
+  } else if (request.verb == "bearer.create") {
+    answer = bearer_create(peer, request);
+  } else if (request.verb == "bearer.revoke") {
+    answer = bearer_revoke(request.args);
   } else if (request.verb.starts_with("node.") && request.verb != "node.detach") {
     answer = node_state(peer, request);
   } else if (request.verb == "node.detach") {
@@ -597,6 +626,8 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"table", plane.nft.name()},
        {"connections", server_ != nullptr ? server_->stats().connections : 0},
        {"peers", peers()},
+       {"abuse", abuse_value()},
+       {"bearers", bearers_status()},
        {"watch", watch_.status()},
        {"verifier", verifier_ != nullptr ? verifier_value(*verifier_) : Value()},
        {"peer", Value::map({{"uid", peer.uid}, {"role", wire::name_of(peer.role)}})}});
@@ -631,6 +662,7 @@ Value Verbs::peers() const {
                           {"role", wire::name_of(peer.role)},
                           {"since", wall_of(peer.connected_boot_ns)},
                           {"signer", peer.signer ? may(*peer.signer) : Value()},
+                          {"bearer", peer.bearer ? Value(peer.bearer->name) : Value()},
                           {"grants", std::move(grants)}}));
   };
   for (foremost = true; server_ != nullptr; foremost = false) {

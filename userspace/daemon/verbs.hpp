@@ -3,11 +3,14 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
+#include "userspace/daemon/bearers.hpp"
 #include "userspace/daemon/bundles.hpp"
 #include "userspace/daemon/node.hpp"
+#include "userspace/daemon/peers.hpp"
 #include "userspace/daemon/signed_requests.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/daemon/watch.hpp"
@@ -20,8 +23,8 @@ namespace holdfast {
 class Verbs {
  public:
   // `detach` removes everything of ours and ends the daemon.
-  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles,
-        std::function<Result<std::vector<std::string>>()> detach);
+  Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles, Bearers& bearers,
+        Peers& peers, std::function<Result<std::vector<std::string>>()> detach);
   static Status attach_drop_events(Verbs& verbs);
 
   cbor::Value hello(const wire::Peer& peer) const;
@@ -31,7 +34,7 @@ class Verbs {
   }
   void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
-  void set_server(const wire::ControlServer* server) { server_ = server; }
+  void set_server(wire::ControlServer* server);
   // Ends leases whose issuer's key counts no more; how many.
   size_t end_orphans();
   // That, and streams that were begun by a signature.
@@ -68,6 +71,16 @@ class Verbs {
   static Result<token::Revocation> read_revocation(const cbor::Value& args);
   Answer trust_revoke(const cbor::Value& args);
   Answer trust_restore(const cbor::Value& args);
+  Answer peer_list(const cbor::Value& args) const;
+  Answer peer_change(const wire::Peer& peer, const wire::Request& request);
+  cbor::Value abuse_value() const;
+  Answer bearer_create(const wire::Peer& peer, const wire::Request& request);
+  Answer bearer_list(const cbor::Value& args) const;
+  Answer bearer_revoke(const cbor::Value& args);
+  Answer show_bearer(wire::Peer& peer, const cbor::Value& args);
+  Status bearer_holds(const token::Digest& sha256) const;
+  void end_bearers();
+  cbor::Value bearers_status() const;
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
   Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
@@ -89,9 +102,11 @@ class Verbs {
   Node& node_;
   Tokens& tokens_;
   Bundles& bundles_;
+  Bearers& bearers_;
+  Peers& peers_;
   SignedRequests signed_requests_;
   std::function<Result<std::vector<std::string>>()> detach_;
-  const wire::ControlServer* server_ = nullptr;
+  wire::ControlServer* server_ = nullptr;
   const verifier::Server* verifier_ = nullptr;
   Counters counters_;
   Watch watch_;
@@ -104,6 +119,9 @@ class Verbs {
     std::shared_ptr<wire::Responder> responder;
   };
   std::vector<Follower> followers_;
+  wire::Timer bearers_timer_;
+  uint64_t bearer_good_ = 0;
+  std::map<std::string_view, uint64_t> bearer_refused_;  // by code, of which there are a few
   uint64_t started_boot_ns_;
   uint64_t started_wall_ns_;
 };

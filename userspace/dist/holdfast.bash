@@ -24,7 +24,8 @@ _holdfast() {
         ;;
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
-        --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds) ((++i)) ;;
+        --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
+        --scope) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -32,7 +33,7 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir | --key | --holder-key | --anchors | --token) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --anchors | --token | --bearer-file) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -42,18 +43,19 @@ _holdfast() {
     --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
     --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
-    --kinds) candidates="lease policy tenant node interface trust" ;;
+    --kinds) candidates="lease policy tenant node interface trust peer bearer" ;;
+    --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read flows.list explain watch" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
     --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
-      --issued-before)
+      --issued-before | --name | --env)
       return
       ;;
     *)
-      local flags="--json --socket --sign-key --grant --help"
+      local flags="--json --socket --sign-key --grant --bearer-file --help"
       case "${words[*]}" in
-        "") candidates="status doctor lease route tenant bundle token trust operator watch drops flows explain node" flags+=" --version" ;;
+        "") candidates="status doctor lease route tenant bundle token trust operator peer bearer watch drops flows explain node" flags+=" --version" ;;
         lease) candidates="ls show grant renew revoke release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
@@ -93,6 +95,12 @@ _holdfast() {
         "bundle sign"*) files=1 flags+=" --key --node --anchors --life" ;;
         operator) candidates="grant" ;;
         "operator grant"*) flags+=" --public-key --verb --tenant --life --key --node" ;;
+        peer) candidates="ls suspend resume" ;;
+        "peer suspend") candidates=$(_holdfast_ask 1 peer ls) ;;
+        "peer resume") candidates="all $(_holdfast_ask 1 peer ls)" ;;
+        bearer) candidates="create ls revoke" ;;
+        "bearer create"*) flags+=" --name --env --scope --tenant --ttl" ;;
+        "bearer revoke") candidates=$(_holdfast_ask 1 bearer ls) ;;
         "token issue"*)
           flags+=" --key --issuer --node --epoch --kind --life --ttl --endpoint --egress --operation --peer --holder"
           flags+=" --holder-key --lease --generation --from"

@@ -39,6 +39,17 @@ std::string_view name_of(Role role) {
   return "none";
 }
 
+std::string_view name_of(Offence offence) {
+  switch (offence) {
+    case Offence::rate: return "rate";
+    case Offence::frame: return "frame";
+    case Offence::signature: return "signature";
+    case Offence::proof: return "proof";
+    case Offence::authority: return "authority";
+  }
+  return "?";
+}
+
 Status renew_challenge(Peer& peer) {
   if (::getrandom(peer.challenge.data(), peer.challenge.size(), 0) !=
       static_cast<ssize_t>(peer.challenge.size()))

@@ -22,20 +22,33 @@ namespace holdfast::wire {
 enum class Role : uint8_t { none, reads, operates };
 std::string_view name_of(Role role);
 
+// What a peer does that costs others something, and that it could have known.
+enum class Offence : uint8_t {
+  rate,       // asks, or connects, more often than it may
+  frame,      // sends what is no request
+  signature,  // signs a request, and the signature is not believed
+  proof,      // shows a key, a grant or a token that is not believed
+  authority,  // asks for what it may not
+};
+constexpr size_t offences = 5;
+std::string_view name_of(Offence offence);
+
 // The groups behind the roles; none when there is no such group.
 struct RoleGroups {
   std::optional<gid_t> operators;
   std::optional<gid_t> readers;
 };
 
-// Whose signature a request bears, and what that key may ask for.
+// Whose signature a request bears, and what that key may ask for. Or whose token a connection has
+// shown, and what that is for.
 struct Principal {
   std::string name;
-  std::array<uint8_t, 32> key{};                   // its thumbprint
+  std::array<uint8_t, 32> key{};                   // its thumbprint; of a token the SHA-256
   std::vector<std::string> verbs;                  // exactly these; "*": every one
   std::vector<std::string> tenants;                // likewise
   std::optional<std::array<uint8_t, 32>> by = {};  // the key that granted it this, if one did
   uint64_t life_max_ns = UINT64_MAX;               // of a term that it gives
+  bool is_bearer = false;                          // a token's
 
   bool may_ask(std::string_view verb) const { return lists(verbs, verb); }
   bool covers(std::string_view tenant) const { return lists(tenants, tenant); }
@@ -75,6 +88,8 @@ struct Peer {
   std::vector<Delegation> delegations = {};
   std::shared_ptr<const Principal> signer = {};  // of that request
   uint64_t connected_boot_ns = 0;
+  // The bearer token it has shown: from then on it may read what that is for, and nothing else.
+  std::shared_ptr<const Principal> bearer = {};
 };
 
 // A new challenge for this connection. Errors: internal / random.

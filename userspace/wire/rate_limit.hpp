@@ -36,6 +36,31 @@ class RateLimiter {
   uint64_t full_at_ns_ = 0;
 };
 
+// How many a second, over the last whole one.
+class RateMeter {
+ public:
+  void count(uint64_t now_ns) {
+    const uint64_t second = now_ns / ns_per_s;
+    if (second != second_) {
+      before_ = second == second_ + 1 ? counted_ : 0;
+      counted_ = 0;
+      second_ = second;
+    }
+    ++counted_;
+  }
+
+  uint32_t per_second(uint64_t now_ns) const {
+    const uint64_t second = now_ns / ns_per_s;
+    if (second == second_) return before_;
+    return second == second_ + 1 ? counted_ : 0;
+  }
+
+ private:
+  uint64_t second_ = 0;  // which is being counted
+  uint32_t counted_ = 0;
+  uint32_t before_ = 0;  // of the one before
+};
+
 // A share of the time, as a bucket of nanoseconds. What something costs is known only afterwards,
 // so the bucket may go into debt, which is waited for: in the long run the share holds exactly.
 class TimeShare {

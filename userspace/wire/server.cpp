@@ -32,16 +32,18 @@ struct UidState {
   uint32_t unanswered = 0;
   size_t unsent = 0;
   RateLimiter limiter;
+  RateMeter meter;
   TimeShare busy;
 };
 
 class ServerCore : public std::enable_shared_from_this<ServerCore> {
  public:
-  ServerCore(EventLoop& event_loop, ServerConfig server_config, ControlServer::Hello hello_body,
-             ControlServer::Unseal unseal_request, ControlServer::Handler request_handler,
-             ListenSocket socket)
+  ServerCore(EventLoop& event_loop, ServerConfig server_config, PeerGuard& peer_guard,
+             ControlServer::Hello hello_body, ControlServer::Unseal unseal_request,
+             ControlServer::Handler request_handler, ListenSocket socket)
       : loop(event_loop),
         config(std::move(server_config)),
+        guard(peer_guard),
         hello(std::move(hello_body)),
         unseal(std::move(unseal_request)),
         handler(std::move(request_handler)),
@@ -56,6 +58,8 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   // Lets every connection of a uid go on that its shared budget had stopped.
   void resume_uid(uid_t uid);
   void for_each_peer(const std::function<void(const Peer&)>& tell) const;
+  void for_each_uid(const std::function<void(const UidView&)>& tell) const;
+  void end_peers(const std::function<bool(const Peer&)>& whom, const Error& why);
   void remove(uint64_t connection_id);
 
   const Rate& rate_of(Role role) const {
@@ -68,6 +72,7 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
 
   EventLoop& loop;
   ServerConfig config;
+  PeerGuard& guard;
   ControlServer::Hello hello;
   ControlServer::Unseal unseal;
   ControlServer::Handler handler;
@@ -94,6 +99,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Status start();
   void drop();
+  void end(const Error& why);
   void resume();
   void sweep(uint64_t now_ns);
   uid_t uid() const { return peer_.uid; }
@@ -184,6 +190,14 @@ void Connection::drop() {
   // Destroying these may destroy Responders, which then find the connection gone.
   const auto writers = std::exchange(writers_, {});
   server_.remove(id_);
+}
+
+// Says why, if there is room for that, and closes whatever waits.
+void Connection::end(const Error& why) {
+  const auto self = shared_from_this();
+  queue_error(0, why, default_retry(why));
+  flush();
+  drop();
 }
 
 bool Connection::may_take() const {
@@ -333,9 +347,12 @@ void Connection::dispatch(Frame frame) {
                   id);
   }
   // Before any parsing: a refusal must cost less than what it refuses.
-  const uint64_t wait_ns = uid_.limiter.take(server_.rate_of(peer_.role), boot_now_ns());
+  const uint64_t now_ns = boot_now_ns();
+  uid_.meter.count(now_ns);
+  const uint64_t wait_ns = uid_.limiter.take(server_.rate_of(peer_.role), now_ns);
   if (wait_ns != 0) {
     ++server_.stats.rate_limited;
+    server_.guard.on_offence(peer_, Offence::rate);
     const uint64_t pause_ns = std::max(wait_ns, rate_pause_ns);
     queue_error(id,
                 Error{ErrorKind::exhausted, "rate_limited", 0,
@@ -370,6 +387,7 @@ void Connection::dispatch(Frame frame) {
     Result<Unsealed> unsealed = server->unseal(peer_, bytes);
     if (!unsealed) {
       queue_error(id, unsealed.error(), default_retry(unsealed.error()));
+      server->guard.on_offence(peer_, Offence::signature);
       return charge();
     }
     request.unpacked = std::move(unsealed->unpacked);
@@ -402,6 +420,7 @@ void Connection::refuse(const Error& error, uint32_t request_id) {
       {{"uid", peer_.uid}, {"pid", peer_.pid}, {"code", error.code}, {"detail", error.message}});
   queue_error(request_id, error, default_retry(error));
   closing_ = true;
+  server_.guard.on_offence(peer_, Offence::frame);
 }
 
 void Connection::queue(FrameType type, uint16_t flags, uint32_t request_id,
@@ -598,6 +617,19 @@ void ServerCore::for_each_peer(const std::function<void(const Peer&)>& tell) con
   for (const auto& [id, connection] : connections_) tell(connection->peer());
 }
 
+void ServerCore::for_each_uid(const std::function<void(const UidView&)>& tell) const {
+  const uint64_t now_ns = boot_now_ns();
+  for (const auto& [uid, state] : uids_)
+    tell({uid, state.connections, state.meter.per_second(now_ns)});
+}
+
+void ServerCore::end_peers(const std::function<bool(const Peer&)>& whom, const Error& why) {
+  std::vector<std::shared_ptr<Connection>> those;
+  for (const auto& [id, connection] : connections_)
+    if (whom(connection->peer())) those.push_back(connection);
+  for (const auto& connection : those) connection->end(why);
+}
+
 void ServerCore::resume_uid(uid_t uid) {
   std::vector<std::shared_ptr<Connection>> same;
   for (const auto& [id, connection] : connections_) {
@@ -664,6 +696,7 @@ Status ServerCore::may_admit(const Peer& peer, UidState& uid) {
                 "try again later");
   }
   if (uid.limiter.take(rate_of(peer.role), boot_now_ns()) != 0) {
+    guard.on_offence(peer, Offence::rate);
     return fail(ErrorKind::exhausted, "rate_limited",
                 fmt::format("uid {} connects too often", peer.uid), "keep one connection open");
   }
@@ -686,6 +719,8 @@ void ServerCore::admit(UniqueFd fd) {
   Status allowed;
   if (!peer) {
     allowed = pass_on(peer);
+  } else if (allowed = guard.may_connect(*peer); !allowed) {
+    ++stats.suspended;
   } else {
     uid = &uid_state(peer->uid);
     allowed = may_admit(*peer, *uid);
@@ -809,11 +844,11 @@ void Responder::on_writable(std::function<void()> callback) {
 // ---- ControlServer ----
 
 Result<std::unique_ptr<ControlServer>> ControlServer::open(EventLoop& loop, ServerConfig config,
-                                                           Hello hello, Unseal unseal,
-                                                           Handler handler) {
+                                                           PeerGuard& guard, Hello hello,
+                                                           Unseal unseal, Handler handler) {
   Result<ListenSocket> socket = ListenSocket::open(config.path, SOCK_STREAM);
   if (!socket) return pass_on(socket);
-  auto core = std::make_shared<detail::ServerCore>(loop, std::move(config), std::move(hello),
+  auto core = std::make_shared<detail::ServerCore>(loop, std::move(config), guard, std::move(hello),
                                                    std::move(unseal), std::move(handler),
                                                    std::move(*socket));
   if (Status started = core->start(); !started) return pass_on(started);
@@ -826,6 +861,16 @@ ControlServer::~ControlServer() {
 
 void ControlServer::for_each_peer(const std::function<void(const Peer&)>& tell) const {
   core_->for_each_peer(tell);
+}
+
+void ControlServer::for_each_uid(const std::function<void(const UidView&)>& tell) const {
+  core_->for_each_uid(tell);
+}
+
+void ControlServer::end_peers(std::function<bool(const Peer&)> whom, Error why) {
+  core_->loop.defer([weak = std::weak_ptr(core_), whom = std::move(whom), why = std::move(why)] {
+    if (const auto core = weak.lock()) core->end_peers(whom, why);
+  });
 }
 
 ServerStats ControlServer::stats() const {

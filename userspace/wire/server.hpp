@@ -1,6 +1,7 @@
 // ControlServer: the listening side of control.sock, one thread on one EventLoop.
 //
-//   accept -> peer credentials -> hello -> frames -> handler(peer, request, responder) -> reply
+//   accept -> peer credentials -> guard -> hello
+//   frames -> handler(peer, request, responder) -> reply
 //
 // It decides nothing about verbs. It guarantees the handler: a known peer, a well-formed request, a
 // bounded number of them; and the peer: exactly one final answer per request, or a closed
@@ -70,7 +71,28 @@ struct ServerStats {
   uint64_t requests = 0;      // handed to the handler
   uint64_t malformed = 0;     // connections closed over what they sent
   uint64_t rate_limited = 0;  // requests refused
+  uint64_t suspended = 0;     // of the connections refused, those that the guard refused
   uint64_t stalled = 0;       // connections closed by a timeout
+};
+
+// What the server is told of those who connect, and tells of them. On the loop's thread.
+class PeerGuard {
+ public:
+  PeerGuard() = default;
+  PeerGuard(const PeerGuard&) = delete;
+  PeerGuard& operator=(const PeerGuard&) = delete;
+  virtual ~PeerGuard() = default;
+
+  // Asked of each new connection; what it answers is sent, and the connection closed.
+  virtual Status may_connect(const Peer& peer) const = 0;
+  virtual void on_offence(const Peer& peer, Offence offence) = 0;
+};
+
+// What a uid asks for, now.
+struct UidView {
+  uid_t uid = 0;
+  uint32_t connections = 0;
+  uint32_t requests_per_s = 0;  // in the last whole second, those that were refused too
 };
 
 // A request, decoded. `body` is the raw bytes the request carries (bulk items, a bundle), unparsed;
@@ -164,9 +186,10 @@ class ControlServer {
 
   // Takes PATH.lock (flock) for its lifetime, refuses to run beside another daemon (conflict /
   // already_serving), removes a stale socket, listens with mode 0666: who may do what is decided by
-  // credentials, and by signatures. The loop must outlive the server.
+  // credentials, and by signatures. The loop and the guard must outlive the server.
   static Result<std::unique_ptr<ControlServer>> open(EventLoop& loop, ServerConfig config,
-                                                     Hello hello, Unseal unseal, Handler handler);
+                                                     PeerGuard& guard, Hello hello, Unseal unseal,
+                                                     Handler handler);
   // Closes every connection and removes the socket.
   ~ControlServer();
   ControlServer(const ControlServer&) = delete;
@@ -175,6 +198,10 @@ class ControlServer {
   ServerStats stats() const;
   // Who is connected, in no order.
   void for_each_peer(const std::function<void(const Peer&)>& tell) const;
+  // Who is connected, or was a moment ago, by uid and in no order.
+  void for_each_uid(const std::function<void(const UidView&)>& tell) const;
+  // Ends the connections of some peers in the next turn of the loop, telling them why.
+  void end_peers(std::function<bool(const Peer&)> whom, Error why);
 
  private:
   explicit ControlServer(std::shared_ptr<detail::ServerCore> core) : core_(std::move(core)) {}

@@ -20,7 +20,7 @@ COMMANDS = [
     "status", "doctor", "lease ls", "lease show", "lease grant", "lease renew", "lease revoke", "lease release",
     "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
     "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
-    "watch", "node drain", "node disable", "node quarantine", "node resume", "node release",
+    "peer ls", "peer suspend", "peer resume", "bearer create", "bearer ls", "bearer revoke", "watch", "node drain", "node disable", "node quarantine", "node resume", "node release",
 ]
 
 USAGE = [
@@ -34,20 +34,23 @@ USAGE = [
     "token issue a --from x --key k --issuer i --node n --epoch 1", "token inspect",
     "token verify x", "token verify x --operation o", "token verify x --operation o --resource r --anchors y",
     "token issue a --endpoint b --key k --issuer i --node n", "lease grant --token x --each", "lease renew 0 --token x",
+    "peer", "peer suspend", "peer suspend root", "peer suspend -1", "peer resume 1x", "peer resume 4294967296", "bearer",
+    "bearer create", "bearer create --name n --env e", "bearer create --name n --env e --scope status --ttl 90", "bearer revoke",
     "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
 ]
 
 NEEDS_DAEMON = [
     "status", "lease ls", "lease show 00ff", "lease grant acme/shop/prod --endpoint web --ttl 90s",
     "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
-    "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "node drain", "node release",
+    "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "peer ls", "peer suspend 1000", "peer resume all",
+    "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node drain", "node release",
     "explain tcp 10.0.0.1:1 -> 10.0.0.2:2", "explain icmp_echo fd00::1 fd00::2 --from veth0",
 ]
 
 
 class Words(unittest.TestCase):
     def test_help_everywhere(self):
-        for words in ["", "lease", "route", "tenant", "bundle", "token", "node", *COMMANDS]:
+        for words in ["", "lease", "route", "tenant", "bundle", "token", "node", "peer", "bearer", *COMMANDS]:
             done = run(*words.split(), "--help")
             self.assertEqual((done.returncode, done.stderr), (0, ""), words)
             self.assertIn("Usage: holdfast", done.stdout)

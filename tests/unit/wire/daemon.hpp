@@ -53,6 +53,18 @@ inline Result<Unsealed> unseal(Peer& peer, std::span<const uint8_t> sealed) {
                       Principal{.name = "signer", .verbs = {"*"}, .tenants = {"*"}})};
 }
 
+// Writes down what it is told; refuses everybody once it is told to.
+struct Guard final : PeerGuard {
+  Status may_connect(const Peer&) const override {
+    if (!refuses) return {};
+    return fail(ErrorKind::denied, "suspended", "this peer is suspended", "ask an operator");
+  }
+  void on_offence(const Peer&, Offence offence) override { told.push_back(offence); }
+
+  bool refuses = false;
+  std::vector<Offence> told;
+};
+
 // The verbs:
 //   echo            answers with its arguments
 //   body            answers {"size", "sum"} of its raw body
@@ -74,7 +86,7 @@ class Daemon {
     path_ = config.path;
     loop_ = *EventLoop::create();
     Result<std::unique_ptr<ControlServer>> server = ControlServer::open(
-        *loop_, config,
+        *loop_, config, guard_,
         [](const Peer& peer) {
           return cbor::Value::map(
               {{"role", name_of(peer.role)}, {"versions", cbor::Value::array({1})}});
@@ -98,6 +110,8 @@ class Daemon {
   }
 
   const std::string& path() const { return path_; }
+  Guard& guard() { return guard_; }  // on the loop's thread
+  ControlServer& server() { return *server_; }
 
   // Runs a task on the loop's thread and waits for it.
   void on_loop(const std::function<void()>& task) {
@@ -234,6 +248,7 @@ class Daemon {
 
   TempDir dir_;
   std::string path_;
+  Guard guard_;
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<ControlServer> server_;
   std::vector<Responder> parked_;

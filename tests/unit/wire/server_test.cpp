@@ -451,6 +451,102 @@ TEST(ControlServer, RequestsOverTheRateAreRefusedWithATimeAndThenServed) {
   EXPECT_EQ(daemon.stats().rate_limited, refused);
 }
 
+// ---- the guard (H5) ----
+
+TEST(ControlServer, TheGuardIsToldOfEveryOffence) {
+  Daemon daemon([](ServerConfig& config) {
+    config.operator_rate = {1, 4};
+    config.rate = {1, 4};
+  });
+  const auto told = [&] {
+    std::vector<Offence> out;
+    daemon.on_loop([&] { out = std::exchange(daemon.guard().told, {}); });
+    return out;
+  };
+  {
+    RawPeer peer(daemon.path());
+    peer.expect_hello();
+    peer.send(RawPeer::request(1, "echo"));
+    ASSERT_TRUE(peer.read());
+    EXPECT_TRUE(told().empty()) << "what is right is no offence";
+    std::vector<uint8_t> sealed;
+    append_frame(sealed, FrameType::signed_request, 0, 2, std::vector<uint8_t>{'x'});
+    peer.send(sealed);
+    ASSERT_TRUE(peer.read());
+    EXPECT_EQ(told(), std::vector{Offence::signature});
+    peer.send(RawPeer::request(3, "echo"));
+    peer.send(RawPeer::request(4, "echo"));
+    ASSERT_TRUE(peer.read());
+    EXPECT_EQ(peer.read_error()->error.code, "rate_limited");
+    EXPECT_EQ(told(), std::vector{Offence::rate});
+    peer.send(from_hex("474554202f20485454502f312e310d0a"));
+    EXPECT_EQ(peer.read_error()->error.code, "bad_magic");
+    EXPECT_EQ(told(), std::vector{Offence::frame});
+  }
+  uint32_t refused = 0;
+  for (int i = 0; i < 10; ++i) refused += Client::connect(daemon.path()) ? 0 : 1;
+  EXPECT_GT(refused, 0U);
+  EXPECT_EQ(told(), std::vector(refused, Offence::rate)) << "connections count as well";
+}
+
+TEST(ControlServer, WhomTheGuardRefusesGetsOneTypedError) {
+  Daemon daemon;
+  daemon.on_loop([&] { daemon.guard().refuses = true; });
+  RawPeer peer(daemon.path());
+  const auto error = peer.read_error();
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->error.code, "suspended");
+  EXPECT_EQ(error->error.kind, ErrorKind::denied);
+  EXPECT_EQ(error->retry.when, Retry::When::never);
+  EXPECT_TRUE(peer.is_closed());
+  const ServerStats stats = daemon.stats();
+  EXPECT_EQ(stats.suspended, 1U);
+  EXPECT_EQ(stats.connections, 0U);
+  daemon.on_loop([&] { daemon.guard().refuses = false; });
+  EXPECT_TRUE(Client::connect(daemon.path()));
+}
+
+TEST(ControlServer, PeersAreEndedWithAReasonWhateverTheyWaitFor) {
+  Daemon daemon;
+  RawPeer waiting(daemon.path());
+  waiting.expect_hello();
+  waiting.send(RawPeer::request(1, "later"));
+  RawPeer idle(daemon.path());
+  idle.expect_hello();
+  daemon.wait_parked(1);
+  const auto end = [&](bool all) {
+    daemon.on_loop([&] {
+      daemon.server().end_peers([all](const Peer&) { return all; },
+                                Error{ErrorKind::denied, "suspended", 0, "it is over", {}});
+    });
+  };
+  end(false);
+  idle.send(RawPeer::request(1, "echo"));
+  ASSERT_TRUE(idle.read()) << "nobody was meant";
+  end(true);
+  for (RawPeer* peer : {&idle, &waiting}) {
+    EXPECT_EQ(peer->read_error()->error.code, "suspended");
+    EXPECT_TRUE(peer->is_closed());
+  }
+  EXPECT_EQ(daemon.stats().connections, 0U);
+  daemon.release();
+  EXPECT_TRUE(Client::connect(daemon.path()));
+}
+
+TEST(RateMeter, IsThatOfTheLastWholeSecond) {
+  RateMeter meter;
+  EXPECT_EQ(meter.per_second(0), 0U);
+  for (int i = 0; i < 5; ++i) meter.count(10 * ns_per_s + i);
+  EXPECT_EQ(meter.per_second(10 * ns_per_s + 9), 0U) << "that one is not over";
+  EXPECT_EQ(meter.per_second(11 * ns_per_s), 5U);
+  EXPECT_EQ(meter.per_second(12 * ns_per_s), 0U);
+  for (int i = 0; i < 3; ++i) meter.count(11 * ns_per_s + i);
+  EXPECT_EQ(meter.per_second(11 * ns_per_s + 5), 5U);
+  EXPECT_EQ(meter.per_second(12 * ns_per_s), 3U);
+  meter.count(14 * ns_per_s);
+  EXPECT_EQ(meter.per_second(14 * ns_per_s), 0U);
+}
+
 std::vector<uint8_t> pipeline_of_work(uint32_t requests, uint64_t ms) {
   std::vector<uint8_t> out;
   for (uint32_t id = 1; id <= requests; ++id) {
@@ -520,8 +616,9 @@ TEST(ControlServer, EveryoneMayConnect) {
 Result<std::unique_ptr<ControlServer>> open_at(EventLoop& loop, const std::string& path) {
   ServerConfig config;
   config.path = path;
+  static testing::Guard guard;
   return ControlServer::open(
-      loop, config, [](const Peer&) { return Value::map(); }, testing::unseal,
+      loop, config, guard, [](const Peer&) { return Value::map(); }, testing::unseal,
       [](const Peer&, Request, Responder) {});
 }
 

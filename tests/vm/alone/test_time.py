@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from control import Control, Refused
 from issuer import Issuer, trust
 from lab import A, B, SLOW, Lab, wait_until
 from packets import PACKETS, PROTOCOLS, Probe, denied, passes, watching
@@ -102,13 +103,15 @@ def test_suspend_counts(lab: Lab) -> None:
 
 
 def test_a_clock_that_was_stepped_judges_no_tokens(lab: Lab) -> None:
-    """L2, PROTOCOL 3: `clock_suspect`. Ten seconds off, and no token is taken, made or found good; the lease runs on."""
+    """L2, H11, PROTOCOL 3: `clock_suspect`. Ten seconds off, and no token is taken, made or found good; the lease runs on."""
     issuer = Issuer(lab)
     trust(lab, issuer.anchor())
     use = ("--endpoint", "web", "--operation", "connect")
     lease = lab.cli("lease", "grant", "--token", issuer.issue(A, *use, life="300s"))
     another = issuer.issue(A, "--endpoint", "echo", life="300s")
     check = Check(lease["token"], "connect", lease["resources"][0], "uid:0")
+    reading = {"name": "reader", "environment": "prod", "scope": ["status"], "ttl_ns": 10**12}
+    bearer = {"token": lab.ask("bearer.create", reading)["token"]}
     with VerifySock(lab.dir / "run" / "verify.sock") as service:
         assert service.reason(check) == "good"
         for by_s in (10, -10):
@@ -118,8 +121,14 @@ def test_a_clock_that_was_stepped_judges_no_tokens(lab: Lab) -> None:
                 assert "clock" in refused and "restart" in refused
                 assert "suspect" in lab.ask("status")["tokens"]["clock"]
                 assert lease["id"] in lab.leases()
+                for verb, args in (("session.bearer", bearer), ("bearer.create", reading | {"name": "other"})):
+                    with pytest.raises(Refused, match="clock_suspect"):
+                        lab.ask(verb, args)
             wait_until(lambda: service.reason(check) == "good", what="the clock is back")
     assert lab.ask("status")["tokens"]["refused"]["clock_suspect"] == 2
     lab.cli("lease", "grant", "--token", another)
+    with Control(lab.socket_path) as reader:
+        reader.call("session.bearer", bearer)
+        reader.call("status")
     for each in lab.leases():
         lab.cli("lease", "revoke", each)

@@ -1,0 +1,58 @@
+"""A peer that does not stop: asks the control socket for one kind of refusal again and again, until it is suspended.
+
+Usage: flood.py SOCKET KIND. Runs under the uid it is started with; prints "begun" when it has been refused once, and
+"suspended" when a connection is answered so. Ends then, or when its parent ends it.
+"""
+
+import contextlib
+import sys
+
+from control import HEADER, REQUEST, SIGNED_REQUEST, Control, encode
+
+PIPELINE = 64  # requests that are sent before the first is answered; as many as a connection may have
+CONNECTIONS = 4
+
+
+def frame(kind: int, content: bytes, number: int) -> bytes:
+    return HEADER.pack(b"HLDF", 1, kind, 0, len(content), number) + content
+
+
+def request(verb: str, **args: object) -> bytes:
+    return encode({"verb": verb, "args": args})
+
+
+CONTENTS = {
+    "rate": (REQUEST, request("session.challenge")),  # right, and too often
+    "frame": (REQUEST, b"\xff"),
+    "signature": (SIGNED_REQUEST, b"\xff"),
+    "proof": (REQUEST, request("session.bearer", token="hf_prod_" + "A" * 43)),
+    "authority": (REQUEST, request("status")),
+}
+
+
+def main() -> None:
+    path, kind = sys.argv[1:]
+    type_, content = CONTENTS[kind]
+    pipeline = b"".join(frame(type_, content, number) for number in range(1, PIPELINE + 1))
+    begun = False
+    while True:
+        # A connection that is lost is made anew, and then says why, instead of a hello.
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(Control(path)) for _ in range(CONNECTIONS)]
+            for _ in range(20):
+                for peer in peers:
+                    peer.socket.sendall(pipeline)
+                for peer in peers:
+                    for _ in range(PIPELINE):
+                        answer = peer.read_frame()[3]
+                        if not begun and "code" in answer:
+                            begun = True
+                            print("begun", flush=True)
+        with contextlib.suppress(OSError), Control(path) as asked:
+            if asked.hello.get("code") == "suspended":
+                print("suspended", flush=True)
+                return
+
+
+if __name__ == "__main__":
+    main()
