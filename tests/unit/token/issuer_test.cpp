@@ -24,7 +24,7 @@ TokenRequest request(Kind kind = Kind::grant) {
 }
 
 Issuer issuer() {
-  return {key_of(1), "cp.example"};
+  return {std::make_shared<SecretKey>(key_of(1)), "cp.example"};
 }
 
 TEST(Issuer, MakesWhatNodesBelieve) {
@@ -98,7 +98,7 @@ TEST(Issuer, WhatItRefuses) {
       {"bad_claims", "token 2: a grant token",
        [](Batch&, TokenRequest& r) { r.lease = LeaseAt{}; }},
   };
-  const Issuer long_name(key_of(1), std::string(200, 'i'));
+  const Issuer long_name(std::make_shared<SecretKey>(key_of(1)), std::string(200, 'i'));
   for (const Row& row : rows) {
     Batch common = batch();
     std::vector<TokenRequest> asked(2, request());
