@@ -115,6 +115,8 @@ TEST(NodeKey, WhatFileItIs) {
 TEST(NodeKey, PemIsWrittenAnewOnce) {
   const Directory state;
   put(state, in_pem);
+  state.write("node.key.new", "of a write that was cut short");
+  ASSERT_EQ(::chmod((state.path() + "/node.key.new").c_str(), 0400), 0);
   const std::string name = token::node_name(key_of(3).public_key());
   for (const bool first : {true, false}) {
     EXPECT_EQ(read_node_key(state.path())->in_pem, first);
