@@ -273,6 +273,15 @@ Result<CK_OBJECT_HANDLE> find_private(const Session& session, const Pkcs11Uri& u
                 fmt::format("{} has more than one private Ed25519 key{}", session.token(),
                             name_of_key(uri)),
                 uri.id.empty() ? "add id= to the URI, such as id=%01" : "add object= to the URI");
+  // Such keys are for people at a terminal; the PIN is not kept for them.
+  const Result<std::vector<uint8_t>> asks =
+      session.attribute_of(found->front(), CKA_ALWAYS_AUTHENTICATE);
+  if (!asks) return std::unexpected(asks.error());
+  if (std::ranges::any_of(*asks, [](uint8_t byte) { return byte != 0; }))
+    return fail(ErrorKind::unsupported, "pkcs11_key_asks",
+                fmt::format("{} wants its PIN for each signature by the key{}", session.token(),
+                            name_of_key(uri)),
+                "use a key without CKA_ALWAYS_AUTHENTICATE");
   return found->front();
 }
 

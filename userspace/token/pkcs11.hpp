@@ -20,8 +20,8 @@ namespace holdfast::token {
 // unavailable / pkcs11_module; not_found / pkcs11_token_missing; invalid / pkcs11_token_ambiguous;
 // unsupported / pkcs11_mechanism; those of read_key_file() about the PIN's; invalid /
 // pkcs11_pin_missing; denied / pkcs11_pin_wrong, pkcs11_pin_locked; not_found / pkcs11_key_missing,
-// pkcs11_public_key_missing; invalid / pkcs11_key_ambiguous; unavailable / pkcs11_failed, also of
-// signing; invalid / pkcs11_wrong_pair of signing.
+// pkcs11_public_key_missing; invalid / pkcs11_key_ambiguous; unsupported / pkcs11_key_asks;
+// unavailable / pkcs11_failed, also of signing; invalid / pkcs11_wrong_pair of signing.
 Result<std::unique_ptr<Signer>> open_pkcs11_signer(std::string_view uri);
 
 }  // namespace holdfast::token

@@ -87,7 +87,8 @@ CK_RV get_attribute_value(CK_SESSION_HANDLE, CK_OBJECT_HANDLE, CK_ATTRIBUTE* att
     attribute->ulValueLen = fake.point_size;
     return CKR_OK;
   }
-  *static_cast<uint8_t*>(attribute->pValue) = 1;
+  const bool is_one = attribute->type != CKA_ALWAYS_AUTHENTICATE || fake.asks_each_time;
+  *static_cast<uint8_t*>(attribute->pValue) = is_one ? 1 : 0;
   attribute->ulValueLen = 1;
   return CKR_OK;
 }

@@ -16,6 +16,7 @@ struct FakeToken {
   bool signs_ed25519 = true;
   CK_ULONG private_keys = 1;
   CK_ULONG public_keys = 1;
+  bool asks_each_time = false;      // CKA_ALWAYS_AUTHENTICATE
   std::array<uint8_t, 64> point{};  // CKA_EC_POINT of the public key
   CK_ULONG point_size = 0;
   std::array<uint8_t, 64> secret{};  // as libsodium has it

@@ -152,6 +152,7 @@ TEST_F(Pkcs11, WhatATokenLacks) {
       {"pkcs11_mechanism", [](FakeToken& t) { t.signs_ed25519 = false; }},
       {"pkcs11_key_missing", [](FakeToken& t) { t.private_keys = 0; }},
       {"pkcs11_key_ambiguous", [](FakeToken& t) { t.private_keys = 3; }},
+      {"pkcs11_key_asks", [](FakeToken& t) { t.asks_each_time = true; }},
       {"pkcs11_public_key_missing", [](FakeToken& t) { t.public_keys = 0; }},
       {"pkcs11_public_key_missing", [](FakeToken& t) { t.public_keys = 2; }},
       {"pkcs11_public_key_missing", [](FakeToken& t) { t.point_size = 59; }},  // Ed448
