@@ -138,7 +138,7 @@ Status measure_grants(Options options) {
   if (!options.key.empty()) {
     Result<token::SecretKey> key = token::SecretKey::read(options.key);
     if (!key) return pass_on(key);
-    token::sign_requests(*daemon, std::make_shared<token::FileSigner>(std::move(*key)));
+    token::sign_requests(*daemon, std::make_shared<token::SecretKey>(std::move(*key)));
   }
   const auto grant = [&](uint32_t key) -> Status {
     Result<Value> reply = grant_one(*daemon, options, key);
@@ -368,7 +368,7 @@ class KeyRuns {
       : options_(options),
         daemon_(std::move(daemon)),
         thumbprint_(fmt::format("{:02x}", fmt::join(token::thumbprint(key.public_key()), ""))),
-        issuer_(std::move(key), options.issuer) {}
+        issuer_(std::make_shared<token::SecretKey>(std::move(key)), options.issuer) {}
 
   // Slots are taken address by address and port by port. So these are spread evenly over all, with
   // the first and the last among them.

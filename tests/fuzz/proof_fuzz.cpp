@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace holdfast::token;
   const ProofPlace here{.node = "ni:///sha-256;node", .epoch = 4, .challenge = {7}};
   const std::span<const uint8_t> proof(data, size);
-  static const std::vector<uint8_t> right = make_proof(issuer_key(), here);
+  static const std::vector<uint8_t> right = *make_proof(issuer_key(), here);
   const holdfast::Result<Digest> key = check_proof(proof, here);
   CHECK(!key || size == right.size());
   if (size < sizeof(Signature)) return 0;

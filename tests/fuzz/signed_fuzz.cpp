@@ -22,7 +22,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto content = content_of(*object, storage);
     if (!content) continue;
     CHECK(content->size() <= (object->header.unpacked_bytes ? unpacked_bytes_max : size));
-    const FileSigner signer(key_of(3));
+    const SecretKey signer = key_of(3);
     const auto again = make_signed(signer, purpose, object->header, *content);
     CHECK(again.has_value());
     const auto opened = take_apart_signed(*again, purpose);

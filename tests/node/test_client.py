@@ -1,18 +1,23 @@
-"""The client library as others get it: installed, moved, found by CMake and by pkg-config, and used against a node.
+"""The client library as others get it: installed, moved, found by CMake and by pkg-config, and used against a node;
+and the example without it.
 
 Covers A1. Needs a compiler, cmake and pkg-config, which a machine that only runs Holdfast has not.
 """
 
+import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
-from issuer import Issuer, trust
-from lab import A, SLOW, Lab, build_dir
+from issuer import Issuer, as_uid, trust
+from lab import A, SLOW, Lab, build_dir, policy
+
+USER = 4001  # in no group of ours
 
 PROJECT = """
 cmake_minimum_required(VERSION 3.25)
@@ -96,6 +101,43 @@ def test_the_example(own_lab: Lab, installed: pathlib.Path, tmp_path: pathlib.Pa
     assert list(lab.leases()) == [granted]
     asked = [line.rsplit(": ", 1)[1] for line in said if line.startswith("asked")]
     assert asked == ["good", "operation_not_named"] * 2, said
+
+
+def test_the_example_in_python(own_lab: Lab) -> None:
+    """A1, A2: one file, by the sockets alone, of a user in no group: a signed bundle, a watcher who signs, grant and renewal."""
+    lab = own_lab
+    issuer = Issuer(lab)
+    key = lab.dir / "example.pem"
+    key.write_bytes(issuer.key.read_bytes())
+    key.chmod(0o400)
+    os.chown(key, USER, USER)
+    document = policy()
+    document["generation"] = lab.ask("bundle.show")["generation"] + 1
+    path = lab.write_policy(document)
+    path.chmod(0o444)
+    example = pathlib.Path(__file__).parents[2] / "userspace" / "dist" / "token_example.py"
+    words = [
+        *as_uid(USER), sys.executable, str(example), "--key", str(key), "--issuer", issuer.name, "--tenant", A, "--endpoint", "web",
+        "--sockets", str(lab.dir / "run"), "--policy", str(path), "--watch",
+    ]  # fmt: skip
+    # What the key may not is refused: to sign bundles, and to ask for a watch.
+    for uses in (["token"], ["token", "bundle"]):
+        trust(lab, issuer.anchor(uses=uses))
+        done = lab.run("node", words, check=False)
+        assert done.returncode == 1 and "refused: " in done.stderr and "granted" not in done.stdout, done
+        assert ("pushed" in done.stdout) == ("bundle" in uses), done
+    assert lab.leases() == {}
+    document["generation"] += 1
+    path.write_text(json.dumps(document))
+    trust(lab, issuer.anchor(uses=["token", "bundle", "request"], verbs=["watch"]))
+    said = lab.run("node", words).stdout.splitlines()
+    (lease,) = lab.leases().values()
+    assert lab.ask("bundle.show")["signed"]["generation"] == document["generation"]
+    assert f"pushed  generation {document['generation']}, signed by {issuer.name}" in said
+    watched = [line for line in said if line.startswith("watched")]
+    assert watched == [f"watched {name} of {lease['id']}" for name in ("lease.grant", "lease.renew")], said
+    assert f"renewed lease {lease['id']}, generation {lease['generation']}" in "\n".join(said)
+    assert 60e9 < lease["remaining_ns"] <= 120e9
 
 
 def test_each_header_stands_alone(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:

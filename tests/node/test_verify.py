@@ -539,3 +539,4 @@ def test_the_example_in_python(node: Lab) -> None:
     assert sum(line.startswith("granted") for line in said) == 1
     asked = [line.rsplit(": ", 1)[1] for line in said if line.startswith("asked")]
     assert asked == ["good", "operation_not_named"] * 2, done.stdout
+    assert sum(line.startswith("renewed") for line in said) == 1 and not any(line.startswith("watched") for line in said)

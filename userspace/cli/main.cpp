@@ -48,7 +48,7 @@ constexpr const char* exit_codes =
     "4 needs a fresh authentication. See holdfast(1).";
 
 constexpr const char* holder_key_help =
-    "The holder's own Ed25519 key, in PEM: it is proved to the node first";
+    "The holder's own Ed25519 key, in PEM or a pkcs11: URI: it is proved to the node first";
 
 void examples(CLI::App* app, const char* text) {
   app->footer(std::string("Examples:\n") + text);
@@ -112,7 +112,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
       ->type_name("FILE");
   grant->add_option("--token", g.token, "What a grant token says; a file, or - for stdin")
       ->type_name("FILE");
-  grant->add_option("--holder-key", g.holder_key, holder_key_help)->type_name("FILE");
+  grant->add_option("--holder-key", g.holder_key, holder_key_help)->type_name("KEY");
   grant->callback([&] { run = [&](Session& s) { return run_lease_grant(s, words.grant); }; });
   examples(
       grant,
@@ -127,7 +127,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
   renew->add_option("ID", words.renew.id, "The lease");
   renew->add_option("--token", words.renew.token, "What a renew token says; a file, or - for stdin")
       ->type_name("FILE");
-  renew->add_option("--holder-key", words.renew.holder_key, holder_key_help)->type_name("FILE");
+  renew->add_option("--holder-key", words.renew.holder_key, holder_key_help)->type_name("KEY");
   renew->add_option("--ttl", words.renew.ttl, "From now on, at most 300s; default 60s")
       ->type_name("DURATION");
   renew
@@ -148,7 +148,7 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
 
   CLI::App* release = lease->add_subcommand("release", "Give one's own leases back");
   release->add_option("ID", words.end.ids, "The leases")->required();
-  release->add_option("--holder-key", words.end.holder_key, holder_key_help)->type_name("FILE");
+  release->add_option("--holder-key", words.end.holder_key, holder_key_help)->type_name("KEY");
   release->callback([&] { run = [&](Session& s) { return run_lease_release(s, words.end); }; });
   examples(release, "  holdfast lease release 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de");
 }
@@ -206,9 +206,10 @@ void add_policy(CLI::App& app, Words& words, Run& run) {
       "sign", "Make a signed bundle of a policy, for one node; whoever has it may push it there");
   BundleSignWords& s = words.sign;
   sign->add_option("FILE", s.file, "The policy, YAML or JSON; - is standard input")->required();
-  sign->add_option("--key", s.key, "The Ed25519 key that signs, in PEM or of OpenSSH's")
+  sign->add_option("--key", s.key,
+                   "The Ed25519 key that signs, in PEM, of OpenSSH's, or a pkcs11: URI")
       ->required()
-      ->type_name("FILE");
+      ->type_name("KEY");
   sign->add_option("--node", s.node, "The node's name; default: the one that runs here")
       ->type_name("NAME");
   sign->add_option("--anchors", s.anchors,
@@ -246,7 +247,7 @@ void add_operator(CLI::App& app, Words& words, Run& run) {
       ->type_name("DURATION");
   grant->add_option("--key", g.key, "The key that signs; its anchor has the use operator")
       ->required()
-      ->type_name("FILE");
+      ->type_name("KEY");
   grant->add_option("--node", g.node, "The node's name; default: the one that runs here")
       ->type_name("NAME");
   grant->callback([&] { run = [&](Session& s) { return run_operator_grant(s, g); }; });
@@ -303,9 +304,9 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       "issue", "Sign one token, or many from a file under one signature; prints one a line");
   TokenIssueWords& i = words.issue;
   issue->add_option("TENANT", i.tenant, "Whose lease it is for: org/app/env");
-  issue->add_option("--key", i.key, "The issuer's Ed25519 key, in PEM")
+  issue->add_option("--key", i.key, "The issuer's Ed25519 key, in PEM or a pkcs11: URI")
       ->required()
-      ->type_name("FILE");
+      ->type_name("KEY");
   issue->add_option("--issuer", i.issuer, "The issuer's name, as the node's anchors have it")
       ->required()
       ->type_name("NAME");
@@ -366,7 +367,7 @@ void add_token(CLI::App& app, Words& words, Run& run) {
                    "Asking the node: who shows the token: uid:N, cgroup:PATH or key:THUMBPRINT;\n"
                    "default: whoever asks")
       ->type_name("HOLDER");
-  verify->add_option("--holder-key", c.holder_key, holder_key_help)->type_name("FILE");
+  verify->add_option("--holder-key", c.holder_key, holder_key_help)->type_name("KEY");
   verify->add_option("--at", c.at, "At this time in UTC instead of now")->type_name("TIME");
   verify->callback([&] { run = [&](Session& s) { return run_token_verify(s, words.check); }; });
   examples(
@@ -513,9 +514,10 @@ void add_all(CLI::App& app, Words& words, Run& run) {
       ->type_name("PATH");
   app.add_option(
          "--sign-key", words.session.sign_key,
-         "Sign what is asked for with this Ed25519 key, in PEM or of OpenSSH's (in a file, in\n"
-         "ssh-agent or in a security key): the node believes the key, and not who runs this")
-      ->type_name("FILE");
+         "Sign what is asked for with this Ed25519 key, in PEM, of OpenSSH's (in a file, in\n"
+         "ssh-agent or in a security key), or on a PKCS#11 token (a pkcs11: URI): the node\n"
+         "believes the key, and not who runs this")
+      ->type_name("KEY");
   app.add_option("--grant", words.session.grant,
                  "Show this operator grant first: it says what --sign-key may ask for")
       ->type_name("FILE");

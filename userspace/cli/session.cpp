@@ -104,10 +104,13 @@ Result<wire::Client*> Session::daemon(uint64_t call_timeout_ns) {
     client_ = std::move(*client);
     if (Status ok = show_bearer(); !ok) return pass_on(ok);
     if (!options_.sign_key.empty()) {
-      Result<std::unique_ptr<token::Signer>> signer = token::open_signer(options_.sign_key);
-      if (!signer) return pass_on(signer);
+      if (!signer_) {
+        Result<std::unique_ptr<token::Signer>> signer = token::open_signer(options_.sign_key);
+        if (!signer) return pass_on(signer);
+        signer_ = std::move(*signer);
+      }
       if (Status ok = show_grant(); !ok) return pass_on(ok);
-      token::sign_requests(*client_, std::move(*signer));
+      token::sign_requests(*client_, signer_);
     }
   }
   return &*client_;
@@ -157,13 +160,13 @@ Result<std::string> Session::node_or(const std::string& named) {
   return std::string(*name);
 }
 
-Status Session::prove(const std::string& key_file) {
-  if (key_file.empty()) return {};
-  const Result<token::SecretKey> key = token::SecretKey::read(key_file);
-  if (!key) return std::unexpected(key.error());
+Status Session::prove(const std::string& key) {
+  if (key.empty()) return {};
+  const Result<std::unique_ptr<token::Signer>> signer = token::open_signer(key);
+  if (!signer) return std::unexpected(signer.error());
   Result<wire::Client*> node = daemon();
   if (!node) return pass_on(node);
-  return token::prove_key(**node, *key);
+  return token::prove_key(**node, **signer);
 }
 
 void Session::print(std::string_view text) {

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdio>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "userspace/base/result.hpp"
 #include "userspace/cli/table.hpp"
+#include "userspace/token/key.hpp"
 #include "userspace/wire/client.hpp"
 
 namespace holdfast::cli {
@@ -40,7 +42,7 @@ std::string versioned_json(const cbor::Value& reply);
 
 struct SessionOptions {
   std::string socket{default_socket};
-  std::string sign_key;  // requests are signed with it, if it is named
+  std::string sign_key;  // requests are signed with it, if it is named; as open_signer() takes it
   std::string grant;     // an operator grant that is shown first
   std::string bearer;    // a file with a bearer token, which is shown first
   bool json = false;
@@ -60,8 +62,8 @@ class Session {
   Result<cbor::Value> call(std::string_view verb, const cbor::Value& args);
   // The name of the node that is meant: this one's, when none is named.
   Result<std::string> node_or(const std::string& named);
-  // Proves the key in this file to the daemon, if there is one.
-  Status prove(const std::string& key_file);
+  // Proves this key to the daemon, if one is named.
+  Status prove(const std::string& key);
 
   void print(std::string_view text);
   void print_json(const cbor::Value& reply) { print(versioned_json(reply) + "\n"); }
@@ -81,6 +83,7 @@ class Session {
   Style error_style_;
   bool error_terminal_;
   std::optional<wire::Client> client_;
+  std::shared_ptr<const token::Signer> signer_;  // opened once: a token takes a PIN once
 };
 
 }  // namespace holdfast::cli

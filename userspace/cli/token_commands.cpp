@@ -9,6 +9,7 @@
 #include "userspace/cli/human.hpp"
 #include "userspace/token/ask.hpp"
 #include "userspace/token/holder.hpp"
+#include "userspace/token/signers.hpp"
 #include "userspace/token/verify.hpp"
 #include "userspace/wire/verify_client.hpp"
 
@@ -248,9 +249,9 @@ Outcome ask_node(Session& session, const TokenCheckWords& words) {
   Result<wire::VerifyClient> node = wire::VerifyClient::connect(verify_socket(session.socket()));
   if (!node) return pass_on(node);
   if (!words.holder_key.empty()) {
-    const Result<token::SecretKey> key = token::SecretKey::read(words.holder_key);
+    const Result<std::unique_ptr<token::Signer>> key = token::open_signer(words.holder_key);
     if (!key) return std::unexpected(key.error());
-    if (Status ok = token::prove_key(*node, *key); !ok) return pass_on(ok, "--holder-key");
+    if (Status ok = token::prove_key(*node, **key); !ok) return pass_on(ok, "--holder-key");
   }
   std::optional<Error> lost;
   const Outcome worst =

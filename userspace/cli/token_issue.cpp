@@ -12,6 +12,7 @@
 #include "userspace/cli/human.hpp"
 #include "userspace/token/fields.hpp"
 #include "userspace/token/issuer.hpp"
+#include "userspace/token/signers.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -207,7 +208,7 @@ Outcome run_token_issue(Session& session, const TokenIssueWords& words) {
   if (!batch) return std::unexpected(batch.error());
   Result<std::vector<Words>> all = requests_of(words);
   if (!all) return pass_on(all);
-  Result<token::SecretKey> key = token::SecretKey::read(words.key);
+  Result<std::unique_ptr<token::Signer>> key = token::open_signer(words.key);
   if (!key) return pass_on(key);
   const Result<std::optional<token::PublicKey>> holder_key = read_public_key(words.holder_key);
   if (!holder_key) return std::unexpected(holder_key.error());

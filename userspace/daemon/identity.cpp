@@ -4,21 +4,19 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <optional>
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
+#include "userspace/daemon/node_key.hpp"
 #include "userspace/daemon/state_file.hpp"
 #include "userspace/token/token.hpp"
 
 namespace holdfast {
 namespace {
 
-constexpr std::string_view key_name = "node.key";
 constexpr std::string_view file_name = "identity";
 constexpr std::string_view first_line = "holdfast identity 1";
 
@@ -66,11 +64,14 @@ std::optional<Stored> parse(std::string_view text) {
   return stored;
 }
 
-Status make_key(const std::string& state_dir) {
-  std::string pem = token::SecretKey::new_pem();
-  Status ok = write_state_file(state_dir, key_name, pem, 0400);
-  ::explicit_bzero(pem.data(), pem.size());
-  return ok;
+Result<NodeKey> read_or_make_key(const std::string& state_dir, bool& is_new) {
+  Result<NodeKey> old = read_node_key(state_dir);
+  is_new = !old && old.error().code == "key_missing";
+  if (!is_new) return old;
+  Result<token::SecretKey> key = token::SecretKey::make();
+  if (!key) return pass_on(key);
+  if (Status ok = write_node_key(state_dir, *key); !ok) return pass_on(ok);
+  return NodeKey{std::move(*key)};
 }
 
 }  // namespace
@@ -88,13 +89,11 @@ Identity::Identity(std::string state_dir, token::SecretKey key)
       name_(token::node_name(key_.public_key())) {}
 
 Result<Identity> Identity::open(const std::string& state_dir, const Moment& now) {
-  const std::string key_path = state_dir + "/" + std::string(key_name);
-  const bool is_new = ::access(key_path.c_str(), F_OK) != 0 && errno == ENOENT;
-  if (is_new)
-    if (Status ok = make_key(state_dir); !ok) return pass_on(ok);
-  Result<token::SecretKey> key = token::SecretKey::read(key_path);
-  if (!key) return pass_on(key, "the node's key");
-  Identity identity(state_dir, std::move(*key));
+  bool is_new = false;
+  Result<NodeKey> key = read_or_make_key(state_dir, is_new);
+  if (!key) return pass_on(key);
+  const bool in_pem = key->in_pem;
+  Identity identity(state_dir, std::move(key->key));
 
   const std::string path = state_dir + "/" + std::string(file_name);
   const Result<std::string> text = read_state_file(path);
@@ -102,8 +101,13 @@ Result<Identity> Identity::open(const std::string& state_dir, const Moment& now)
   const std::optional<Stored> stored = text ? parse(*text) : std::nullopt;
   if (stored && stored->node != identity.name_ && !is_new)
     return fail(ErrorKind::conflict, "node_key_changed",
-                fmt::format("{} is not the key of node {}", key_path, stored->node),
+                fmt::format("{}/node.key is not the key of node {}", state_dir, stored->node),
                 fmt::format("put the node's own key back, or remove {} to be another node", path));
+  if (in_pem) {
+    if (Status ok = write_node_key(state_dir, identity.key_); !ok) return pass_on(ok);
+    log::notice("node_key_rewritten",
+                {{"file", state_dir + "/node.key"}, {"from", "PEM"}, {"node", identity.name_}});
+  }
   if (text && !stored)
     log::error("identity_damaged", {{"file", path}, {"effect", "tokens of before are refused"}});
   if (stored) {

@@ -22,7 +22,7 @@ class Identity {
   };
 
   // Reads STATE_DIR/node.key and STATE_DIR/identity, or makes what is not there. Errors: those of
-  // SecretKey::read; conflict / node_key_changed.
+  // read_node_key(); conflict / node_key_changed.
   static Result<Identity> open(const std::string& state_dir, const Moment& now);
 
   const token::SecretKey& key() const { return key_; }

@@ -13,6 +13,7 @@
 
 #include <holdfast/token/ask.hpp>
 #include <holdfast/token/issuer.hpp>
+#include <holdfast/token/signers.hpp>
 #include <holdfast/wire/client.hpp>
 #include <holdfast/wire/verify_client.hpp>
 #include <unistd.h>
@@ -42,7 +43,7 @@ int main(int argc, char** argv) {
   std::cout << "node    " << batch.node << ", epoch " << batch.epoch << "\n";
 
   // The control plane. It may stand anywhere; one call makes many tokens under one signature.
-  const token::Issuer issuer(need(token::SecretKey::read(argv[1])), argv[2]);
+  const token::Issuer issuer(need(token::open_signer(argv[1])), argv[2]);
   token::TokenRequest request;
   request.tenant = argv[3];
   request.endpoints = {argv[4]};

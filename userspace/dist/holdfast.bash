@@ -25,7 +25,7 @@ _holdfast() {
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
-        --scope) ((++i)) ;;
+        --scope | --sign-key | --grant | --public-key | --verb) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -33,7 +33,7 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir | --key | --holder-key | --anchors | --token | --bearer-file) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0

@@ -36,19 +36,23 @@ Result<ProofPlace> place_of(const cbor::Value& hello, int socket) {
   return place;
 }
 
-Status prove_key(wire::Client& node, const SecretKey& key) {
+Status prove_key(wire::Client& node, const Signer& signer) {
   const Result<ProofPlace> place = place_of(node.hello(), node.fd());
   if (!place) return std::unexpected(place.error());
+  Result<std::vector<uint8_t>> proof = make_proof(signer, *place);
+  if (!proof) return pass_on(proof);
   const Result<cbor::Value> reply =
-      node.call("holder.prove", cbor::Value::map({{"proof", make_proof(key, *place)}}));
+      node.call("holder.prove", cbor::Value::map({{"proof", std::move(*proof)}}));
   if (!reply) return std::unexpected(reply.error());
   return {};
 }
 
-Status prove_key(wire::VerifyClient& node, const SecretKey& key) {
+Status prove_key(wire::VerifyClient& node, const Signer& signer) {
   const Result<ProofPlace> place = place_of(node.hello(), node.fd());
   if (!place) return std::unexpected(place.error());
-  return node.prove(make_proof(key, *place));
+  Result<std::vector<uint8_t>> proof = make_proof(signer, *place);
+  if (!proof) return pass_on(proof);
+  return node.prove(*proof);
 }
 
 }  // namespace holdfast::token

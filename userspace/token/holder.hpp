@@ -17,7 +17,7 @@ namespace holdfast::token {
 // serves the socket; unsupported / unknown_challenge.
 Result<ProofPlace> place_of(const cbor::Value& hello, int socket);
 
-Status prove_key(wire::Client& node, const SecretKey& key);
-Status prove_key(wire::VerifyClient& node, const SecretKey& key);
+Status prove_key(wire::Client& node, const Signer& signer);
+Status prove_key(wire::VerifyClient& node, const Signer& signer);
 
 }  // namespace holdfast::token

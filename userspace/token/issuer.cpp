@@ -74,7 +74,7 @@ Result<std::vector<IssuedToken>> Issuer::issue(const Batch& batch,
   head.audience = batch.node;
   head.expires = now_s + batch.life_s;
   head.epoch = batch.epoch;
-  Result<std::vector<std::vector<uint8_t>>> tokens = token::issue(key_, std::move(head), all);
+  Result<std::vector<std::vector<uint8_t>>> tokens = token::issue(*key_, std::move(head), all);
   if (!tokens) return pass_on(tokens);
   std::vector<IssuedToken> issued;
   issued.reserve(all.size());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -45,19 +46,21 @@ struct IssuedToken {
 class Issuer {
  public:
   // `name` is what the nodes' anchors call this key's owner.
-  Issuer(SecretKey key, std::string name) : key_(std::move(key)), name_(std::move(name)) {}
+  Issuer(std::shared_ptr<const Signer> key, std::string name)
+      : key_(std::move(key)), name_(std::move(name)) {}
 
   const std::string& name() const { return name_; }
-  const PublicKey& public_key() const { return key_.public_key(); }
+  const PublicKey& public_key() const { return key_->public_key(); }
 
   // A token for each request, in that order, good from `now_s` (Unix seconds) on. All or none.
   // Errors: invalid / bad_life; invalid / too_many_tokens (none, or more than tree_size_max);
-  // invalid / bad_prefix, bad_holder or bad_claims, naming the token; internal / random.
+  // invalid / bad_prefix, bad_holder or bad_claims, naming the token; internal / random;
+  // those of sign_plainly().
   Result<std::vector<IssuedToken>> issue(const Batch& batch, std::span<const TokenRequest> requests,
                                          uint64_t now_s = wall_now_ns() / ns_per_s) const;
 
  private:
-  SecretKey key_;
+  std::shared_ptr<const Signer> key_;
   std::string name_;
 };
 

@@ -1,26 +1,23 @@
 #include "userspace/token/key.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
-#include <vector>
 
-#include <fcntl.h>
-#include <fmt/format.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <sodium.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include <sys/random.h>
 
 #include "userspace/base/check.hpp"
-#include "userspace/base/unique_fd.hpp"
+#include "userspace/token/key_file.hpp"
 #include "userspace/wire/cbor.hpp"
 
 namespace holdfast::token {
 namespace {
 
-constexpr size_t key_file_max = 4096;
+constexpr size_t public_key_max = 4096;  // bytes in PEM
 
 struct FreeBio {
   void operator()(BIO* bio) const { BIO_free(bio); }
@@ -61,37 +58,48 @@ bool verify_signature(const PublicKey& key, std::span<const uint8_t> message,
                                              key.data()) == 0;
 }
 
+Result<Signature> sign_plainly(const Signer& signer, std::span<const uint8_t> message) {
+  if (signer.algorithm() != Algorithm::ed25519)
+    return fail(ErrorKind::invalid, "wrong_key",
+                "a key of OpenSSH's makes no plain Ed25519 signature, which this takes",
+                "use a key in PEM or in PKCS#11");
+  const Result<std::vector<uint8_t>> made = signer.sign(message);
+  if (!made) return std::unexpected(made.error());
+  Signature signature;
+  CHECK(made->size() == signature.size());
+  std::ranges::copy(*made, signature.begin());
+  return signature;
+}
+
 Result<SecretKey> SecretKey::read(const std::string& path) {
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  if (!fd) {
-    if (errno == ENOENT)
-      return fail(ErrorKind::not_found, "key_missing", fmt::format("there is no key file {}", path),
-                  "make one: openssl genpkey -algorithm ed25519 -out " + path);
-    return fail_sys(errno, "key_read", "opening the key file " + path);
-  }
-  struct stat file{};
-  if (::fstat(fd.get(), &file) != 0) return fail_sys(errno, "key_read", path);
-  if (!S_ISREG(file.st_mode))
-    return fail(ErrorKind::invalid, "key_syntax", path + " is not a regular file");
-  if ((file.st_mode & 077) != 0)
-    return fail(ErrorKind::denied, "key_exposed",
-                fmt::format("others may read the key file {} (mode {:o})", path,
-                            static_cast<unsigned>(file.st_mode & 07777)),
-                "chmod 0400 " + path);
-  std::array<char, key_file_max> text;
-  const ssize_t size = ::read(fd.get(), text.data(), text.size());
-  if (size < 0) return fail_sys(errno, "key_read", "reading the key file " + path);
-  const Bio bio = memory_of(std::string_view(text.data(), static_cast<size_t>(size)));
+  Result<Secret> pem = read_key_file(path, KeyFileMode::owner_only);
+  if (!pem && pem.error().code == "key_missing")
+    pem.error().next_step = "make one: openssl genpkey -algorithm ed25519 -out " + path;
+  if (!pem) return pass_on(pem, "the key");
+  Result<SecretKey> key = from_pem(pem->text());
+  if (!key) return pass_on(key, path);
+  return key;
+}
+
+Result<SecretKey> SecretKey::from_pem(std::string_view pem) {
+  const Bio bio = memory_of(pem);
   const Pkey key = ed25519_only(PEM_read_bio_PrivateKey(bio.get(), nullptr, no_password, nullptr));
   std::array<uint8_t, 32> seed{};
   size_t length = seed.size();
-  const bool good = key && EVP_PKEY_get_raw_private_key(key.get(), seed.data(), &length) == 1 &&
-                    length == seed.size();
-  sodium_memzero(text.data(), text.size());
-  if (!good)
+  if (!key || EVP_PKEY_get_raw_private_key(key.get(), seed.data(), &length) != 1 ||
+      length != seed.size())
     return fail(ErrorKind::invalid, "key_syntax",
-                path + " holds no Ed25519 private key in PEM without a password",
+                "no Ed25519 private key in PEM without a password",
                 "make one: openssl genpkey -algorithm ed25519 -out FILE");
+  SecretKey made = from_seed(seed);
+  sodium_memzero(seed.data(), seed.size());
+  return made;
+}
+
+Result<SecretKey> SecretKey::make() {
+  std::array<uint8_t, 32> seed{};
+  if (::getrandom(seed.data(), seed.size(), 0) != static_cast<ssize_t>(seed.size()))
+    return fail_sys(errno, "random", "asking the kernel for random bytes");
   SecretKey made = from_seed(seed);
   sodium_memzero(seed.data(), seed.size());
   return made;
@@ -104,16 +112,6 @@ SecretKey SecretKey::from_seed(std::span<const uint8_t, 32> seed) {
   return made;
 }
 
-std::string SecretKey::new_pem() {
-  const Pkey key(EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519"));
-  const Bio bio(BIO_new(BIO_s_secmem()));
-  CHECK(key && bio &&
-        PEM_write_bio_PrivateKey(bio.get(), key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1);
-  char* text = nullptr;
-  const long size = BIO_get_mem_data(bio.get(), &text);
-  return {text, static_cast<size_t>(size)};
-}
-
 SecretKey::SecretKey(SecretKey&& other) noexcept : secret_(other.secret_), public_(other.public_) {
   sodium_memzero(other.secret_.data(), other.secret_.size());
 }
@@ -122,15 +120,15 @@ SecretKey::~SecretKey() {
   sodium_memzero(secret_.data(), secret_.size());
 }
 
-Signature SecretKey::sign(std::span<const uint8_t> message) const {
-  Signature signature;
+Result<std::vector<uint8_t>> SecretKey::sign(std::span<const uint8_t> message) const {
+  std::vector<uint8_t> signature(sizeof(Signature));
   CHECK(crypto_sign_ed25519_detached(signature.data(), nullptr, message.data(), message.size(),
                                      secret_.data()) == 0);
   return signature;
 }
 
 Result<PublicKey> parse_public_key(std::string_view pem) {
-  const Bio bio = memory_of(pem.substr(0, key_file_max));
+  const Bio bio = memory_of(pem.substr(0, public_key_max));
   const Pkey key = ed25519_only(PEM_read_bio_PUBKEY(bio.get(), nullptr, no_password, nullptr));
   PublicKey raw{};
   size_t length = raw.size();

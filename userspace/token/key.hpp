@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "userspace/base/result.hpp"
 #include "userspace/token/sha256.hpp"
@@ -24,27 +25,48 @@ Digest thumbprint(const PublicKey& key);
 bool verify_signature(const PublicKey& key, std::span<const uint8_t> message,
                       std::span<const uint8_t, 64> signature);
 
-// A key that signs; its bytes are wiped when it goes.
-class SecretKey {
+enum class Algorithm : uint8_t {
+  ed25519,  // -19 (RFC 9864)
+  ssh,      // an SSHSIG by an Ed25519 key, which may live in a security key
+};
+
+// Who signs: a key whose bytes are here, or one that never leaves where it is.
+class Signer {
  public:
-  // PKCS#8 in PEM, as `openssl genpkey -algorithm ed25519` writes it. A regular file that nobody
-  // but its owner can read. Errors: not_found / key_missing; denied / key_exposed; invalid /
-  // key_syntax.
+  virtual ~Signer() = default;
+  virtual const PublicKey& public_key() const = 0;
+  virtual Algorithm algorithm() const { return Algorithm::ed25519; }
+  virtual Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const = 0;
+
+  Digest key() const { return thumbprint(public_key()); }
+};
+
+// A plain Ed25519 signature, for what takes no other. Errors: invalid / wrong_key of one of
+// OpenSSH's; the signer's.
+Result<Signature> sign_plainly(const Signer& signer, std::span<const uint8_t> message);
+
+// A key whose bytes are here; they are wiped when it goes.
+class SecretKey : public Signer {
+ public:
+  // PKCS#8 in PEM, as `openssl genpkey -algorithm ed25519` writes it, in a file that is its owner's
+  // alone. Errors: those of read_key_file(); invalid / key_syntax.
   static Result<SecretKey> read(const std::string& path);
+  static Result<SecretKey> from_pem(std::string_view pem);  // invalid / key_syntax
   static SecretKey from_seed(std::span<const uint8_t, 32> seed);
-  // A new key, as such a file's content. The caller wipes it.
-  static std::string new_pem();
+  static Result<SecretKey> make();  // internal / random
 
   SecretKey(SecretKey&& other) noexcept;
   SecretKey& operator=(SecretKey&&) = delete;
-  ~SecretKey();
+  ~SecretKey() override;
 
-  const PublicKey& public_key() const { return public_; }
-  Signature sign(std::span<const uint8_t> message) const;
+  const PublicKey& public_key() const override { return public_; }
+  Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override;
+  // The key itself, for whoever keeps it.
+  std::span<const uint8_t, 32> seed() const { return std::span(secret_).first<32>(); }
 
  private:
   SecretKey() = default;
-  std::array<uint8_t, 64> secret_{};
+  std::array<uint8_t, 64> secret_{};  // as libsodium has it: the seed, then the public key
   PublicKey public_{};
 };
 

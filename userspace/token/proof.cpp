@@ -71,11 +71,12 @@ bool read_payload(std::span<const uint8_t> bytes, PublicKey& key) {
 
 }  // namespace
 
-std::vector<uint8_t> make_proof(const SecretKey& key, const ProofPlace& place) {
+Result<std::vector<uint8_t>> make_proof(const Signer& signer, const ProofPlace& place) {
   const std::vector<uint8_t> header = protected_header();
-  const std::vector<uint8_t> payload = encode_payload(key.public_key(), place);
-  const Signature signature = key.sign(sig_structure(header, context, payload));
-  return encode_sign1({.header = header, .payload = payload, .signature = signature});
+  const std::vector<uint8_t> payload = encode_payload(signer.public_key(), place);
+  const Result<Signature> signature = sign_plainly(signer, sig_structure(header, context, payload));
+  if (!signature) return std::unexpected(signature.error());
+  return encode_sign1({.header = header, .payload = payload, .signature = *signature});
 }
 
 Result<Digest> check_proof(std::span<const uint8_t> proof, const ProofPlace& place) {

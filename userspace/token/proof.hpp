@@ -23,7 +23,8 @@ struct ProofPlace {
   Challenge challenge{};
 };
 
-std::vector<uint8_t> make_proof(const SecretKey& key, const ProofPlace& place);
+// Errors: those of sign_plainly().
+Result<std::vector<uint8_t>> make_proof(const Signer& signer, const ProofPlace& place);
 
 // The thumbprint of the key that was proved. Errors: invalid / malformed_proof; denied /
 // bad_signature; denied / wrong_challenge when it was made for another connection, node or epoch.

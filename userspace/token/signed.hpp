@@ -33,11 +33,6 @@ enum class Purpose : uint8_t {
 constexpr size_t purposes = 3;
 std::string_view name_of(Purpose purpose);
 
-enum class Algorithm : uint8_t {
-  ed25519,  // -19 (RFC 9864)
-  ssh,      // an SSHSIG by an Ed25519 key, which may live in a security key
-};
-
 struct SignedHeader {
   Algorithm algorithm = Algorithm::ed25519;
   Digest key{};          // the signer's thumbprint
@@ -63,28 +58,6 @@ struct SignedObject {
   std::span<const uint8_t> header_bytes;
   std::span<const uint8_t> payload;
   std::span<const uint8_t> signature;
-};
-
-// Who signs: a key in a file, or one that never leaves where it is.
-class Signer {
- public:
-  virtual ~Signer() = default;
-  virtual Digest key() const = 0;
-  virtual Algorithm algorithm() const { return Algorithm::ed25519; }
-  virtual Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const = 0;
-};
-
-class FileSigner : public Signer {
- public:
-  explicit FileSigner(SecretKey key) : key_(std::move(key)) {}
-  Digest key() const override { return thumbprint(key_.public_key()); }
-  Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
-    const Signature signature = key_.sign(message);
-    return std::vector<uint8_t>(signature.begin(), signature.end());
-  }
-
- private:
-  SecretKey key_;
 };
 
 // `header.key` is taken from the signer. A content from `pack_from` bytes on is compressed, if that

@@ -2,8 +2,6 @@
 
 #include <array>
 #include <cerrno>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include <fcntl.h>
@@ -13,6 +11,8 @@
 #include <unistd.h>
 
 #include "userspace/base/unique_fd.hpp"
+#include "userspace/token/pkcs11.hpp"
+#include "userspace/token/ssh_key.hpp"
 #include "userspace/wire/frame.hpp"
 
 namespace holdfast::token {
@@ -20,13 +20,19 @@ namespace {
 
 constexpr std::string_view secret_begin = "-----BEGIN OPENSSH PRIVATE KEY-----";
 constexpr size_t output_bytes_max = 8192;
+constexpr size_t ssh_key_bytes_max = 16384;
 
-Result<std::string> read_key_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
+// What kind of key it is, is seen by its beginning. ssh-keygen, which reads OpenSSH's secret keys,
+// looks at their mode and owner by itself.
+Result<std::string> read_ssh_key(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  std::string content(ssh_key_bytes_max, '\0');
+  const ssize_t got = fd ? ::read(fd.get(), content.data(), content.size()) : -1;
+  if (got < 0)
     return fail(ErrorKind::not_found, "key_missing", "there is no key in " + path,
                 "ssh-keygen -t ed25519 -f " + path);
-  return std::string(std::istreambuf_iterator<char>(file), {});
+  content.resize(static_cast<size_t>(got));
+  return content;
 }
 
 struct Pipe {
@@ -53,10 +59,9 @@ Result<std::string> read_all(int fd) {
 
 class SshSigner : public Signer {
  public:
-  SshSigner(std::string path, const PublicKey& key)
-      : path_(std::move(path)), key_(thumbprint(key)) {}
+  SshSigner(std::string path, const PublicKey& key) : path_(std::move(path)), key_(key) {}
 
-  Digest key() const override { return key_; }
+  const PublicKey& public_key() const override { return key_; }
   Algorithm algorithm() const override { return Algorithm::ssh; }
 
   Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
@@ -93,7 +98,7 @@ class SshSigner : public Signer {
 
  private:
   std::string path_;
-  Digest key_;
+  PublicKey key_;
 };
 
 bool is_ssh_key(std::string_view content) {
@@ -103,7 +108,7 @@ bool is_ssh_key(std::string_view content) {
 
 Result<std::unique_ptr<Signer>> open_ssh_signer(const std::string& path) {
   const std::string public_path = path.ends_with(".pub") ? path : path + ".pub";
-  const Result<std::string> line = read_key_file(public_path);
+  const Result<std::string> line = read_ssh_key(public_path);
   if (!line) return std::unexpected(line.error());
   const Result<SignerKey> key = parse_ssh_public_key(*line);
   if (!key) return std::unexpected(Error(key.error()).in(public_path));
@@ -112,12 +117,13 @@ Result<std::unique_ptr<Signer>> open_ssh_signer(const std::string& path) {
 
 }  // namespace
 
-Result<std::unique_ptr<Signer>> open_signer(const std::string& path) {
-  const Result<std::string> content = read_key_file(path);
-  if (content && is_ssh_key(*content)) return open_ssh_signer(path);
-  Result<SecretKey> key = SecretKey::read(path);
+Result<std::unique_ptr<Signer>> open_signer(const std::string& name) {
+  if (is_pkcs11_uri(name)) return open_pkcs11_signer(name);
+  const Result<std::string> content = read_ssh_key(name);
+  if (content && is_ssh_key(*content)) return open_ssh_signer(name);
+  Result<SecretKey> key = SecretKey::read(name);
   if (!key) return pass_on(key);
-  return std::make_unique<FileSigner>(std::move(*key));
+  return std::make_unique<SecretKey>(std::move(*key));
 }
 
 }  // namespace holdfast::token

@@ -245,7 +245,7 @@ Digest head_id(Kind kind, std::span<const uint8_t> header, const Digest& root) {
   return sha256(signed_bytes(kind, header, root));
 }
 
-Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
+Result<std::vector<std::vector<uint8_t>>> issue(const Signer& signer, Head head,
                                                 std::span<const Claims> claims) {
   if (claims.empty() || claims.size() > tokens_max)
     return fail(ErrorKind::invalid, "too_many_tokens",
@@ -261,18 +261,20 @@ Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
   }
   const Tree tree(std::move(hashes));
   head.tree_size = tree.size();
-  head.key = thumbprint(key.public_key());
+  head.key = signer.key();
   const std::vector<uint8_t> header = encode_head(head);
   if (header.size() > header_bytes_max)
     return fail(ErrorKind::invalid, "bad_claims",
                 fmt::format("a head of {} bytes; at most {}", header.size(), header_bytes_max),
                 "use shorter names of issuer and node");
-  const Signature signature = key.sign(signed_bytes(head.kind, header, tree.root()));
+  const Result<Signature> signature =
+      sign_plainly(signer, signed_bytes(head.kind, header, tree.root()));
+  if (!signature) return std::unexpected(signature.error());
   std::vector<std::vector<uint8_t>> tokens;
   tokens.reserve(leaves.size());
   for (size_t i = 0; i < leaves.size(); ++i)
     tokens.push_back(
-        put_together(header, encode_proof(tree.size(), i, tree.path(i)), signature, leaves[i]));
+        put_together(header, encode_proof(tree.size(), i, tree.path(i)), *signature, leaves[i]));
   return tokens;
 }
 

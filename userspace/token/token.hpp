@@ -215,8 +215,8 @@ Digest head_id(Kind kind, std::span<const uint8_t> header, const Digest& root);
 
 // One head for all of `claims`, in that order: a token for each. `head` needs no tree size and no
 // key; they follow. Errors: invalid / bad_claims, naming the token, or of a head whose names are
-// too long; invalid / too_many_tokens.
-Result<std::vector<std::vector<uint8_t>>> issue(const SecretKey& key, Head head,
+// too long; invalid / too_many_tokens; those of sign_plainly().
+Result<std::vector<std::vector<uint8_t>>> issue(const Signer& signer, Head head,
                                                 std::span<const Claims> claims);
 
 // Tokens as text: base64url without padding (RFC 4648, section 5).

@@ -185,7 +185,7 @@ class BothWays(unittest.TestCase):
         key.chmod(0o400)
         link = self.directory / "link.pem"
         link.symlink_to(key)
-        for path, said in ((link, "key_read"), (self.directory, "key_syntax"), (self.directory / "none", "key_missing"), (self.anchors, "key_")):
+        for path, said in ((link, "key_not_regular"), (self.directory, "key_not_regular"), (self.directory / "none", "key_missing"), (self.anchors, "key_")):
             self.assertIn(said, self.holdfast("issue", *one, "--key", path).stderr)
         for bad, said in (
             ('[{"tenant": "a", "endpoint": ["web"]}]', ":1: there is no"),

@@ -6,6 +6,7 @@
 
 #include "tests/unit/token/fixture.hpp"
 #include "userspace/token/ask.hpp"
+#include "userspace/token/proof.hpp"
 
 namespace holdfast::token {
 namespace {
@@ -24,7 +25,7 @@ TokenRequest request(Kind kind = Kind::grant) {
 }
 
 Issuer issuer() {
-  return {key_of(1), "cp.example"};
+  return {std::make_shared<SecretKey>(key_of(1)), "cp.example"};
 }
 
 TEST(Issuer, MakesWhatNodesBelieve) {
@@ -98,7 +99,7 @@ TEST(Issuer, WhatItRefuses) {
       {"bad_claims", "token 2: a grant token",
        [](Batch&, TokenRequest& r) { r.lease = LeaseAt{}; }},
   };
-  const Issuer long_name(key_of(1), std::string(200, 'i'));
+  const Issuer long_name(std::make_shared<SecretKey>(key_of(1)), std::string(200, 'i'));
   for (const Row& row : rows) {
     Batch common = batch();
     std::vector<TokenRequest> asked(2, request());
@@ -110,6 +111,27 @@ TEST(Issuer, WhatItRefuses) {
   }
   EXPECT_TRUE(long_name.issue(batch(), std::vector(2, request()), now_s));
   EXPECT_EQ(issuer().issue(batch(), {}, now_s).error().code, "too_many_tokens");
+}
+
+TEST(Issuer, TakesPlainSignaturesOnly) {
+  // As a key of OpenSSH's signs, which is good for other things.
+  class Other : public Signer {
+   public:
+    const PublicKey& public_key() const override { return key_.public_key(); }
+    Algorithm algorithm() const override { return Algorithm::ssh; }
+    Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
+      return key_.sign(message);
+    }
+
+   private:
+    SecretKey key_ = key_of(1);
+  };
+  const Issuer other(std::make_shared<Other>(), "cp.example");
+  const TokenRequest asked = request();
+  const auto tokens = other.issue(batch(), {&asked, 1}, now_s);
+  ASSERT_FALSE(tokens);
+  EXPECT_EQ(tokens.error().code, "wrong_key");
+  EXPECT_EQ(make_proof(Other(), {.node = node()}).error().code, "wrong_key");
 }
 
 TEST(Issuer, ItsTokensCanBeAskedAbout) {

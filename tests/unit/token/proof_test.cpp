@@ -35,14 +35,14 @@ std::string_view code_of(const Result<Digest>& result) {
 }
 
 TEST(Proof, IsWhatTheOtherImplementationMakes) {
-  EXPECT_EQ(make_proof(key_of(3), here()), bytes_of(golden));
+  EXPECT_EQ(*make_proof(key_of(3), here()), bytes_of(golden));
   const Result<Digest> key = check_proof(bytes_of(golden), here());
   ASSERT_TRUE(key) << key.error().text();
   EXPECT_EQ(*key, thumbprint(key_of(3).public_key()));
 }
 
 TEST(Proof, IsGoodOnItsOwnConnectionOnly) {
-  const std::vector<uint8_t> proof = make_proof(key_of(3), here());
+  const std::vector<uint8_t> proof = *make_proof(key_of(3), here());
   ProofPlace other = here();
   other.challenge[31] ^= 1;
   EXPECT_EQ(code_of(check_proof(proof, other)), "wrong_challenge");
@@ -55,7 +55,7 @@ TEST(Proof, IsGoodOnItsOwnConnectionOnly) {
 }
 
 TEST(Proof, EveryTruncationAndEveryBit) {
-  const std::vector<uint8_t> proof = make_proof(key_of(3), here());
+  const std::vector<uint8_t> proof = *make_proof(key_of(3), here());
   for (size_t size = 0; size < proof.size(); ++size)
     ASSERT_EQ(code_of(check_proof(std::span(proof).first(size), here())), "malformed_proof");
   std::vector<uint8_t> longer = proof;
@@ -75,7 +75,7 @@ TEST(Proof, EveryTruncationAndEveryBit) {
 // What a holder's key signs as a token is no proof, and a proof is no token.
 TEST(Proof, ServesNoOtherPurpose) {
   EXPECT_EQ(code_of(check_proof(token_of(Kind::use), here())), "malformed_proof");
-  EXPECT_EQ(answer(make_proof(key_of(1), here())), "malformed");
+  EXPECT_EQ(answer(*make_proof(key_of(1), here())), "malformed");
 }
 
 }  // namespace

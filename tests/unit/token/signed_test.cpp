@@ -54,8 +54,8 @@ SignedHeader header_of(Purpose purpose) {
 
 std::vector<uint8_t> signed_by(uint8_t number, Purpose purpose, std::string_view content,
                                size_t pack_from = SIZE_MAX) {
-  const auto made = make_signed(FileSigner(key_of(number)), purpose, header_of(purpose),
-                                bytes_of(content), pack_from);
+  const auto made =
+      make_signed(key_of(number), purpose, header_of(purpose), bytes_of(content), pack_from);
   EXPECT_TRUE(made) << made.error().text();
   return *made;
 }
@@ -98,7 +98,7 @@ TEST(Signed, ServesNoOtherPurpose) {
   // Nor is it a token or a proof, or one of these it.
   const ProofPlace place{.node = "ni:///sha-256;node", .epoch = 4};
   for (const Purpose purpose : all) {
-    EXPECT_EQ(opened(make_proof(key_of(3), place), purpose), "malformed_signed");
+    EXPECT_EQ(opened(*make_proof(key_of(3), place), purpose), "malformed_signed");
     EXPECT_EQ(opened(token_of(Kind::grant), purpose), "malformed_signed");
     EXPECT_EQ(check_proof(signed_by(3, purpose, "x"), place).error().code, "malformed_proof");
     EXPECT_EQ(answer(signed_by(1, purpose, "x")), "malformed");

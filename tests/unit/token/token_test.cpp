@@ -150,7 +150,8 @@ TEST(Token, AKindDoesNotPassForAnother) {
       head.tree_size = 1;
       const std::vector<uint8_t> header = encode_head(head);
       const std::vector<uint8_t> claims = *encode_claims(claims_of(said), said);
-      const Signature signature = key_of(1).sign(signed_bytes(made, header, leaf_hash(claims)));
+      const Signature signature =
+          *sign_plainly(key_of(1), signed_bytes(made, header, leaf_hash(claims)));
       std::vector<uint8_t> proof;
       cbor::Writer(proof).array(3).u64(1).u64(0).array(0).end().end();
       std::vector<uint8_t> token;
@@ -191,7 +192,7 @@ TEST(Token, ClaimsThatCannotBeIssued) {
 TEST(Token, SignaturesThatOnlyALaxVerifierTakes) {
   const std::array<uint8_t, 3> message{1, 2, 3};
   const SecretKey key = key_of(1);
-  const Signature good = key.sign(message);
+  const Signature good = *sign_plainly(key, message);
   ASSERT_TRUE(verify_signature(key.public_key(), message, good));
   // S + L, which is the same scalar.
   constexpr std::array<uint8_t, 32> order{0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58,
