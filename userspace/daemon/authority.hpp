@@ -3,8 +3,8 @@
 // A signed request may what its key's anchor lists, or the operator grant that was shown, whoever
 // brought it; what widens stands on a challenge of the last five minutes. Without a signature it is
 // who connected: reading takes group holdfast, changing takes group holdfast-operator, ending
-// enforcement takes root. A holder may renew and release its own lease, and whoever has a token for
-// it may be granted one, or renew it.
+// enforcement takes root. Beginning or ending an enrollment takes root, signed or not. A holder may
+// renew and release its own lease, and whoever has a token for it may be granted one, or renew it.
 #pragma once
 
 #include <string_view>
@@ -20,6 +20,7 @@ enum class Reach : uint8_t {
   own_lease,   // of a holder, else changing
   tightening,  // less may pass afterwards
   widening,    // more may
+  founding,    // it is another whose signatures count: widening, and root's alone
   ending,      // nothing is enforced any more
 };
 Reach reach_of(std::string_view verb);

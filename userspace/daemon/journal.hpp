@@ -28,7 +28,8 @@ constexpr std::string_view journal_actions[] = {
     "tenant.enable",       "node.drain",          "node.disable",
     "node.quarantine",     "node.resume",         "node.release",
     "interface.dark",      "interface.back",      "trust.anchors",
-    "trust.revoke",        "trust.restore",
+    "trust.revoke",        "trust.restore",       "enroll.begin",
+    "enroll.finish",       "enroll.end",
 };
 
 // One of these; another one does not compile.

@@ -41,6 +41,9 @@ class SecretKey {
 
   const PublicKey& public_key() const { return public_; }
   Signature sign(std::span<const uint8_t> message) const;
+  // PKCS#10 (RFC 2986), in PEM: what has a certificate made of it. Subject CN=`name`; `password` is
+  // its challengePassword, so that it belongs to one request only.
+  std::string certificate_request(const std::string& name, const std::string& password) const;
 
  private:
   SecretKey() = default;
@@ -50,5 +53,13 @@ class SecretKey {
 
 // SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it. Errors: invalid / key_syntax.
 Result<PublicKey> parse_public_key(std::string_view pem);
+
+struct CertificateRequest {
+  PublicKey key{};
+  std::string name;
+  std::string password;
+};
+// One that its own Ed25519 key has signed. Errors: invalid / csr_syntax.
+Result<CertificateRequest> parse_certificate_request(std::string_view pem);
 
 }  // namespace holdfast::token

@@ -29,8 +29,9 @@ enum class Purpose : uint8_t {
   request,         // what control.sock is asked to do, on one connection
   bundle,          // the desired state of a node, delivered by anybody
   operator_grant,  // what a person's key may ask for, for some hours
+  enrollment,      // the first bundle of a node, for what it asked by `enroll begin`
 };
-constexpr size_t purposes = 3;
+constexpr size_t purposes = 4;
 std::string_view name_of(Purpose purpose);
 
 enum class Algorithm : uint8_t {
@@ -49,8 +50,11 @@ struct SignedHeader {
   uint64_t sequence = 0;
   // Of what is kept until it is used.
   uint64_t expires_s = 0;
-  // Of bundles.
+  // Of bundles and enrollments.
   uint64_t generation = 0;
+  // Of enrollments: the request's, and the key that signs, of which the node knows the thumbprint.
+  Digest nonce{};
+  SignerKey root = {};
 
   std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
 
@@ -69,7 +73,8 @@ struct SignedObject {
 class Signer {
  public:
   virtual ~Signer() = default;
-  virtual Digest key() const = 0;
+  virtual SignerKey public_key() const = 0;
+  Digest key() const { return thumbprint(public_key().key); }
   virtual Algorithm algorithm() const { return Algorithm::ed25519; }
   virtual Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const = 0;
 };
@@ -77,7 +82,7 @@ class Signer {
 class FileSigner : public Signer {
  public:
   explicit FileSigner(SecretKey key) : key_(std::move(key)) {}
-  Digest key() const override { return thumbprint(key_.public_key()); }
+  SignerKey public_key() const override { return {.key = key_.public_key()}; }
   Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
     const Signature signature = key_.sign(message);
     return std::vector<uint8_t>(signature.begin(), signature.end());
@@ -87,8 +92,8 @@ class FileSigner : public Signer {
   SecretKey key_;
 };
 
-// `header.key` is taken from the signer. A content from `pack_from` bytes on is compressed, if that
-// makes it smaller.
+// `header.key`, and of an enrollment `root`, are taken from the signer. A content from `pack_from`
+// bytes on is compressed, if that makes it smaller.
 Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
                                          std::span<const uint8_t> content,
                                          size_t pack_from = SIZE_MAX);

@@ -53,10 +53,9 @@ Result<std::string> read_all(int fd) {
 
 class SshSigner : public Signer {
  public:
-  SshSigner(std::string path, const PublicKey& key)
-      : path_(std::move(path)), key_(thumbprint(key)) {}
+  SshSigner(std::string path, SignerKey key) : path_(std::move(path)), key_(std::move(key)) {}
 
-  Digest key() const override { return key_; }
+  SignerKey public_key() const override { return key_; }
   Algorithm algorithm() const override { return Algorithm::ssh; }
 
   Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
@@ -93,7 +92,7 @@ class SshSigner : public Signer {
 
  private:
   std::string path_;
-  Digest key_;
+  SignerKey key_;
 };
 
 bool is_ssh_key(std::string_view content) {
@@ -105,9 +104,9 @@ Result<std::unique_ptr<Signer>> open_ssh_signer(const std::string& path) {
   const std::string public_path = path.ends_with(".pub") ? path : path + ".pub";
   const Result<std::string> line = read_key_file(public_path);
   if (!line) return std::unexpected(line.error());
-  const Result<SignerKey> key = parse_ssh_public_key(*line);
-  if (!key) return std::unexpected(Error(key.error()).in(public_path));
-  return std::make_unique<SshSigner>(path, key->key);
+  Result<SignerKey> key = parse_ssh_public_key(*line);
+  if (!key) return pass_on(key, public_path);
+  return std::make_unique<SshSigner>(path, std::move(*key));
 }
 
 }  // namespace

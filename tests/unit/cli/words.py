@@ -21,6 +21,7 @@ COMMANDS = [
     "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
     "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
     "watch", "node drain", "node disable", "node quarantine", "node resume", "node release",
+    "enroll begin", "enroll finish", "enroll end", "enroll show", "enroll fingerprint",
 ]
 
 USAGE = [
@@ -34,13 +35,15 @@ USAGE = [
     "token issue a --from x --key k --issuer i --node n --epoch 1", "token inspect",
     "token verify x", "token verify x --operation o", "token verify x --operation o --resource r --anchors y",
     "token issue a --endpoint b --key k --issuer i --node n", "lease grant --token x --each", "lease renew 0 --token x",
-    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
+    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "enroll", "enroll begin", "enroll begin --anchor 00ff",
+    f"enroll begin --anchor {64 * '0'} --ttl 25h", f"enroll begin --anchor {64 * 'A'}", "enroll finish", "enroll end x", "explain tcp 10.0.0.1 10.0.0.2",
 ]
 
 NEEDS_DAEMON = [
     "status", "lease ls", "lease show 00ff", "lease grant acme/shop/prod --endpoint web --ttl 90s",
     "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
     "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "node drain", "node release",
+    f"enroll begin --anchor {64 * '0'}", "enroll end --now", "enroll show",
     "explain tcp 10.0.0.1:1 -> 10.0.0.2:2", "explain icmp_echo fd00::1 fd00::2 --from veth0",
 ]
 

@@ -47,7 +47,9 @@ SignedHeader header_of(Purpose purpose) {
     for (uint8_t i = 0; i < header.challenge.size(); ++i) header.challenge[i] = i;
   } else {
     header.expires_s = now_s + 3600;
-    if (purpose == Purpose::bundle) header.generation = 12;
+    if (purpose == Purpose::bundle || purpose == Purpose::enrollment) header.generation = 12;
+    if (purpose == Purpose::enrollment)
+      for (uint8_t i = 0; i < header.nonce.size(); ++i) header.nonce[i] = i;
   }
   return header;
 }
@@ -71,7 +73,8 @@ std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
   return {content->begin(), content->end()};
 }
 
-constexpr Purpose all[] = {Purpose::request, Purpose::bundle, Purpose::operator_grant};
+constexpr Purpose all[] = {Purpose::request, Purpose::bundle, Purpose::operator_grant,
+                           Purpose::enrollment};
 
 TEST(Signed, IsWhatTheOtherImplementationMakes) {
   EXPECT_EQ(signed_by(3, Purpose::request, "what is asked"), from_hex(golden_request));
@@ -87,8 +90,27 @@ TEST(Signed, SaysWhatItsHeaderSays) {
     ASSERT_TRUE(object) << object.error().text();
     SignedHeader expected = header_of(purpose);
     expected.key = thumbprint(key_of(3).public_key());
+    if (purpose == Purpose::enrollment) expected.root = {.key = key_of(3).public_key()};
     EXPECT_EQ(object->header, expected);
   }
+}
+
+// A security key's root has an application, and that stands in the header, too.
+TEST(Signed, AnEnrollmentNamesTheKeyThatSigns) {
+  class Other : public FileSigner {
+   public:
+    using FileSigner::FileSigner;
+    SignerKey public_key() const override {
+      return {.key = FileSigner::public_key().key, .application = "ssh:"};
+    }
+  };
+  const auto made = make_signed(Other(key_of(3)), Purpose::enrollment,
+                                header_of(Purpose::enrollment), bytes_of("x"), SIZE_MAX);
+  ASSERT_TRUE(made);
+  const auto object = take_apart_signed(*made, Purpose::enrollment);
+  ASSERT_TRUE(object) << object.error().text();
+  EXPECT_EQ(object->header.root, (SignerKey{key_of(3).public_key(), "ssh:"}));
+  EXPECT_EQ(object->header.key, thumbprint(object->header.root.key));
 }
 
 TEST(Signed, ServesNoOtherPurpose) {
