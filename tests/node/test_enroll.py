@@ -379,6 +379,45 @@ def test_leaving(node: Lab, now: bool, restart: bool) -> None:
     passes(lab, WEB_A)
 
 
+@pytest.mark.parametrize("how", ["end --now", "revoked"])
+def test_leaving_in_two_steps(node: Lab, how: str) -> None:
+    """A6, L13: who has left at term may still have the leases end at once; so does revoking the root."""
+    lab, issuer = node, Issuer(node)
+    enrolled(lab, issuer)
+    lease = by_token(lab, issuer)
+    lab.ask("enroll.end")
+    assert lease["id"] in lab.leases()
+    with pytest.raises(Refused, match="not_enrolled"):
+        lab.ask("enroll.end")
+    if how == "revoked":
+        assert lab.ask("trust.revoke", {"what": f"key:{thumbprint(SEED)}"})["leases_ended"] == 1
+    else:
+        assert lab.ask("enroll.end", {"now": True})["leases_ended"] == 1
+    wait_until(lambda: not lab.leases(), 10, "the lease is torn down")
+    denied(lab, WEB_A, "no_lease", "from_uplink")
+
+
+@pytest.mark.parametrize("call, number", [("openat", 1), ("rename", 1), ("fsync", 2), ("sendto", 2)])
+def test_killed_while_it_leaves(node: Lab, call: str, number: int) -> None:
+    """A6, G8: it is enrolled with its lease, or has left without any; never something between."""
+    lab, issuer = node, Issuer(node)
+    enrolled(lab, issuer)
+    lease = by_token(lab, issuer)
+    # The first that is sent is the hello.
+    with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread_of(lab, in_loop=True)):
+        with pytest.raises(ConnectionError):
+            lab.ask("enroll.end", {"now": True})
+        assert daemon_ended(lab, 5 * SLOW)
+    lab.start()
+    if state(lab) == "enrolled":
+        assert call != "sendto" and lease["id"] in lab.leases()
+        passes(lab, WEB_A)
+    else:
+        assert state(lab) == "left"
+        wait_until(lambda: not lab.leases(), 10, "what was to end at once has ended")
+        denied(lab, WEB_A, "no_lease", "from_uplink")
+
+
 def test_a_revoked_root_does_not_come_back(node: Lab) -> None:
     """L5, L13: revoked, its keys and leases go; nor does another enrollment make it good."""
     lab, issuer = node, Issuer(node)

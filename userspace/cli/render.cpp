@@ -202,7 +202,8 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
                           short_digest(policy)));
   }
   facts.add("state", node_state_line(part_of(reply, "state"), style));
-  facts.add("enrollment", enrollment_line(part_of(reply, "enrollment"), style));
+  if (const Value& enrollment = part_of(reply, "enrollment"); !enrollment.is_null())
+    facts.add("enrollment", enrollment_line(enrollment, style));
   const Value& leases = part_of(reply, "leases");
   facts.add("leases", fmt::format("{} live, at most {}", human_count(number_of(leases, "live")),
                                   human_count(number_of(leases, "max"))));
@@ -264,7 +265,8 @@ std::string render_enroll_end(const Value& reply, const Style& style) {
   std::string out = render_enrollment(part_of(reply, "enrollment"), style);
   if (ended != 0) out += fmt::format("{} ended\n", count_of(ended, "lease", "leases"));
   if (left != 0)
-    out += fmt::format("{} left, until the end of its term\n", count_of(left, "lease", "leases"));
+    out += fmt::format("{} left, until the end of {} term\n", count_of(left, "lease", "leases"),
+                       left == 1 ? "its" : "their");
   return out;
 }
 

@@ -214,7 +214,8 @@ size_t Verbs::trust_changed() {
 
 size_t Verbs::end_orphans() {
   if (enrollment_.state(node_.policy_digest()) == EnrollmentState::left) {
-    if (!enrollment_.ends_leases(node_.policy_digest())) return 0;
+    // What stood on a root that was revoked ends with it, also when that has been left.
+    if (!enrollment_.ends_leases() && !tokens_.is_revoked(enrollment_.record().anchor)) return 0;
     return node_.revoke_all([](const abi::lease_record&) { return true; });
   }
   const size_t ended =

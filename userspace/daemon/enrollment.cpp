@@ -139,7 +139,14 @@ Status Enrollment::write(EnrollmentRecord next) {
 
 // The bundle that is in force is the root's, and not one that it had sent before: then it was the
 // answer, or has come after it.
-Status Enrollment::settle(const BundleRecord* in_force, uint64_t now_s) {
+Status Enrollment::settle(const BundleRecord* in_force, const token::Digest& policy_digest,
+                          uint64_t now_s) {
+  if (record_.state == EnrollmentState::left &&
+      state(policy_digest) == EnrollmentState::unenrolled) {
+    EnrollmentRecord next;
+    next.spent = record_.spent;
+    return write(std::move(next));
+  }
   if (!is_pending() || !record_.root) return {};
   if (in_force == nullptr || in_force->key != record_.anchor ||
       in_force->generation < record_.generation)
@@ -283,7 +290,8 @@ void Enrollment::accept(bool durably, uint64_t now_s, uint32_t uid) {
 }
 
 Status Enrollment::end(const token::Digest& policy_digest, bool now, uint64_t now_s, uint32_t uid) {
-  if (record_.state != EnrollmentState::enrolled && !is_pending())
+  const bool ends_later = state(policy_digest) == EnrollmentState::left && !record_.ends_now;
+  if (record_.state != EnrollmentState::enrolled && !is_pending() && !(now && ends_later))
     return fail(ErrorKind::conflict, "not_enrolled", "this node is neither enrolled nor pending",
                 "holdfast enroll show");
   // One that has left before it asked again has left all the same.

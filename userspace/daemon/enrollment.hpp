@@ -57,8 +57,9 @@ class Enrollment {
  public:
   // Errors: invalid / enrollment_damaged.
   static Result<Enrollment> open(const std::string& state_dir);
-  // After a start: whether an offer was taken. `in_force`: the bundle of the policy in force.
-  Status settle(const BundleRecord* in_force, uint64_t now_s);
+  // After a start: whether an offer was taken, and whether a policy that was left is gone.
+  // `in_force`: the bundle of the policy in force, whose digest that is.
+  Status settle(const BundleRecord* in_force, const token::Digest& policy_digest, uint64_t now_s);
 
   EnrollmentState state(const token::Digest& policy_digest) const;
   const EnrollmentRecord& record() const { return record_; }
@@ -66,10 +67,8 @@ class Enrollment {
   bool is_pending() const { return record_.state == EnrollmentState::pending; }
   // Of an enrolled node: the anchor that its root is.
   std::optional<token::Anchor> root() const;
-  // Leases of a node that left end at once.
-  bool ends_leases(const token::Digest& policy_digest) const {
-    return record_.ends_now && state(policy_digest) == EnrollmentState::left;
-  }
+  // Of a node that left: its leases end at once.
+  bool ends_leases() const { return record_.ends_now; }
 
   // Errors: conflict / enrollment_pending, enrollment_ended, policy_not_of_root.
   Status may_lease(const BundleRecord* in_force, const token::Digest& policy_digest) const;
@@ -90,8 +89,8 @@ class Enrollment {
   Status take_back();
   // The answer is in force. What cannot be written now, settle() finds out.
   void accept(bool durably, uint64_t now_s, uint32_t uid);
-  // Durably, before the root is forgotten. A request that is out is given up. Errors: conflict /
-  // not_enrolled.
+  // Durably, before the root is forgotten. A request that is out is given up. `now` may come later
+  // than the end. Errors: conflict / not_enrolled.
   Status end(const token::Digest& policy_digest, bool now, uint64_t now_s, uint32_t uid);
 
  private:

@@ -210,7 +210,9 @@ class Daemon {
     Result<std::unique_ptr<Node>> node = Node::open(*loop_, options_.node);
     if (!node) return pass_on(node);
     node_ = std::move(*node);
-    if (Status ok = enrollment_->settle(bundles_->of(node_->policy_digest()), wall_s()); !ok)
+    if (Status ok = enrollment_->settle(bundles_->of(node_->policy_digest()),
+                                        node_->policy_digest(), wall_s());
+        !ok)
       return ok;
     tokens_->believe_root(enrollment_->root());
     tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));

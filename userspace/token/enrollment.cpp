@@ -52,6 +52,7 @@ class Reader : FileReader {
     }
     Result<std::vector<std::string>> tenants = texts(at("tenants"), "tenants");
     if (!tenants) return pass_on(tenants);
+    if (tenants->empty()) return refuse(at("tenants"), "it names no tenant", again);
     request.tenants = std::move(*tenants);
     const Result<CertificateRequest> csr = parse_certificate_request(request.csr);
     if (!csr) return refuse(at("csr"), csr.error().message, again);

@@ -102,7 +102,8 @@ TEST(Enrollment, FollowsTheLifeOfANode) {
 
   ASSERT_TRUE(made.end(after, true, now_s + 10, 0));
   EXPECT_EQ(made.state(after), EnrollmentState::left);
-  EXPECT_TRUE(open_in(state).ends_leases(after));
+  EXPECT_TRUE(open_in(state).ends_leases());
+  EXPECT_EQ(code_of(made.end(after, true, now_s, 0)), "not_enrolled");
   EXPECT_FALSE(made.root());
   EXPECT_EQ(code_of(made.may_lease(&own, after)), "enrollment_ended");
   EXPECT_EQ(code_of(made.judge(header_of(), now_s)), "enroll_spent");
@@ -166,7 +167,7 @@ TEST(Enrollment, AnOfferIsTakenOrTakenBack) {
       ASSERT_TRUE(made.offer(header_of()));
     }
     Enrollment again = open_in(state);
-    ASSERT_TRUE(again.settle(in_force, now_s + 5));
+    ASSERT_TRUE(again.settle(in_force, after, now_s + 5));
     EXPECT_EQ(again.root().has_value(), taken);
     EXPECT_EQ(code_of(again.judge(header_of(), now_s)), taken ? "enroll_spent" : "");
     EXPECT_EQ(open_in(state).record(), again.record());
@@ -174,7 +175,7 @@ TEST(Enrollment, AnOfferIsTakenOrTakenBack) {
   // Without an offer nothing is taken, whatever is in force.
   const Directory state;
   Enrollment made = pending_in(state);
-  ASSERT_TRUE(made.settle(&answer, now_s));
+  ASSERT_TRUE(made.settle(&answer, after, now_s));
   EXPECT_TRUE(made.is_pending());
   ASSERT_TRUE(made.offer(header_of()));
   ASSERT_TRUE(made.take_back());
@@ -189,8 +190,29 @@ TEST(Enrollment, TakenOnlyInMemoryItIsStillAnOffer) {
   EXPECT_EQ(made.state(after), EnrollmentState::enrolled);
   Enrollment again = open_in(state);
   EXPECT_TRUE(again.is_pending());
-  ASSERT_TRUE(again.settle(nullptr, now_s));
+  ASSERT_TRUE(again.settle(nullptr, before, now_s));
   EXPECT_TRUE(again.judge(header_of(), now_s));
+}
+
+TEST(Enrollment, LeavesAtTermAndThenAtOnce) {
+  const Directory state;
+  Enrollment made = pending_in(state);
+  ASSERT_TRUE(made.offer(header_of()));
+  made.accept(true, now_s, 0);
+  ASSERT_TRUE(made.end(after, false, now_s + 1, 0));
+  EXPECT_FALSE(made.ends_leases());
+  EXPECT_EQ(code_of(made.end(after, false, now_s + 2, 0)), "not_enrolled");
+  EXPECT_EQ(code_of(made.end(before, true, now_s + 2, 0)), "not_enrolled");
+  ASSERT_TRUE(made.end(after, true, now_s + 2, 0));
+  EXPECT_TRUE(made.ends_leases());
+  EXPECT_EQ(made.state(after), EnrollmentState::left);
+  // Once another policy was in force, the one that was left is not so again.
+  Enrollment again = open_in(state);
+  ASSERT_TRUE(again.settle(nullptr, after, now_s));
+  EXPECT_EQ(again.state(after), EnrollmentState::left);
+  ASSERT_TRUE(again.settle(nullptr, before, now_s));
+  EXPECT_EQ(again.state(after), EnrollmentState::unenrolled);
+  EXPECT_EQ(code_of(open_in(state).judge(header_of(), now_s)), "enroll_spent");
 }
 
 TEST(Enrollment, WhatCannotBeWrittenIsNotSo) {
