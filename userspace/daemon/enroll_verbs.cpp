@@ -10,6 +10,7 @@
 #include "userspace/base/clock.hpp"
 #include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
+#include "userspace/daemon/inventory.hpp"
 #include "userspace/daemon/verbs.hpp"
 
 namespace holdfast {
@@ -22,12 +23,6 @@ constexpr size_t tenant_name_bytes_max = 256;  // no tenant has a longer one
 
 uint64_t wall_s() {
   return wall_now_ns() / ns_per_s;
-}
-
-Value list_of(const std::vector<std::string>& names) {
-  Value list = Value::array();
-  for (const std::string& each : names) list.push(each);
-  return list;
 }
 
 Result<std::vector<std::string>> read_tenants(const Value& args) {
@@ -63,6 +58,9 @@ Verbs::Answer Verbs::enroll_begin(const wire::Peer& peer, const Value& args) {
     return fail(ErrorKind::invalid, "bad_fingerprint",
                 "a root's fingerprint is 64 hexadecimal digits, in lower case",
                 "whoever has the key is told it: holdfast enroll fingerprint KEY");
+  if (tokens_.is_own_key(*anchor))
+    return fail(ErrorKind::invalid, "own_key", "that is the fingerprint of the node's own key",
+                "name the root's: the node is nobody's root, and not its own");
   const Result<uint64_t> life_s = args.has("life_s")
                                       ? args.get_u64("life_s", 1, token::enrollment_life_max_s)
                                       : token::enrollment_life_default_s;
@@ -94,7 +92,7 @@ Verbs::Answer Verbs::enroll_begin(const wire::Peer& peer, const Value& args) {
                      {"anchor", *fingerprint},
                      {"expires_s", enrollment_.record().expires_s},
                      {"generation_floor", bundles_.last().generation},
-                     {"tenants", list_of(*tenants)},
+                     {"tenants", names_value(*tenants)},
                      {"csr", tokens_.certificate_request(hex(nonce))}});
 }
 
@@ -142,7 +140,7 @@ Verbs::Answer Verbs::enroll_finish(const wire::Peer& peer, const wire::Request& 
   if (!outcome) return refused(outcome.error());
   Value reply = pushed(*outcome, bundle->record.generation);
   reply.set("bundle", hex(bundle->record.digest));
-  reply.set("enrollment", enrollment_value());
+  reply.set("enrollment", enrollment_value(enrollment_, node_));
   return reply;
 }
 
@@ -163,31 +161,9 @@ Verbs::Answer Verbs::enroll_end(const wire::Peer& peer, const Value& args) {
                           {"now", *now ? "yes" : "no"},
                           {"leases_ended", ended},
                           {"actor_uid", peer.uid}});
-  return Value::map({{"enrollment", enrollment_value()},
+  return Value::map({{"enrollment", enrollment_value(enrollment_, node_)},
                      {"leases_ended", ended},
                      {"leases", node_.lease_count()}});
-}
-
-Value Verbs::enrollment_value() const {
-  const EnrollmentRecord& record = enrollment_.record();
-  const EnrollmentState state = enrollment_.state(node_.policy_digest());
-  if (state == EnrollmentState::unenrolled)
-    return Value::map({{"state", name_of(state)},
-                       {"since", Value()},
-                       {"by_uid", Value()},
-                       {"root", Value()},
-                       {"tenants", Value::array()},
-                       {"expires", Value()},
-                       {"expired", false}});
-  const bool pending = state == EnrollmentState::pending;
-  return Value::map(
-      {{"state", name_of(state)},
-       {"since", rfc3339_utc(record.since_s * ns_per_s)},
-       {"by_uid", record.by_uid},
-       {"root", hex(record.anchor)},
-       {"tenants", list_of(record.tenants)},
-       {"expires", pending ? Value(rfc3339_utc(record.expires_s * ns_per_s)) : Value()},
-       {"expired", pending && wall_s() >= record.expires_s}});
 }
 
 }  // namespace holdfast

@@ -110,6 +110,9 @@ class Tokens {
 
   const std::string& node() const { return identity_.name(); }
   uint64_t epoch() const { return identity_.epoch(); }
+  bool is_own_key(const token::Digest& thumbprint) const {
+    return thumbprint == token::thumbprint(identity_.key().public_key());
+  }
   // PKCS#10 by the node's key, for its name and with this password.
   std::string certificate_request(const std::string& password) const {
     return identity_.key().certificate_request(identity_.name(), password);

@@ -171,7 +171,9 @@ Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles
       detach_(std::move(detach)),
       counters_(node.plane().object),
       watch_(loop,
-             [this](const WatchFilter& filter) { return new_inventory(node_, tokens_, filter); }),
+             [this](const WatchFilter& filter) {
+               return new_inventory(node_, tokens_, enrollment_, filter);
+             }),
       started_boot_ns_(boot_now_ns()),
       started_wall_ns_(wall_now_ns()) {
   node_.journal().listen([this](JournalAction action, std::span<const log::Field> fields) {
@@ -268,7 +270,7 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "bundle.show") return bundle_show(request.args);
   if (request.verb == "enroll.show") {
     if (Status ok = request.args.only_keys({}); !ok) return pass_on(ok);
-    return enrollment_value();
+    return enrollment_value(enrollment_, node_);
   }
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
@@ -595,7 +597,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"node", tokens_.node()},
        {"epoch", tokens_.epoch()},
        {"state", standing_value(node_)},
-       {"enrollment", enrollment_value()},
+       {"enrollment", enrollment_value(enrollment_, node_)},
        {"tokens", tokens_.status()},
        {"signed_requests", signed_requests_.status()},
        {"policy", Value::map({{"generation", policy.generation},

@@ -85,7 +85,6 @@ class Verbs {
   Answer enroll_begin(const wire::Peer& peer, const cbor::Value& args);
   Answer enroll_finish(const wire::Peer& peer, const wire::Request& request);
   Answer enroll_end(const wire::Peer& peer, const cbor::Value& args);
-  cbor::Value enrollment_value() const;
   static bool may_read_all(const wire::Peer& peer, const wire::Request& request);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
   cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
