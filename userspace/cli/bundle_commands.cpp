@@ -1,4 +1,5 @@
 // bundle check|sign|push|show|diff: policies, as files and as signed bundles.
+#include <algorithm>
 #include <span>
 
 #include <fmt/format.h>
@@ -8,11 +9,13 @@
 #include "policy/parse.hpp"
 #include "policy/render.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/cli/bulk.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
 #include "userspace/token/bundle.hpp"
+#include "userspace/token/enrollment.hpp"
 #include "userspace/token/signers.hpp"
 #include "userspace/token/verify.hpp"
 
@@ -22,8 +25,6 @@ namespace {
 using cbor::Value;
 
 constexpr uint64_t push_timeout_ns = 300 * ns_per_s;
-// A policy and anchors, not packed, with a signature around them.
-constexpr size_t bundle_bytes_max = policy_bytes_max + (size_t{2} << 20);
 
 std::span<const uint8_t> bytes_of(std::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
@@ -36,7 +37,9 @@ bool is_signed(std::string_view content) {
 
 // What is in a signed bundle. Whether the node believes its key is the node's to say.
 Outcome check_signed(Session& session, const std::string& text, const std::string& file) {
-  const auto object = token::take_apart_signed(bytes_of(text), token::Purpose::bundle);
+  auto object = token::take_apart_signed(bytes_of(text), token::Purpose::bundle);
+  const bool enrolls = !object && object.error().code == "wrong_purpose";
+  if (enrolls) object = token::take_apart_signed(bytes_of(text), token::Purpose::enrollment);
   if (!object) return std::unexpected(Error(object.error()).in(shown_name(file)));
   std::vector<uint8_t> unpacked;
   const auto content = token::content_of(*object, unpacked);
@@ -69,18 +72,55 @@ Outcome check_signed(Session& session, const std::string& text, const std::strin
                                    {"issued", rfc3339_utc(header.issued_s * ns_per_s)},
                                    {"expires", expires},
                                    {"tenants", policy->tenants.size()},
-                                   {"anchors", anchors}}));
+                                   {"anchors", anchors},
+                                   {"enrolls", enrolls}}));
   } else {
-    session.print(
-        fmt::format("{} is a signed bundle: generation {}, {}, {}\n  for {}\n  by key {}, to be "
-                    "pushed before {}\n"
-                    "Whether its key is believed, the node says: holdfast bundle diff\n",
-                    printable(shown_name(file)), header.generation,
-                    count_of(policy->tenants.size(), "tenant", "tenants"),
-                    count_of(anchors, "anchor", "anchors"), printable(header.audience), key,
-                    local_time(expires)));
+    session.print(fmt::format(
+        "{} is {}: generation {}, {}, {}\n  for {}\n  by key {}, to be {} before {}\n{}",
+        printable(shown_name(file)), enrolls ? "the answer to an enrollment" : "a signed bundle",
+        header.generation, count_of(policy->tenants.size(), "tenant", "tenants"),
+        count_of(anchors, "anchor", "anchors"), printable(header.audience), key,
+        enrolls ? "finished" : "pushed", local_time(expires),
+        enrolls ? "Whether the node waits for it, that says: holdfast enroll finish\n"
+                : "Whether its key is believed, the node says: holdfast bundle "
+                  "diff\n"));
   }
   return ExitCode::done;
+}
+
+// The request that this bundle is to answer. What the node would refuse is not signed.
+Result<token::EnrollmentRequest> read_request(const BundleSignWords& words, const Policy& policy,
+                                              const token::Signer& signer) {
+  const Result<std::string> text = read_file(words.enroll, policy_bytes_max);
+  if (!text) return std::unexpected(text.error());
+  Result<token::EnrollmentRequest> asked =
+      token::parse_enrollment_request(*text, shown_name(words.enroll));
+  if (!asked) return asked;
+  if (!words.node.empty() && words.node != asked->node)
+    return usage("--node is not the node that asks", "leave it out: --enroll names it");
+  if (signer.key() != asked->anchor)
+    return fail(ErrorKind::denied, "wrong_root",
+                fmt::format("{}: the node waits for key {}, and --key is {}",
+                            shown_name(words.enroll), hex(asked->anchor), hex(signer.key())),
+                "sign with that key, or begin anew with the right fingerprint");
+  if (asked->expires_s <= wall_now_ns() / ns_per_s)
+    return fail(ErrorKind::denied, "enroll_expired",
+                fmt::format("{}: the request was good until {}", shown_name(words.enroll),
+                            rfc3339_utc(asked->expires_s * ns_per_s)),
+                "begin anew on the node: holdfast enroll begin");
+  if (policy.generation <= asked->generation_floor)
+    return fail(ErrorKind::conflict, "old_generation",
+                fmt::format("the policy has generation {}, and the node has had {}",
+                            policy.generation, asked->generation_floor),
+                "give it a higher one: generations only rise");
+  for (const Tenant& tenant : policy.tenants)
+    if (const auto& named = asked->tenants; std::ranges::find(named, "*") == named.end() &&
+                                            std::ranges::find(named, tenant.name) == named.end())
+      return fail(
+          ErrorKind::denied, "tenant_not_enrolled",
+          fmt::format("the policy names tenant {}, which the node does not ask for", tenant.name),
+          "leave it out, or begin anew on the node with --tenant");
+  return asked;
 }
 
 }  // namespace
@@ -156,11 +196,22 @@ Outcome run_bundle_sign(Session& session, const BundleSignWords& words) {
     return usage("--life: a bundle may be put in force for 1s to 720h", "write it like 24h");
   const Result<std::unique_ptr<token::Signer>> signer = token::open_signer(words.key);
   if (!signer) return std::unexpected(signer.error());
-  const Result<std::string> node = session.node_or(words.node);
-  if (!node) return std::unexpected(node.error());
-  const Result<std::vector<uint8_t>> bundle = token::sign_bundle(
-      **signer, {.node = *node, .generation = policy->generation, .life_s = *life_ns / ns_per_s},
-      {.policy = *policy_text, .anchors = anchors});
+  token::BundleFor target{
+      .node = {}, .generation = policy->generation, .life_s = *life_ns / ns_per_s};
+  std::string node;
+  if (!words.enroll.empty()) {
+    const Result<token::EnrollmentRequest> asked = read_request(words, *policy, **signer);
+    if (!asked) return std::unexpected(asked.error());
+    node = asked->node;
+    target.enrollment_nonce = asked->nonce;
+  } else {
+    Result<std::string> named = session.node_or(words.node);
+    if (!named) return pass_on(named);
+    node = std::move(*named);
+  }
+  target.node = node;
+  const Result<std::vector<uint8_t>> bundle =
+      token::sign_bundle(**signer, target, {.policy = *policy_text, .anchors = anchors});
   if (!bundle) return std::unexpected(bundle.error());
   session.print({reinterpret_cast<const char*>(bundle->data()), bundle->size()});
   return ExitCode::done;

@@ -8,12 +8,20 @@
 #include <string>
 #include <vector>
 
+#include "policy/limits.hpp"
 #include "userspace/cli/packet.hpp"
 #include "userspace/cli/session.hpp"
+#include "userspace/token/ssh_key.hpp"
 
 namespace holdfast::cli {
 
 using Outcome = Result<ExitCode>;
+
+// A policy and anchors, not packed, with a signature around them.
+constexpr size_t bundle_bytes_max = policy_bytes_max + (size_t{2} << 20);
+
+// A .pub file of OpenSSH's, or PEM.
+Result<token::SignerKey> read_signer_key(const std::string& path);
 
 Outcome run_status(Session& session, const std::string& socket);
 
@@ -75,9 +83,19 @@ struct OperatorGrantWords {
 };
 Outcome run_operator_grant(Session& session, const OperatorGrantWords& words);
 struct BundleSignWords {
-  std::string file, key, node, anchors, life = "24h";
+  std::string file, key, node, anchors, enroll, life = "24h";
 };
 Outcome run_bundle_sign(Session& session, const BundleSignWords& words);
+
+struct EnrollBeginWords {
+  std::string anchor, ttl = "1h";
+  std::vector<std::string> tenants;
+};
+Outcome run_enroll_begin(Session& session, const EnrollBeginWords& words);
+Outcome run_enroll_finish(Session& session, const std::string& file);
+Outcome run_enroll_end(Session& session, bool now);
+Outcome run_enroll_show(Session& session);
+Outcome run_enroll_fingerprint(Session& session, const std::string& file);  // needs no daemon
 
 Outcome run_drops(Session& session, bool follow);
 Outcome run_flows(Session& session, const ListWords& words);

@@ -32,12 +32,14 @@ struct Words {
   OperatorGrantWords operator_grant;
   BearerWords bearer;
   std::string name;
+  EnrollBeginWords enroll;
   std::string id;
   std::string tenant;
   std::string file;
   bool dry_run = false;
   bool follow = false;
   bool yes = false;
+  bool now = false;
 };
 
 using Run = std::function<Outcome(Session&)>;
@@ -216,12 +218,67 @@ void add_policy(CLI::App& app, Words& words, Run& run) {
                    "Anchors that come with it, none wider than the key's own; without them those\n"
                    "of the bundle before go")
       ->type_name("FILE");
+  sign->add_option("--enroll", s.enroll,
+                   "The answer to this request of `enroll begin`, for `enroll finish` there; the\n"
+                   "node is the one that asks")
+      ->type_name("REQUEST");
   sign->add_option("--life", s.life, "How long it may be put in force; default 24h, at most 720h")
       ->type_name("DURATION");
   sign->callback([&] { run = [&](Session& each) { return run_bundle_sign(each, words.sign); }; });
   examples(sign,
            "  holdfast bundle sign policy.yaml --key root.pem > node1.bundle\n"
            "  holdfast bundle push node1.bundle");
+}
+
+void add_enroll(CLI::App& app, Words& words, Run& run) {
+  CLI::App* enroll = noun(app, "enroll", "Whose node this is: who signs its policy");
+  EnrollBeginWords& b = words.enroll;
+  CLI::App* begin = enroll->add_subcommand(
+      "begin",
+      "Ask to come under a root; prints the request. Until it is answered nothing is leased, and\n"
+      "no other policy is taken");
+  begin
+      ->add_option("--anchor", b.anchor,
+                   "The fingerprint of the only key whose answer is taken, as fingerprint tells it")
+      ->required()
+      ->type_name("FINGERPRINT");
+  begin->add_option("--ttl", b.ttl, "How long it may be answered; default 1h, at most 24h")
+      ->type_name("DURATION");
+  begin
+      ->add_option("--tenant", b.tenants,
+                   "Take the policy of this tenant (repeatable); default: of all that it names")
+      ->allow_extra_args(false)
+      ->type_name("TENANT");
+  begin->callback([&] { run = [&](Session& s) { return run_enroll_begin(s, words.enroll); }; });
+  examples(
+      begin,
+      "  holdfast enroll begin --anchor $(cat root.fingerprint) > node1.request\n"
+      "  holdfast bundle sign policy.yaml --key root.pem --enroll node1.request > node1.bundle\n"
+      "  holdfast enroll finish node1.bundle");
+  CLI::App* finish = enroll->add_subcommand(
+      "finish", "Take the answer: its root, its policy and its keys, whole or not at all, once");
+  finish->add_option("BUNDLE", words.file, "What bundle sign --enroll made; - is standard input")
+      ->required();
+  finish->callback([&] { run = [&](Session& s) { return run_enroll_finish(s, words.file); }; });
+  examples(finish, "  holdfast enroll finish node1.bundle");
+  CLI::App* end = enroll->add_subcommand(
+      "end",
+      "Leave the root: nothing that it or its keys sign counts any more, and leases end at their\n"
+      "term; or give up a request");
+  end->add_flag("--now", words.now, "End the leases at once");
+  end->callback([&] { run = [&](Session& s) { return run_enroll_end(s, words.now); }; });
+  examples(end, "  holdfast enroll end\n  holdfast enroll end --now");
+  CLI::App* show = enroll->add_subcommand("show", "Whether it is enrolled, under whom, since when");
+  show->callback([&] { run = [](Session& s) { return run_enroll_show(s); }; });
+  examples(show, "  holdfast enroll show\n  holdfast enroll show --json");
+  CLI::App* fingerprint = enroll->add_subcommand(
+      "fingerprint", "What --anchor takes, of a public key; needs no daemon");
+  fingerprint->add_option("FILE", words.file, "A .pub file of OpenSSH's, or PEM")->required();
+  fingerprint->callback(
+      [&] { run = [&](Session& s) { return run_enroll_fingerprint(s, words.file); }; });
+  examples(
+      fingerprint,
+      "  openssl pkey -in root.pem -pubout | holdfast enroll fingerprint - > root.fingerprint");
 }
 
 void add_operator(CLI::App& app, Words& words, Run& run) {
@@ -470,7 +527,8 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
   watch
       ->add_option(
           "--kinds", w.kinds,
-          "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, or one of\n"
+          "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, enroll, or\n"
+          "one of\n"
           "their events, such as lease.grant; separated by commas")
       ->type_name("KIND")
       ->delimiter(',')
@@ -549,6 +607,7 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   add_policy(app, words, run);
   add_token(app, words, run);
   add_trust(app, words, run);
+  add_enroll(app, words, run);
   add_operator(app, words, run);
   add_peer(app, words, run);
   add_bearer(app, words, run);

@@ -14,7 +14,9 @@ namespace {
 
 constexpr size_t key_bytes_max = 65536;
 
-Result<token::SignerKey> read_public_key(const std::string& path) {
+}  // namespace
+
+Result<token::SignerKey> read_signer_key(const std::string& path) {
   const Result<std::string> text = read_file(path, key_bytes_max);
   if (!text) return std::unexpected(text.error());
   if (!text->starts_with("-----BEGIN PUBLIC KEY-----")) {
@@ -27,8 +29,6 @@ Result<token::SignerKey> read_public_key(const std::string& path) {
   return token::SignerKey{.key = *key};
 }
 
-}  // namespace
-
 Outcome run_operator_grant(Session& session, const OperatorGrantWords& words) {
   if (::isatty(STDOUT_FILENO) == 1)
     return usage("a grant is not for a terminal", "holdfast operator grant ... > NAME.grant");
@@ -36,7 +36,7 @@ Outcome run_operator_grant(Session& session, const OperatorGrantWords& words) {
   if (!life_ns) return std::unexpected(Error(life_ns.error()).in("--life"));
   if (*life_ns < ns_per_s || *life_ns / ns_per_s > token::operator_grant_life_max_s)
     return usage("--life: an operator grant lives for 1s to 24h", "write it like 8h");
-  const Result<token::SignerKey> key = read_public_key(words.public_key);
+  const Result<token::SignerKey> key = read_signer_key(words.public_key);
   if (!key) return std::unexpected(key.error());
   const Result<std::unique_ptr<token::Signer>> signer = token::open_signer(words.key);
   if (!signer) return std::unexpected(signer.error());

@@ -111,6 +111,30 @@ std::string node_state_line(const Value& state, const Style& style) {
   return out;
 }
 
+// "pending until 14:03:05: ..."
+std::string enrollment_line(const Value& enrollment, const Style& style) {
+  const std::string state = safe(enrollment, "state");
+  const std::string root = safe(enrollment, "root");
+  const std::string who = fmt::format("since {}, by uid {}", local_time(safe(enrollment, "since")),
+                                      number_of(enrollment, "by_uid"));
+  if (state == "pending") {
+    const std::string until = local_time(safe(enrollment, "expires"));
+    return fmt::format("{} {}, for root {}; no lease and no other policy; {}",
+                       style.paint(Colour::yellow, "pending"),
+                       truth_of(enrollment, "expired")
+                           ? fmt::format("(the request expired at {})", until)
+                           : fmt::format("until {}", until),
+                       root, who);
+  }
+  if (state == "enrolled")
+    return fmt::format("{} under root {}, for {}; {}", style.paint(Colour::green, "enrolled"), root,
+                       joined(list_of(enrollment, "tenants"), ", ", resources_shown), who);
+  if (state == "left")
+    return fmt::format("{} root {}: no lease under its policy, which is still in force; {}",
+                       style.paint(Colour::yellow, "left"), root, who);
+  return "none: policy and keys are this machine's own";
+}
+
 // "acme/shop/prod  web@10.1.0.2:443", and what else there is, in the event's own order.
 std::string event_details(const Value& event) {
   std::string out;
@@ -178,6 +202,8 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
                           short_digest(policy)));
   }
   facts.add("state", node_state_line(part_of(reply, "state"), style));
+  if (const Value& enrollment = part_of(reply, "enrollment"); !enrollment.is_null())
+    facts.add("enrollment", enrollment_line(enrollment, style));
   const Value& leases = part_of(reply, "leases");
   facts.add("leases", fmt::format("{} live, at most {}", human_count(number_of(leases, "live")),
                                   human_count(number_of(leases, "max"))));
@@ -242,6 +268,21 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
   }
   facts.add("attention", attention.empty() ? style.paint(Colour::green, "nothing") : attention);
   return facts.render(style);
+}
+
+std::string render_enrollment(const Value& enrollment, const Style& style) {
+  return enrollment_line(enrollment, style) + "\n";
+}
+
+std::string render_enroll_end(const Value& reply, const Style& style) {
+  const uint64_t ended = number_of(reply, "leases_ended");
+  const uint64_t left = number_of(reply, "leases");
+  std::string out = render_enrollment(part_of(reply, "enrollment"), style);
+  if (ended != 0) out += fmt::format("{} ended\n", count_of(ended, "lease", "leases"));
+  if (left != 0)
+    out += fmt::format("{} left, until the end of {} term\n", count_of(left, "lease", "leases"),
+                       left == 1 ? "its" : "their");
+  return out;
 }
 
 std::string expires_in(const Value& lease) {

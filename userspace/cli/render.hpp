@@ -36,6 +36,8 @@ std::string render_flows(const cbor::Value& reply, const Style& style);
 // A frame of watch, or one event of it; several lines, or none.
 std::string render_watch(const cbor::Value& item, const Style& style);
 std::string render_node_state(const cbor::Value& reply, const Style& style);
+std::string render_enrollment(const cbor::Value& enrollment, const Style& style);
+std::string render_enroll_end(const cbor::Value& reply, const Style& style);
 std::string render_explain(const cbor::Value& reply, std::string_view packet, const Style& style);
 
 }  // namespace holdfast::cli

@@ -19,10 +19,10 @@ constexpr uint64_t fresh_ns = 300 * ns_per_s;
 constexpr std::string_view reads[] = {
     "status",      "lease.list", "lease.show",   "route.list",  "tenant.list",
     "bundle.show", "drops.read", "drops.follow", "flows.list",  "explain",
-    "trust.show",  "watch",      "peer.list",    "bearer.list",
+    "trust.show",  "watch",      "peer.list",    "bearer.list", "enroll.show",
 };
 
-constexpr std::array<std::pair<std::string_view, Reach>, 23> reaches{{
+constexpr std::array<std::pair<std::string_view, Reach>, 26> reaches{{
     {"holder.prove", Reach::proving},      {"operator.present", Reach::proving},
     {"session.challenge", Reach::proving}, {"session.bearer", Reach::proving},
     {"lease.renew", Reach::own_lease},     {"lease.release", Reach::own_lease},
@@ -34,7 +34,8 @@ constexpr std::array<std::pair<std::string_view, Reach>, 23> reaches{{
     {"trust.restore", Reach::widening},    {"bundle.push", Reach::widening},
     {"peer.resume", Reach::widening},      {"bearer.create", Reach::widening},
     {"node.resume", Reach::widening},      {"node.release", Reach::widening},
-    {"node.detach", Reach::ending},
+    {"enroll.finish", Reach::widening},    {"enroll.begin", Reach::founding},
+    {"enroll.end", Reach::founding},       {"node.detach", Reach::ending},
 }};
 
 }  // namespace
@@ -74,13 +75,17 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
   if (reach == Reach::ending && (request.signer != nullptr || peer.uid != 0))
     return fail(ErrorKind::denied, "not_root", "only root may end enforcement",
                 "run it as root, on this machine");
+  if (reach == Reach::founding && peer.uid != 0)
+    return fail(ErrorKind::denied, "not_root", "only root says who may enroll this node",
+                "run it as root, on this machine");
+  const bool widens = reach == Reach::widening || reach == Reach::founding;
   if (request.signer != nullptr) {
     if (!request.signer->may_ask(request.verb))
       return fail(
           ErrorKind::denied, "verb_not_allowed",
           fmt::format("the key of {} may not ask for {}", request.signer->name, request.verb),
           "its anchor lists the verbs it may: holdfast trust show");
-    if (reach == Reach::widening && boot_now_ns() - peer.challenge_boot_ns > fresh_ns)
+    if (widens && boot_now_ns() - peer.challenge_boot_ns > fresh_ns)
       return fail(
           ErrorKind::denied, "step_up_required",
           fmt::format("{} takes a signature over a challenge of the last 5 minutes", request.verb),
@@ -101,7 +106,7 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
         return fail(ErrorKind::denied, "not_operator",
                     fmt::format("uid {} is not an operator of this node", peer.uid),
                     "usermod -aG holdfast-operator USER, then log in again");
-      if (reach == Reach::widening && signatures_needed)
+      if (widens && signatures_needed)
         return fail(ErrorKind::denied, "step_up_required",
                     fmt::format("{} has to be signed on this node, whoever asks", request.verb),
                     "holdfast --sign-key FILE");

@@ -3,9 +3,9 @@
 // A signed request may what its key's anchor lists, or the operator grant that was shown, whoever
 // brought it; what widens stands on a challenge of the last five minutes. Without a signature it is
 // who connected: reading takes group holdfast, changing takes group holdfast-operator, ending
-// enforcement takes root. A holder may renew and release its own lease, and whoever has a token for
-// it may be granted one, or renew it. A connection that has shown a bearer token may read what that
-// is for, and nothing else.
+// enforcement takes root, and so does beginning or ending an enrollment, signed or not. A holder
+// may renew and release its own lease, and whoever has a token for it may be granted one, or renew
+// it. A connection that has shown a bearer token may read what that is for, and nothing else.
 #pragma once
 
 #include <span>
@@ -22,6 +22,7 @@ enum class Reach : uint8_t {
   own_lease,   // of a holder, else changing
   tightening,  // less may pass afterwards
   widening,    // more may
+  founding,    // it is another whose signatures count: widening, and root's alone
   ending,      // nothing is enforced any more
 };
 Reach reach_of(std::string_view verb);

@@ -6,6 +6,7 @@
 
 #include "policy/parse.hpp"
 #include "policy/render.hpp"
+#include "userspace/base/clock.hpp"
 #include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/inventory.hpp"
@@ -54,10 +55,13 @@ Verbs::Answer Verbs::bundle_push(const wire::Peer& peer, const wire::Request& re
   if (!dry_run) return std::unexpected(dry_run.error());
   const Result<bool> is_signed = request.args.get_bool_or("signed", false);
   if (!is_signed) return std::unexpected(is_signed.error());
+  if (Status ok = enrollment_.may_push(); !ok) return pass_on(ok);
   if (*is_signed) return push_signed(peer, request, *file, *dry_run);
   if (tokens_.takes_signed_bundles_only())
     return fail(ErrorKind::denied, "signature_required",
-                "this node takes signed bundles: an anchor has the use \"bundle\"",
+                enrollment_.root() ? "this node is enrolled: it takes what its root has signed"
+                                   : "this node takes signed bundles: an anchor has the use "
+                                     "\"bundle\"",
                 "sign it: holdfast bundle sign");
   const std::string_view text(reinterpret_cast<const char*>(request.body.data()),
                               request.body.size());
@@ -65,6 +69,7 @@ Verbs::Answer Verbs::bundle_push(const wire::Peer& peer, const wire::Request& re
   if (!policy) return pass_on(policy);
   const uint64_t generation = policy->generation;
   const Result<PushOutcome> outcome = node_.push_policy(std::move(*policy), *dry_run);
+  if (!*dry_run) end_orphans();  // an enrollment may have been left behind by it
   if (!outcome) return std::unexpected(outcome.error());
   return pushed(*outcome, generation);
 }
@@ -72,6 +77,26 @@ Verbs::Answer Verbs::bundle_push(const wire::Peer& peer, const wire::Request& re
 // Who may read here, or signs for all tenants, is told what changed; who only delivers is not.
 bool Verbs::may_read_all(const wire::Peer& peer, const wire::Request& request) {
   return request.signer != nullptr ? request.signer->covers_all() : peer.role != wire::Role::none;
+}
+
+Status Verbs::read_policy(BelievedBundle& bundle, std::string_view file, Policy& policy) const {
+  Result<Policy> read = parse_policy(bundle.policy, file);
+  if (!read) return pass_on(read);
+  if (read->generation != bundle.record.generation)
+    return fail(ErrorKind::invalid, "generation_differs",
+                fmt::format("the bundle has generation {}, and its policy {}",
+                            bundle.record.generation, read->generation),
+                "sign it again: holdfast bundle sign");
+  if (enrollment_.root() || enrollment_.is_pending())
+    if (Status ok = enrollment_.covers(*read); !ok) return ok;
+  policy = std::move(*read);
+  bundle.record.policy_digest = digest_of(policy);
+  // Nothing that a quarantine is to stop comes in with the keys of a bundle.
+  const BundleRecord* former = bundles_.of(node_.policy_digest());
+  if (!bundle.record.anchors.empty() &&
+      (former == nullptr || bundle.record.anchors != former->anchors))
+    return node_.may_widen("bundle.push");
+  return {};
 }
 
 Result<BelievedBundle> Verbs::believe_bundle(const wire::Peer& peer, const wire::Request& request,
@@ -83,25 +108,8 @@ Result<BelievedBundle> Verbs::believe_bundle(const wire::Peer& peer, const wire:
       .policy_digest = node_.policy_digest()};
   bool signature_held = false;
   Result<BelievedBundle> bundle = bundles_.check(request.body, tokens_, now, signature_held);
-  if (bundle && !bundle->is_in_force) {
-    Result<Policy> read = parse_policy(bundle->policy, file);
-    if (read && read->generation != bundle->record.generation)
-      read = fail(ErrorKind::invalid, "generation_differs",
-                  fmt::format("the bundle has generation {}, and its policy {}",
-                              bundle->record.generation, read->generation),
-                  "sign it again: holdfast bundle sign");
-    if (read) {
-      policy = std::move(*read);
-      bundle->record.policy_digest = digest_of(policy);
-      // Nothing that a quarantine is to stop comes in with the keys of a bundle.
-      const BundleRecord* former = bundles_.of(now.policy_digest);
-      if (!bundle->record.anchors.empty() &&
-          (former == nullptr || bundle->record.anchors != former->anchors))
-        if (Status ok = node_.may_widen("bundle.push"); !ok) bundle = pass_on(ok);
-    } else {
-      bundle = pass_on(read);
-    }
-  }
+  if (bundle && !bundle->is_in_force)
+    if (Status ok = read_policy(*bundle, file, policy); !ok) bundle = pass_on(ok);
   if (bundle) return bundle;
   const Error& why = bundle.error();
   log::notice("bundle_refused", {{"reason", why.code}, {"detail", why.message}, {"uid", peer.uid}});
@@ -109,6 +117,43 @@ Result<BelievedBundle> Verbs::believe_bundle(const wire::Peer& peer, const wire:
     return fail(ErrorKind::denied, "denied", "this node does not accept that bundle",
                 "an operator sees why in the log");
   return bundle;
+}
+
+Result<PushOutcome> Verbs::put_in_force(const wire::Peer& peer, const BelievedBundle& bundle,
+                                        Policy policy, const token::SignedHeader* enrolling) {
+  const auto take_back = [this] {
+    if (Status back = bundles_.take_back(); !back)
+      log::error("bundle_record_not_written", {{"cause", back.error().text()}});
+  };
+  // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
+  if (Status ok = bundles_.remember(bundle.record, node_.policy_digest()); !ok) return pass_on(ok);
+  if (enrolling != nullptr)
+    if (Status ok = enrollment_.offer(*enrolling); !ok) {
+      take_back();
+      return pass_on(ok);
+    }
+  const Policy* const policy_before = &node_.policy();
+  Result<PushOutcome> pushed = node_.push_policy(std::move(policy), false);
+  // A push may fail when it is in force already, over what comes after.
+  if (&node_.policy() == policy_before) {
+    if (enrolling != nullptr)
+      if (Status back = enrollment_.take_back(); !back)
+        log::error("enrollment_not_written", {{"cause", back.error().text()}});
+    take_back();
+    return pushed;
+  }
+  if (enrolling != nullptr) {
+    // Where the policy would not survive a restart, the root must not either.
+    enrollment_.accept(pushed.has_value(), wall_now_ns() / ns_per_s, peer.uid);
+    tokens_.believe_root(enrollment_.root());
+  }
+  tokens_.use_bundle_anchors(bundles_.anchors_of(node_.policy_digest()));
+  trust_changed();
+  node_.journal().record(log::Level::notice, "policy.bundle",
+                         {{"generation", bundle.record.generation},
+                          {"signer", bundle.record.signer},
+                          {"bundle", hex(bundle.record.digest)}});
+  return pushed;
 }
 
 Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& request,
@@ -123,25 +168,8 @@ Verbs::Answer Verbs::push_signed(const wire::Peer& peer, const wire::Request& re
   if (!bundle) return std::unexpected(bundle.error());
   PushOutcome outcome;
   if (!bundle->is_in_force) {
-    // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
-    if (!dry_run)
-      if (Status ok = bundles_.remember(bundle->record, node_.policy_digest()); !ok)
-        return pass_on(ok);
-    const Policy* const policy_before = &node_.policy();
-    Result<PushOutcome> pushed = node_.push_policy(std::move(policy), dry_run);
-    // A push may fail when it is in force already, over what comes after.
-    const bool in_force = &node_.policy() != policy_before;
-    if (!dry_run && !in_force)
-      if (Status back = bundles_.take_back(); !back)
-        log::error("bundle_record_not_written", {{"cause", back.error().text()}});
-    if (in_force) {
-      tokens_.use_bundle_anchors(bundles_.anchors_of(node_.policy_digest()));
-      trust_changed();
-      node_.journal().record(log::Level::notice, "policy.bundle",
-                             {{"generation", bundle->record.generation},
-                              {"signer", bundle->record.signer},
-                              {"bundle", hex(bundle->record.digest)}});
-    }
+    Result<PushOutcome> pushed = dry_run ? node_.push_policy(std::move(policy), true)
+                                         : put_in_force(peer, *bundle, std::move(policy), nullptr);
     if (!pushed) {
       const Error& why = pushed.error();
       log::notice("push_failed", {{"reason", why.code}, {"detail", why.message}});
@@ -185,6 +213,11 @@ size_t Verbs::trust_changed() {
 }
 
 size_t Verbs::end_orphans() {
+  if (enrollment_.state(node_.policy_digest()) == EnrollmentState::left) {
+    // What stood on a root that was revoked ends with it, also when that has been left.
+    if (!enrollment_.ends_leases() && !tokens_.is_revoked(enrollment_.record().anchor)) return 0;
+    return node_.revoke_all([](const abi::lease_record&) { return true; });
+  }
   const size_t ended =
       node_.revoke_issuers([this](uint64_t issuer) { return tokens_.is_orphan(issuer); });
   if (ended != 0) log::notice("issuer_not_live", {{"leases_ended", ended}});

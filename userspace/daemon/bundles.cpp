@@ -132,15 +132,20 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
   const Result<token::SignedObject> object =
       token::take_apart_signed(bytes, token::Purpose::bundle);
   if (!object) return std::unexpected(object.error());
-  const token::SignedHeader& header = object->header;
   const auto signer = tokens.judge_kept(*object, token::Purpose::bundle, token::bundle_life_max_s);
   if (!signer) return std::unexpected(signer.error());
   signature_held = true;
+  return read(*object, bytes, **signer, now);
+}
 
+Result<BelievedBundle> Bundles::read(const token::SignedObject& object,
+                                     std::span<const uint8_t> bytes, const token::Anchor& signer,
+                                     const InForce& now) const {
+  const token::SignedHeader& header = object.header;
   BelievedBundle believed{.record = {.generation = header.generation,
                                      .digest = token::sha256({bytes}),
                                      .key = header.key,
-                                     .signer = (*signer)->issuer,
+                                     .signer = signer.issuer,
                                      .issued_s = header.issued_s,
                                      .policy_digest = {},
                                      .anchors = {}},
@@ -161,7 +166,7 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
     return fail(ErrorKind::conflict, "generation_used",
                 fmt::format("another policy has generation {} already", header.generation),
                 "give each its own generation");
-  const auto content = token::content_of(*object, believed.unpacked);
+  const auto content = token::content_of(object, believed.unpacked);
   if (!content) return std::unexpected(content.error());
   const Result<token::Bundle> bundle = token::decode_bundle(*content);
   if (!bundle) return std::unexpected(bundle.error());
@@ -170,10 +175,10 @@ Result<BelievedBundle> Bundles::check(std::span<const uint8_t> bytes, const Toke
   Result<token::Anchors> anchors = token::Anchors::parse(bundle->anchors, anchors_name);
   if (!anchors) return pass_on(anchors);
   for (const token::Anchor& each : anchors->all())
-    if (const char* beyond = token::what_goes_beyond(each, **signer); beyond != nullptr)
+    if (const char* beyond = token::what_goes_beyond(each, signer); beyond != nullptr)
       return fail(ErrorKind::denied, "anchor_too_wide",
                   fmt::format("the {} of the key of {} go beyond those of {}, who signed", beyond,
-                              each.issuer, (*signer)->issuer),
+                              each.issuer, signer.issuer),
                   "a bundle hands on what its signer has, and no right to sign bundles or grants");
   believed.record.anchors = bundle->anchors;
   return believed;

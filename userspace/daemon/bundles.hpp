@@ -60,6 +60,9 @@ class Bundles {
   // generation_used. `signature_held` says whether it may be told to whoever asks.
   Result<BelievedBundle> check(std::span<const uint8_t> bytes, const Tokens& tokens,
                                const InForce& now, bool& signature_held) const;
+  // The same of an object whose signature by this signer is good.
+  Result<BelievedBundle> read(const token::SignedObject& object, std::span<const uint8_t> bytes,
+                              const token::Anchor& signer, const InForce& now) const;
   // Durably, before any of it is in force, with the one that is; and taken back, if it does not
   // come to that. A failed write leaves what was.
   Status remember(BundleRecord record, const token::Digest& policy_digest);

@@ -8,6 +8,7 @@
 #include "policy/address.hpp"
 #include "policy/holder.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/daemon/times.hpp"
 
 namespace holdfast {
@@ -34,8 +35,13 @@ std::string_view name_of(State state) {
 
 class Inventory final : public SnapshotPages {
  public:
-  Inventory(const Node& node, const Tokens& tokens, WatchFilter filter)
-      : node_(node), tokens_(tokens), filter_(std::move(filter)), policy_(node.policy_in_force()) {}
+  Inventory(const Node& node, const Tokens& tokens, const Enrollment& enrollment,
+            WatchFilter filter)
+      : node_(node),
+        tokens_(tokens),
+        enrollment_(enrollment),
+        filter_(std::move(filter)),
+        policy_(node.policy_in_force()) {}
 
   bool is_current() const override { return node_.policy_in_force() == policy_; }
 
@@ -70,6 +76,7 @@ class Inventory final : public SnapshotPages {
 
   const Node& node_;
   const Tokens& tokens_;
+  const Enrollment& enrollment_;
   WatchFilter filter_;
   std::shared_ptr<const Policy> policy_;
   Part part_ = Part::node;
@@ -92,6 +99,7 @@ Value Inventory::node_page() const {
                      {"node", tokens_.node()},
                      {"epoch", tokens_.epoch()},
                      {"state", standing_value(node_)},
+                     {"enrollment", enrollment_value(enrollment_, node_)},
                      {"generation", policy_->generation},
                      {"leases", node_.lease_count()},
                      {"leases_max", policy_->leases_max},
@@ -201,6 +209,34 @@ Value standing_value(const Node& node) {
        {"refused", node.refused_by_state()}});
 }
 
+Value names_value(const std::vector<std::string>& names) {
+  Value list = Value::array();
+  for (const std::string& each : names) list.push(each);
+  return list;
+}
+
+Value enrollment_value(const Enrollment& enrollment, const Node& node) {
+  const EnrollmentRecord& record = enrollment.record();
+  const EnrollmentState state = enrollment.state(node.policy_digest());
+  if (state == EnrollmentState::unenrolled)
+    return Value::map({{"state", name_of(state)},
+                       {"since", Value()},
+                       {"by_uid", Value()},
+                       {"root", Value()},
+                       {"tenants", Value::array()},
+                       {"expires", Value()},
+                       {"expired", false}});
+  const bool pending = state == EnrollmentState::pending;
+  return Value::map(
+      {{"state", name_of(state)},
+       {"since", rfc3339_utc(record.since_s * ns_per_s)},
+       {"by_uid", record.by_uid},
+       {"root", hex(record.anchor)},
+       {"tenants", names_value(record.tenants)},
+       {"expires", pending ? Value(rfc3339_utc(record.expires_s * ns_per_s)) : Value()},
+       {"expired", pending && wall_now_ns() / ns_per_s >= record.expires_s}});
+}
+
 std::string_view protocol_name(Protocol protocol) {
   switch (protocol) {
     case Protocol::icmp_echo: return "icmp_echo";
@@ -222,8 +258,9 @@ std::string listen_text(const Endpoint& endpoint) {
 }
 
 std::unique_ptr<SnapshotPages> new_inventory(const Node& node, const Tokens& tokens,
+                                             const Enrollment& enrollment,
                                              const WatchFilter& filter) {
-  return std::make_unique<Inventory>(node, tokens, filter);
+  return std::make_unique<Inventory>(node, tokens, enrollment, filter);
 }
 
 }  // namespace holdfast

@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "userspace/daemon/enrollment.hpp"
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/tokens.hpp"
 #include "userspace/daemon/watch.hpp"
@@ -12,9 +13,11 @@
 
 namespace holdfast {
 
-// How a lease and the node's state are shown, in replies and in snapshots.
+// How a lease, the node's state and whose node it is are shown, in replies and in snapshots.
 cbor::Value lease_value(const LeaseView& lease);
 cbor::Value standing_value(const Node& node);
+cbor::Value enrollment_value(const Enrollment& enrollment, const Node& node);
+cbor::Value names_value(const std::vector<std::string>& names);
 std::string_view protocol_name(Protocol protocol);
 // Of an interface that is dark, or a layer that is not enforced.
 cbor::Value error_value(const std::string& interface, const Error& error);
@@ -23,6 +26,7 @@ std::string listen_text(const Endpoint& endpoint);
 
 // Leases and endpoints only for who wants events of leases. The node outlives it.
 std::unique_ptr<SnapshotPages> new_inventory(const Node& node, const Tokens& tokens,
+                                             const Enrollment& enrollment,
                                              const WatchFilter& filter);
 
 }  // namespace holdfast

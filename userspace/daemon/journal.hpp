@@ -31,6 +31,7 @@ constexpr std::string_view journal_actions[] = {
     "interface.dark",      "interface.back",      "trust.anchors",
     "trust.revoke",        "trust.restore",       "peer.suspend",
     "peer.resume",         "bearer.create",       "bearer.revoke",
+    "enroll.begin",        "enroll.finish",       "enroll.end",
 };
 
 // One of these; another one does not compile.

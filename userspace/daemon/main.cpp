@@ -201,7 +201,11 @@ class Daemon {
     Result<std::unique_ptr<Tokens>> tokens = Tokens::open(options_.node.state_dir);
     if (!tokens) return pass_on(tokens);
     tokens_ = std::move(*tokens);
-    if (Status ok = tokens_->read_anchors(anchors_path()); !ok) return ok;
+    Result<Enrollment> enrollment = Enrollment::open(options_.node.state_dir);
+    if (!enrollment) return pass_on(enrollment);
+    enrollment_.emplace(std::move(*enrollment));
+    // What counts for nothing does not keep an enrolled node from starting.
+    if (Status ok = tokens_->read_anchors(anchors_path()); !ok && !enrollment_->root()) return ok;
     Result<Bundles> bundles = Bundles::open(options_.node.state_dir);
     if (!bundles) return pass_on(bundles);
     bundles_.emplace(std::move(*bundles));
@@ -214,13 +218,20 @@ class Daemon {
     Result<std::unique_ptr<Peers>> peers = Peers::open(options_.node.state_dir, node_->journal());
     if (!peers) return pass_on(peers);
     peers_ = std::move(*peers);
+    if (Status ok = enrollment_->settle(bundles_->of(node_->policy_digest()),
+                                        node_->policy_digest(), wall_s());
+        !ok)
+      return ok;
+    tokens_->believe_root(enrollment_->root());
     tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
+    if (Status ok = check_no_anchors(); !ok)
+      log::warning("anchors_not_read", {{"cause", ok.error().text()}});
     verifier_state_.reset(new VerifierState{node_->plane().slots, node_->plane().tenants,
                                             node_->names(), tokens_->beliefs(), false});
     if (Status ok = watch_wall_clock(); !ok) return ok;
     if (Status ok = first_policy(); !ok) return ok;
     verbs_ = std::make_unique<Verbs>(*loop_, *node_, *tokens_, *bundles_, *bearers_, *peers_,
-                                     [this] { return detach(); });
+                                     *enrollment_, [this] { return detach(); });
     verbs_->end_orphans();
     if (Status ok = watch_kernel(); !ok) return ok;
     if (Status ok = serve(); !ok) return ok;
@@ -252,6 +263,7 @@ class Daemon {
   Status first_policy() {
     if (node_->policy().generation != 0 || ::access(policy_path().c_str(), F_OK) != 0) return {};
     Status may = node_->may_widen("first policy");
+    if (may) may = enrollment_->may_push();
     if (may && tokens_->takes_signed_bundles_only())
       may = fail(ErrorKind::denied, "signature_required", "this node takes signed bundles");
     if (!may) {
@@ -264,7 +276,8 @@ class Daemon {
 
   // Each file by itself: a mistake in one does not keep the other from being read.
   Status reload() {
-    const Status anchors = tokens_->read_anchors(anchors_path(), true);
+    Status anchors = tokens_->read_anchors(anchors_path(), !enrollment_->root());
+    if (anchors) anchors = check_no_anchors();
     if (anchors) {
       tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
       node_->journal().record("trust.anchors", {{"file", anchors_path()}});
@@ -272,14 +285,28 @@ class Daemon {
     }
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
+    verbs_->end_orphans();  // an enrollment may have been left behind by it
     return anchors ? policy : anchors;
   }
 
+  // Of an enrolled node the keys are those that its root names.
+  Status check_no_anchors() const {
+    if (!enrollment_->root() || ::access(anchors_path().c_str(), F_OK) != 0) return {};
+    return fail(ErrorKind::conflict, "enrolled",
+                anchors_path() + " counts for nothing: this node is enrolled",
+                "remove it, and have its keys named in the bundle; or holdfast enroll end");
+  }
+
+  static uint64_t wall_s() { return wall_now_ns() / ns_per_s; }
+
   Status reload_policy() {
+    if (Status ok = enrollment_->may_push(); !ok) return pass_on(ok, policy_path());
     if (tokens_->takes_signed_bundles_only())
-      return fail(ErrorKind::denied, "signature_required",
-                  policy_path() + " is not read: this node takes signed bundles",
-                  "remove it, or the anchor with the use \"bundle\"");
+      return fail(
+          ErrorKind::denied, "signature_required",
+          policy_path() + " is not read: this node " +
+              (enrollment_->root() ? "is enrolled" : "takes signed bundles"),
+          enrollment_->root() ? "remove it" : "remove it, or the anchor with the use \"bundle\"");
     const Result<std::string> text = read_state_file(policy_path());
     if (!text) return std::unexpected(text.error());
     Result<Policy> policy = parse_policy(*text, policy_path());
@@ -422,6 +449,7 @@ class Daemon {
   std::unique_ptr<Tokens> tokens_;
   std::optional<Bundles> bundles_;
   std::optional<Bearers> bearers_;
+  std::optional<Enrollment> enrollment_;
   std::unique_ptr<Node> node_;
   std::unique_ptr<Peers> peers_;
   std::unique_ptr<Verbs> verbs_;

@@ -133,8 +133,14 @@ void Tokens::use_bundle_anchors(BundleAnchors bundle) {
   believe(beliefs_.load()->revoked);
 }
 
+void Tokens::believe_root(std::optional<token::Anchor> root) {
+  root_.reset();
+  if (root) root_.emplace().add(std::move(*root));
+  believe(beliefs_.load()->revoked);
+}
+
 bool Tokens::takes_signed_bundles_only() const {
-  return std::ranges::any_of(file_anchors_.all(), &token::Anchor::for_bundles);
+  return std::ranges::any_of(standing_anchors().all(), &token::Anchor::for_bundles);
 }
 
 bool Tokens::is_revoked(const token::Digest& key) const {
@@ -178,15 +184,16 @@ void Tokens::believe(token::Revocations revoked) {
   own.operations = {"*"};
   // Its own first, so that nothing makes it another's.
   next->anchors.add(std::move(own));
-  signatures_needed_ = file_anchors_.signatures_needed;
-  for (const token::Anchor& each : file_anchors_.all()) next->anchors.add(each);
-  const token::Anchor* signer = file_anchors_.find(bundle_anchors_.signer);
+  const token::Anchors& standing = standing_anchors();
+  signatures_needed_ = standing.signatures_needed;
+  for (const token::Anchor& each : standing.all()) next->anchors.add(each);
+  const token::Anchor* signer = standing.find(bundle_anchors_.signer);
   if (signer != nullptr && signer->for_bundles && token::is_live(*signer) &&
       !revoked.has_key(signer->thumbprint) &&
       bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
     signatures_needed_ = signatures_needed_ || bundle_anchors_.anchors.signatures_needed;
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
-      if (file_anchors_.find(each.thumbprint) == nullptr &&
+      if (standing.find(each.thumbprint) == nullptr &&
           each.thumbprint != next->anchors.all().front().thumbprint &&
           token::what_goes_beyond(each, *signer) == nullptr)
         next->anchors.add(each);
@@ -251,10 +258,8 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest&
   return std::shared_ptr<const token::Anchor>(now, anchor);
 }
 
-Result<std::shared_ptr<const token::Anchor>> Tokens::judge_kept(const token::SignedObject& object,
-                                                                token::Purpose purpose,
-                                                                uint64_t life_max_s) const {
-  const token::SignedHeader& header = object.header;
+Status Tokens::judge_dates(const token::SignedHeader& header, token::Purpose purpose,
+                           uint64_t life_max_s) const {
   const std::string_view what = token::name_of(purpose);
   const auto deny = [](std::string_view code, std::string message, std::string next_step) {
     return std::unexpected(
@@ -281,14 +286,39 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::judge_kept(const token::Sig
         "life_too_long",
         fmt::format("the {} is good for more than {}", what, human_duration(life_max_s * ns_per_s)),
         "sign it for a shorter time");
-  Result<std::shared_ptr<const token::Anchor>> anchor = signer(header.key, purpose);
-  if (!anchor) return anchor;
-  if (!token::is_signed_by(signer_key(**anchor), purpose, object))
-    return deny("bad_signature", "the signature is not the key's",
+  return {};
+}
+
+Status Tokens::judge_signature(const token::SignedObject& object, token::Purpose purpose,
+                               const token::Anchor& anchor) const {
+  if (!token::is_signed_by(signer_key(anchor), purpose, object))
+    return fail(ErrorKind::denied, "bad_signature", "the signature is not the key's",
                 "sign with the key that is named");
-  if (is_revoked_before((*anchor)->issuer, header.issued_s))
-    return deny("revoked", "what its signer had issued by then is revoked", "holdfast trust show");
+  if (is_revoked_before(anchor.issuer, object.header.issued_s))
+    return fail(ErrorKind::denied, "revoked", "what its signer had issued by then is revoked",
+                "holdfast trust show");
+  return {};
+}
+
+Result<std::shared_ptr<const token::Anchor>> Tokens::judge_kept(const token::SignedObject& object,
+                                                                token::Purpose purpose,
+                                                                uint64_t life_max_s) const {
+  if (Status ok = judge_dates(object.header, purpose, life_max_s); !ok) return pass_on(ok);
+  Result<std::shared_ptr<const token::Anchor>> anchor = signer(object.header.key, purpose);
+  if (!anchor) return anchor;
+  if (Status ok = judge_signature(object, purpose, **anchor); !ok) return pass_on(ok);
   return anchor;
+}
+
+Status Tokens::judge_pinned(const token::SignedObject& object, const token::Anchor& root,
+                            uint64_t life_max_s) const {
+  constexpr auto purpose = token::Purpose::enrollment;
+  if (Status ok = judge_dates(object.header, purpose, life_max_s); !ok) return ok;
+  // Revocations outlive an enrollment, and so hold for whoever comes again.
+  if (is_revoked(root.thumbprint))
+    return fail(ErrorKind::denied, "key_not_live", "the key that signed may sign no more",
+                "holdfast trust show");
+  return judge_signature(object, purpose, root);
 }
 
 LeaseOrigin Tokens::origin_of(const token::Verified& token) {

@@ -55,7 +55,10 @@ class Tokens {
     uint64_t issued_s = 0;
   };
   void use_bundle_anchors(BundleAnchors bundle);
-  // Whether a policy has to be signed: the anchors file says who signs bundles.
+  // The root of an enrollment: from here on its key and those of its bundle count, and none of the
+  // file's; without one the file's again.
+  void believe_root(std::optional<token::Anchor> root);
+  // Whether a policy has to be signed: there is a root, or the anchors file says who signs bundles.
   bool takes_signed_bundles_only() const;
   // What is believed now: replaced as a whole, and read by the verifying threads too.
   const std::atomic<std::shared_ptr<const token::Beliefs>>& beliefs() const { return beliefs_; }
@@ -83,6 +86,9 @@ class Tokens {
   Result<std::shared_ptr<const token::Anchor>> judge_kept(const token::SignedObject& object,
                                                           token::Purpose purpose,
                                                           uint64_t life_max_s) const;
+  // The same by a key that is no anchor yet, but pinned: that of an enrollment.
+  Status judge_pinned(const token::SignedObject& object, const token::Anchor& root,
+                      uint64_t life_max_s) const;
   // The anchor of a key that may sign such things now. Errors: denied / unknown_key, key_not_live,
   // key_not_for_requests, key_not_for_bundles, key_not_for_operators.
   Result<std::shared_ptr<const token::Anchor>> signer(const token::Digest& key,
@@ -104,6 +110,13 @@ class Tokens {
 
   const std::string& node() const { return identity_.name(); }
   uint64_t epoch() const { return identity_.epoch(); }
+  bool is_own_key(const token::Digest& thumbprint) const {
+    return thumbprint == token::thumbprint(identity_.key().public_key());
+  }
+  // PKCS#10 by the node's key, for its name and with this password.
+  std::string certificate_request(const std::string& password) const {
+    return identity_.key().certificate_request(identity_.name(), password);
+  }
 
   // Whether a token is believed, is of this kind, and belongs to who presents it. Refusals are
   // counted by reason, and logged. Errors: denied, with the reason as code; what was wrong before
@@ -140,6 +153,11 @@ class Tokens {
          token::Revocations revoked);
   // From here on: the anchors that there are, apart from these revocations.
   void believe(token::Revocations revoked);
+  const token::Anchors& standing_anchors() const { return root_ ? *root_ : file_anchors_; }
+  Status judge_dates(const token::SignedHeader& header, token::Purpose purpose,
+                     uint64_t life_max_s) const;
+  Status judge_signature(const token::SignedObject& object, token::Purpose purpose,
+                         const token::Anchor& anchor) const;
   Status write(const token::Revocations& revoked) const;
 
   std::string state_dir_;
@@ -147,6 +165,7 @@ class Tokens {
   Spent spent_;
   WallClock clock_;
   token::Anchors file_anchors_;
+  std::optional<token::Anchors> root_;  // that one, instead of the file's
   BundleAnchors bundle_anchors_;
   bool signatures_needed_ = false;
   std::atomic<std::shared_ptr<const token::Beliefs>> beliefs_;

@@ -163,18 +163,22 @@ Result<bool> read_grant(cbor::Reader& in, GrantRequest& request, bool& each) {
 }  // namespace
 
 Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles, Bearers& bearers,
-             Peers& peers, std::function<Result<std::vector<std::string>>()> detach)
+             Peers& peers, Enrollment& enrollment,
+             std::function<Result<std::vector<std::string>>()> detach)
     : loop_(loop),
       node_(node),
       tokens_(tokens),
       bundles_(bundles),
       bearers_(bearers),
       peers_(peers),
+      enrollment_(enrollment),
       signed_requests_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
       watch_(loop,
-             [this](const WatchFilter& filter) { return new_inventory(node_, tokens_, filter); }),
+             [this](const WatchFilter& filter) {
+               return new_inventory(node_, tokens_, enrollment_, filter);
+             }),
       started_boot_ns_(boot_now_ns()),
       started_wall_ns_(wall_now_ns()) {
   node_.journal().listen([this](JournalAction action, std::span<const log::Field> fields) {
@@ -286,6 +290,10 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
   if (request.verb == "route.list") return route_list();
   if (request.verb == "tenant.list") return tenant_list(request.signer.get());
   if (request.verb == "bundle.show") return bundle_show(request.args);
+  if (request.verb == "enroll.show") {
+    if (Status ok = request.args.only_keys({}); !ok) return pass_on(ok);
+    return enrollment_value(enrollment_, node_);
+  }
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
@@ -372,12 +380,20 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
   static constexpr std::string_view own_look[] = {"lease.grant", "bundle.push", "node.resume",
                                                   "node.release"};
   const Reach reach = reach_of(request.verb);
-  if ((reach == Reach::widening || reach == Reach::ending) &&
+  if ((reach == Reach::widening || reach == Reach::founding || reach == Reach::ending) &&
       std::ranges::find(own_look, request.verb) == std::end(own_look))
     if (Status ok = node_.may_widen(request.verb); !ok) return responder.fail(ok.error());
   Answer answer = Value();
   if (request.verb == "lease.revoke" || request.verb == "lease.release")
     return lease_end(peer, request, std::move(responder));
+  if (request.verb == "lease.grant" || request.verb == "lease.renew") {
+    const token::Digest policy = node_.policy_digest();
+    if (Status ok = enrollment_.may_lease(bundles_.of(policy), policy); !ok) {
+      log::notice(request.verb == "lease.grant" ? "grant_refused" : "renewal_refused",
+                  {{"code", ok.error().code}});
+      return responder.fail(ok.error());
+    }
+  }
   if (request.verb == "lease.grant") {
     answer = lease_grant(peer, request);
     // What is being torn down is free in a moment: the grant waits for it instead of being refused.
@@ -388,6 +404,12 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     answer = lease_renew(peer, request);
   } else if (request.verb == "bundle.push") {
     answer = bundle_push(peer, request);
+  } else if (request.verb == "enroll.begin") {
+    answer = enroll_begin(peer, request.args);
+  } else if (request.verb == "enroll.finish") {
+    answer = enroll_finish(peer, request);
+  } else if (request.verb == "enroll.end") {
+    answer = enroll_end(peer, request.args);
   } else if (request.verb == "trust.revoke") {
     answer = trust_revoke(request.args);
   } else if (request.verb == "trust.restore") {
@@ -607,6 +629,7 @@ Verbs::Answer Verbs::status(const wire::Peer& peer) const {
        {"node", tokens_.node()},
        {"epoch", tokens_.epoch()},
        {"state", standing_value(node_)},
+       {"enrollment", enrollment_value(enrollment_, node_)},
        {"tokens", tokens_.status()},
        {"signed_requests", signed_requests_.status()},
        {"policy", Value::map({{"generation", policy.generation},

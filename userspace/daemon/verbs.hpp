@@ -9,6 +9,7 @@
 
 #include "userspace/daemon/bearers.hpp"
 #include "userspace/daemon/bundles.hpp"
+#include "userspace/daemon/enrollment.hpp"
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/peers.hpp"
 #include "userspace/daemon/signed_requests.hpp"
@@ -24,7 +25,8 @@ class Verbs {
  public:
   // `detach` removes everything of ours and ends the daemon.
   Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles, Bearers& bearers,
-        Peers& peers, std::function<Result<std::vector<std::string>>()> detach);
+        Peers& peers, Enrollment& enrollment,
+        std::function<Result<std::vector<std::string>>()> detach);
   static Status attach_drop_events(Verbs& verbs);
 
   cbor::Value hello(const wire::Peer& peer) const;
@@ -35,7 +37,8 @@ class Verbs {
   void handle(wire::Peer& peer, wire::Request request, wire::Responder responder);
 
   void set_server(wire::ControlServer* server);
-  // Ends leases whose issuer's key counts no more; how many.
+  // Ends leases whose issuer's key counts no more; how many. Those of an enrollment that has ended
+  // run out by themselves, unless that was to be at once.
   size_t end_orphans();
   // That, and streams that were begun by a signature.
   size_t trust_changed();
@@ -88,6 +91,14 @@ class Verbs {
                      bool dry_run);
   Result<BelievedBundle> believe_bundle(const wire::Peer& peer, const wire::Request& request,
                                         std::string_view file, Policy& policy) const;
+  // What the signature covers, parsed and held against what it may say.
+  Status read_policy(BelievedBundle& bundle, std::string_view file, Policy& policy) const;
+  // `enrolling`: the header of the bundle that answers a request, or nullptr.
+  Result<PushOutcome> put_in_force(const wire::Peer& peer, const BelievedBundle& bundle,
+                                   Policy policy, const token::SignedHeader* enrolling);
+  Answer enroll_begin(const wire::Peer& peer, const cbor::Value& args);
+  Answer enroll_finish(const wire::Peer& peer, const wire::Request& request);
+  Answer enroll_end(const wire::Peer& peer, const cbor::Value& args);
   static bool may_read_all(const wire::Peer& peer, const wire::Request& request);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
   cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
@@ -104,6 +115,7 @@ class Verbs {
   Bundles& bundles_;
   Bearers& bearers_;
   Peers& peers_;
+  Enrollment& enrollment_;
   SignedRequests signed_requests_;
   std::function<Result<std::vector<std::string>>()> detach_;
   wire::ControlServer* server_ = nullptr;

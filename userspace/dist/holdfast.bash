@@ -25,7 +25,7 @@ _holdfast() {
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
-        --scope | --sign-key | --grant | --public-key | --verb) ((++i)) ;;
+        --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -33,7 +33,7 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -43,19 +43,19 @@ _holdfast() {
     --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
     --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
-    --kinds) candidates="lease policy tenant node interface trust peer bearer" ;;
+    --kinds) candidates="lease policy tenant node interface trust peer bearer enroll" ;;
     --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read flows.list explain watch" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
     --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
-      --issued-before | --name | --env)
+      --issued-before | --name | --env | --anchor)
       return
       ;;
     *)
       local flags="--json --socket --sign-key --grant --bearer-file --help"
       case "${words[*]}" in
-        "") candidates="status doctor lease route tenant bundle token trust operator peer bearer watch drops flows explain node" flags+=" --version" ;;
+        "") candidates="status doctor lease route tenant bundle token trust enroll operator peer bearer watch drops flows explain node" flags+=" --version" ;;
         lease) candidates="ls show grant renew revoke release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
@@ -64,6 +64,10 @@ _holdfast() {
         trust) candidates="show revoke restore" ;;
         "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
         "trust restore") candidates="key: head: token: holder: issuer:" flags+=" --tenant" ;;
+        enroll) candidates="begin finish end show fingerprint" ;;
+        "enroll begin") flags+=" --anchor --ttl --tenant" ;;
+        "enroll finish" | "enroll fingerprint") files=1 ;;
+        "enroll end") flags+=" --now" ;;
         node) candidates="drain disable quarantine resume release detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
@@ -92,7 +96,7 @@ _holdfast() {
           ;;
         "bundle push") files=1 flags+=" --dry-run" ;;
         "bundle check" | "bundle diff") files=1 ;;
-        "bundle sign"*) files=1 flags+=" --key --node --anchors --life" ;;
+        "bundle sign"*) files=1 flags+=" --key --node --anchors --enroll --life" ;;
         operator) candidates="grant" ;;
         "operator grant"*) flags+=" --public-key --verb --tenant --life --key --node" ;;
         peer) candidates="ls suspend resume" ;;

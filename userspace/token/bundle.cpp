@@ -20,11 +20,13 @@ Result<std::vector<uint8_t>> sign_bundle(const Signer& signer, const BundleFor& 
   if (!bundle.anchors.empty()) out.text("anchors").text(bundle.anchors);
   out.end();
   const uint64_t now_s = wall_now_ns() / ns_per_s;
-  return make_signed(signer, Purpose::bundle,
+  const std::optional<Digest>& nonce = target.enrollment_nonce;
+  return make_signed(signer, nonce ? Purpose::enrollment : Purpose::bundle,
                      {.audience = std::string(target.node),
                       .issued_s = now_s,
                       .expires_s = now_s + target.life_s,
-                      .generation = target.generation},
+                      .generation = target.generation,
+                      .nonce = nonce.value_or(Digest())},
                      content, pack_from);
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -22,8 +23,9 @@ struct Bundle {
 
 struct BundleFor {
   std::string_view node;
-  uint64_t generation = 0;  // that of the policy
-  uint64_t life_s = 0;      // how long it may be put in force
+  uint64_t generation = 0;                      // that of the policy
+  uint64_t life_s = 0;                          // how long it may be put in force
+  std::optional<Digest> enrollment_nonce = {};  // then it is for `enroll finish`, and nothing else
 };
 
 Result<std::vector<uint8_t>> sign_bundle(const Signer& signer, const BundleFor& target,

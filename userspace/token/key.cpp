@@ -7,6 +7,7 @@
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
+#include <openssl/x509.h>
 #include <sodium.h>
 #include <sys/random.h>
 
@@ -17,7 +18,7 @@
 namespace holdfast::token {
 namespace {
 
-constexpr size_t public_key_max = 4096;  // bytes in PEM
+constexpr size_t pem_max = 4096;  // bytes of a public key, or of a request
 
 struct FreeBio {
   void operator()(BIO* bio) const { BIO_free(bio); }
@@ -27,6 +28,10 @@ struct FreeKey {
 };
 using Bio = std::unique_ptr<BIO, FreeBio>;
 using Pkey = std::unique_ptr<EVP_PKEY, FreeKey>;
+struct FreeRequest {
+  void operator()(X509_REQ* request) const { X509_REQ_free(request); }
+};
+using Request = std::unique_ptr<X509_REQ, FreeRequest>;
 
 Bio memory_of(std::string_view text) {
   return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
@@ -127,8 +132,69 @@ Result<std::vector<uint8_t>> SecretKey::sign(std::span<const uint8_t> message) c
   return signature;
 }
 
+std::string SecretKey::certificate_request(const std::string& name,
+                                           const std::string& password) const {
+  // libsodium keeps the seed in front of the public key.
+  const Pkey key(
+      EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, nullptr, secret_.data(), public_.size()));
+  const Request request(X509_REQ_new());
+  const Bio bio(BIO_new(BIO_s_mem()));
+  CHECK(key && request && bio);
+  const auto bytes = [](const std::string& text) {
+    return reinterpret_cast<const unsigned char*>(text.data());
+  };
+  CHECK(X509_REQ_set_version(request.get(), 0) == 1);
+  CHECK(X509_NAME_add_entry_by_NID(X509_REQ_get_subject_name(request.get()), NID_commonName,
+                                   MBSTRING_UTF8, bytes(name), static_cast<int>(name.size()), -1,
+                                   0) == 1);
+  CHECK(X509_REQ_set_pubkey(request.get(), key.get()) == 1);
+  CHECK(X509_REQ_add1_attr_by_NID(request.get(), NID_pkcs9_challengePassword, MBSTRING_UTF8,
+                                  bytes(password), static_cast<int>(password.size())) == 1);
+  CHECK(X509_REQ_sign(request.get(), key.get(), nullptr) > 0);
+  CHECK(PEM_write_bio_X509_REQ(bio.get(), request.get()) == 1);
+  char* text = nullptr;
+  const long size = BIO_get_mem_data(bio.get(), &text);
+  return {text, static_cast<size_t>(size)};
+}
+
+namespace {
+
+std::string text_of(const ASN1_STRING* string) {
+  if (string == nullptr) return {};
+  return {reinterpret_cast<const char*>(ASN1_STRING_get0_data(string)),
+          static_cast<size_t>(ASN1_STRING_length(string))};
+}
+
+}  // namespace
+
+Result<CertificateRequest> parse_certificate_request(std::string_view pem) {
+  const Bio bio = memory_of(pem.substr(0, pem_max));
+  const Request request(PEM_read_bio_X509_REQ(bio.get(), nullptr, no_password, nullptr));
+  const Pkey key = ed25519_only(request ? X509_REQ_get_pubkey(request.get()) : nullptr);
+  CertificateRequest made;
+  size_t length = made.key.size();
+  const bool good = key && X509_REQ_verify(request.get(), key.get()) == 1 &&
+                    EVP_PKEY_get_raw_public_key(key.get(), made.key.data(), &length) == 1 &&
+                    length == made.key.size();
+  ERR_clear_error();
+  if (!good)
+    return fail(ErrorKind::invalid, "csr_syntax", "no PKCS#10 request that its Ed25519 key signed",
+                "write what `openssl req -new -key KEY` prints");
+  X509_NAME* subject = X509_REQ_get_subject_name(request.get());
+  if (const int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1); at >= 0)
+    made.name = text_of(X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
+  if (const int at = X509_REQ_get_attr_by_NID(request.get(), NID_pkcs9_challengePassword, -1);
+      at >= 0) {
+    X509_ATTRIBUTE* attribute = X509_REQ_get_attr(request.get(), at);
+    if (const ASN1_TYPE* type = X509_ATTRIBUTE_get0_type(attribute, 0);
+        type != nullptr && ASN1_TYPE_get(type) == V_ASN1_UTF8STRING)
+      made.password = text_of(type->value.utf8string);
+  }
+  return made;
+}
+
 Result<PublicKey> parse_public_key(std::string_view pem) {
-  const Bio bio = memory_of(pem.substr(0, public_key_max));
+  const Bio bio = memory_of(pem.substr(0, pem_max));
   const Pkey key = ed25519_only(PEM_read_bio_PUBKEY(bio.get(), nullptr, no_password, nullptr));
   PublicKey raw{};
   size_t length = raw.size();

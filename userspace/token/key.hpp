@@ -35,6 +35,8 @@ class Signer {
  public:
   virtual ~Signer() = default;
   virtual const PublicKey& public_key() const = 0;
+  // Of a security key, what it signs for ("ssh:"); empty of all others.
+  virtual std::string_view application() const { return {}; }
   virtual Algorithm algorithm() const { return Algorithm::ed25519; }
   virtual Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const = 0;
 
@@ -61,6 +63,9 @@ class SecretKey : public Signer {
 
   const PublicKey& public_key() const override { return public_; }
   Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override;
+  // PKCS#10 (RFC 2986), in PEM: what has a certificate made of it. Subject CN=`name`; `password` is
+  // its challengePassword, so that it belongs to one request only.
+  std::string certificate_request(const std::string& name, const std::string& password) const;
   // The key itself, for whoever keeps it.
   std::span<const uint8_t, 32> seed() const { return std::span(secret_).first<32>(); }
 
@@ -72,5 +77,13 @@ class SecretKey : public Signer {
 
 // SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it. Errors: invalid / key_syntax.
 Result<PublicKey> parse_public_key(std::string_view pem);
+
+struct CertificateRequest {
+  PublicKey key{};
+  std::string name;
+  std::string password;
+};
+// One that its own Ed25519 key has signed. Errors: invalid / csr_syntax.
+Result<CertificateRequest> parse_certificate_request(std::string_view pem);
 
 }  // namespace holdfast::token

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "policy/decide.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/token/bundle.hpp"
 #include "userspace/token/verify.hpp"
 #include "userspace/wire/cbor.hpp"
@@ -39,21 +40,6 @@ bool is_by_digest(What kind) {
 
 bool says_the_same(const Revocation& a, const Revocation& b) {
   return a.kind == b.kind && a.digest == b.digest && a.name == b.name && a.tenant == b.tenant;
-}
-
-std::optional<Digest> digest_of(std::string_view hex) {
-  Digest digest{};
-  if (hex.size() != 2 * digest.size()) return std::nullopt;
-  const auto nibble = [](char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-  };
-  for (size_t i = 0; i < digest.size(); ++i) {
-    const int high = nibble(hex[2 * i]);
-    const int low = nibble(hex[2 * i + 1]);
-    if (high < 0 || low < 0) return std::nullopt;
-    digest[i] = static_cast<uint8_t>(high << 4 | low);
-  }
-  return digest;
 }
 
 std::unexpected<Error> damaged() {
@@ -90,7 +76,7 @@ Result<Revocation> parse_revocation(std::string_view text) {
       revocation.name = name;
       return revocation;
     }
-    if (const std::optional<Digest> digest = digest_of(name)) {
+    if (const std::optional<Digest> digest = from_hex<sizeof(Digest)>(name)) {
       revocation.digest = *digest;
       return revocation;
     }

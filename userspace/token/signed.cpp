@@ -21,7 +21,16 @@ constexpr int64_t private_label = -65537;
 constexpr size_t name_bytes_max = 256;
 enum Label : uint8_t { alg = 1, kid = 4, cwt_claims = 15, typ = 16 };  // of a COSE header
 enum Claim : uint8_t { aud = 3, exp = 4, iat = 6 };                    // of a CWT
-enum Private : uint8_t { epoch = 1, challenge = 2, sequence = 3, generation = 4, unpacked = 5 };
+enum Private : uint8_t {
+  epoch = 1,
+  challenge = 2,
+  sequence = 3,
+  generation = 4,
+  unpacked = 5,
+  nonce = 6,
+  root_key = 7,
+  root_application = 8,
+};
 
 struct PurposeWords {
   std::string_view name;
@@ -32,6 +41,7 @@ constexpr std::array<PurposeWords, purposes> words{{
     {"request", "application/holdfast-request+cose", "holdfast request v1"},
     {"bundle", "application/holdfast-bundle+cose", "holdfast bundle v1"},
     {"operator grant", "application/holdfast-operator-grant+cose", "holdfast operator-grant v1"},
+    {"enrollment bundle", "application/holdfast-enrollment+cose", "holdfast enrollment v1"},
 }};
 
 const PurposeWords& words_of(Purpose purpose) {
@@ -58,10 +68,17 @@ std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) 
     out.u64(challenge).bytes(header.challenge).u64(sequence).u64(header.sequence);
   } else if (purpose == Purpose::bundle) {
     out.map(1 + packed).u64(generation).u64(header.generation);
+  } else if (purpose == Purpose::enrollment) {
+    out.map((header.root.application.empty() ? 3 : 4) + packed);
+    out.u64(generation).u64(header.generation);
   } else {
     out.map(packed);
   }
   if (header.unpacked_bytes) out.u64(unpacked).u64(*header.unpacked_bytes);
+  if (purpose == Purpose::enrollment) {
+    out.u64(nonce).bytes(header.nonce).u64(root_key).bytes(header.root.key);
+    if (!header.root.application.empty()) out.u64(root_application).text(header.root.application);
+  }
   out.end().end();
   return bytes;
 }
@@ -109,12 +126,16 @@ bool read_header(std::span<const uint8_t> bytes, SignedHeader& header, std::stri
       case sequence: header.sequence = in.u64(); break;
       case generation: header.generation = in.u64(); break;
       case unpacked: header.unpacked_bytes = in.u64(); break;
+      case nonce: copy(header.nonce); break;
+      case root_key: copy(header.root.key); break;
+      case root_application: header.root.application = in.text(); break;
       default: in.refuse(cbor::Fault::out_of_range);
     }
   }
   in.end();
   in.end();
-  return in.finish() && header.audience.size() <= name_bytes_max;
+  return in.finish() && header.audience.size() <= name_bytes_max &&
+         header.root.application.size() <= name_bytes_max;
 }
 
 std::vector<uint8_t> signed_bytes(Purpose purpose, std::span<const uint8_t> header,
@@ -152,6 +173,8 @@ Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, 
                                          std::span<const uint8_t> content, size_t pack_from) {
   header.algorithm = signer.algorithm();
   header.key = signer.key();
+  if (purpose == Purpose::enrollment)
+    header.root = {.key = signer.public_key(), .application = std::string(signer.application())};
   header.unpacked_bytes.reset();
   std::vector<uint8_t> packed;
   if (content.size() >= pack_from && content.size() <= unpacked_bytes_max) packed = pack(content);

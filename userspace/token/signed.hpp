@@ -29,8 +29,9 @@ enum class Purpose : uint8_t {
   request,         // what control.sock is asked to do, on one connection
   bundle,          // the desired state of a node, delivered by anybody
   operator_grant,  // what a person's key may ask for, for some hours
+  enrollment,      // the first bundle of a node, for what it asked by `enroll begin`
 };
-constexpr size_t purposes = 3;
+constexpr size_t purposes = 4;
 std::string_view name_of(Purpose purpose);
 
 struct SignedHeader {
@@ -44,8 +45,11 @@ struct SignedHeader {
   uint64_t sequence = 0;
   // Of what is kept until it is used.
   uint64_t expires_s = 0;
-  // Of bundles.
+  // Of bundles and enrollments.
   uint64_t generation = 0;
+  // Of enrollments: the request's, and the key that signs, of which the node knows the thumbprint.
+  Digest nonce{};
+  SignerKey root = {};
 
   std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
 
@@ -60,8 +64,8 @@ struct SignedObject {
   std::span<const uint8_t> signature;
 };
 
-// `header.key` is taken from the signer. A content from `pack_from` bytes on is compressed, if that
-// makes it smaller.
+// `header.key`, and of an enrollment `root`, are taken from the signer. A content from `pack_from`
+// bytes on is compressed, if that makes it smaller.
 Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
                                          std::span<const uint8_t> content,
                                          size_t pack_from = SIZE_MAX);

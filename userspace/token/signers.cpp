@@ -59,9 +59,10 @@ Result<std::string> read_all(int fd) {
 
 class SshSigner : public Signer {
  public:
-  SshSigner(std::string path, const PublicKey& key) : path_(std::move(path)), key_(key) {}
+  SshSigner(std::string path, SignerKey key) : path_(std::move(path)), key_(std::move(key)) {}
 
-  const PublicKey& public_key() const override { return key_; }
+  const PublicKey& public_key() const override { return key_.key; }
+  std::string_view application() const override { return key_.application; }
   Algorithm algorithm() const override { return Algorithm::ssh; }
 
   Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override {
@@ -98,7 +99,7 @@ class SshSigner : public Signer {
 
  private:
   std::string path_;
-  PublicKey key_;
+  SignerKey key_;
 };
 
 bool is_ssh_key(std::string_view content) {
@@ -110,9 +111,9 @@ Result<std::unique_ptr<Signer>> open_ssh_signer(const std::string& path) {
   const std::string public_path = path.ends_with(".pub") ? path : path + ".pub";
   const Result<std::string> line = read_ssh_key(public_path);
   if (!line) return std::unexpected(line.error());
-  const Result<SignerKey> key = parse_ssh_public_key(*line);
-  if (!key) return std::unexpected(Error(key.error()).in(public_path));
-  return std::make_unique<SshSigner>(path, key->key);
+  Result<SignerKey> key = parse_ssh_public_key(*line);
+  if (!key) return pass_on(key, public_path);
+  return std::make_unique<SshSigner>(path, std::move(*key));
 }
 
 }  // namespace

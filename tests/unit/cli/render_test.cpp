@@ -124,6 +124,29 @@ TEST(Answers, AnOlderDaemonIsStillReadable) {
     EXPECT_FALSE(text.empty());
 }
 
+TEST(Enrollment, SaysWhoseNodeItIs) {
+  const auto shown = [](std::string_view state, bool expired = false) {
+    return render_enrollment(Value::map({{"state", state},
+                                         {"since", "2026-11-28T12:00:00Z"},
+                                         {"by_uid", 0},
+                                         {"root", "00ff"},
+                                         {"tenants", Value::array({"acme/shop/prod", "\x1b[2J"})},
+                                         {"expires", "2026-11-28T13:00:00Z"},
+                                         {"expired", expired}}),
+                             plain);
+  };
+  EXPECT_THAT(shown("unenrolled"), HasSubstr("this machine's own"));
+  EXPECT_THAT(shown("pending"), HasSubstr("pending until 2026-11-28 "));
+  EXPECT_THAT(shown("pending", true), HasSubstr("the request expired at 2026-11-28 "));
+  EXPECT_THAT(shown("enrolled"), HasSubstr("enrolled under root 00ff, for acme/shop/prod, "));
+  EXPECT_THAT(shown("enrolled"), Not(HasSubstr("\x1b")));
+  EXPECT_THAT(shown("left"), HasSubstr("left root 00ff"));
+  EXPECT_THAT(
+      render_enroll_end(
+          Value::map({{"enrollment", Value::map()}, {"leases", 2}, {"leases_ended", 1}}), plain),
+      HasSubstr("1 lease ended\n2 leases left, until the end of their term\n"));
+}
+
 TEST(Drops, OnlyWhatWasDroppedTheMostFirst) {
   const auto row = [](std::string_view reason, std::string_view verdict, uint64_t packets) {
     return Value::map({{"hook", "to_tenant"},

@@ -28,6 +28,15 @@ constexpr std::string_view golden_bundle =
     "d59b47f6780ee5de384e1c1109bb0724e64ea501988ae5f145c8ee7323031319b2755692b1012197579034c8"
     "8758e36768a8a2fad60ffbd3614b0b8a4408";
 
+constexpr std::string_view golden_enrollment =
+    "8458bda5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa303"
+    "726e693a2f2f2f7368612d3235363b6e6f6465041a6b49e010061a6b49d2001078246170706c69636174696f"
+    "6e2f686f6c64666173742d656e726f6c6c6d656e742b636f73653a00010000a3040c06582000010203040506"
+    "0708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f075820ed4928c628d1c2c6eae9033890599561"
+    "2959273a5c63f93636c14614ac8737d1a0486120706f6c696379584045d7fb3716a03b4e6f6b2b357eeae708"
+    "89a60cdc171a0898d1374243b6fe92f944800b551a9927bbae62fb25ee53854c0b63215ad4821f1a45089887"
+    "cdb07a06";
+
 std::vector<uint8_t> from_hex(std::string_view hex) {
   std::vector<uint8_t> bytes(hex.size() / 2);
   for (size_t i = 0; i < bytes.size(); ++i)
@@ -47,7 +56,9 @@ SignedHeader header_of(Purpose purpose) {
     for (uint8_t i = 0; i < header.challenge.size(); ++i) header.challenge[i] = i;
   } else {
     header.expires_s = now_s + 3600;
-    if (purpose == Purpose::bundle) header.generation = 12;
+    if (purpose == Purpose::bundle || purpose == Purpose::enrollment) header.generation = 12;
+    if (purpose == Purpose::enrollment)
+      for (uint8_t i = 0; i < header.nonce.size(); ++i) header.nonce[i] = i;
   }
   return header;
 }
@@ -71,13 +82,16 @@ std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
   return {content->begin(), content->end()};
 }
 
-constexpr Purpose all[] = {Purpose::request, Purpose::bundle, Purpose::operator_grant};
+constexpr Purpose all[] = {Purpose::request, Purpose::bundle, Purpose::operator_grant,
+                           Purpose::enrollment};
 
 TEST(Signed, IsWhatTheOtherImplementationMakes) {
   EXPECT_EQ(signed_by(3, Purpose::request, "what is asked"), from_hex(golden_request));
   EXPECT_EQ(signed_by(3, Purpose::bundle, "a policy"), from_hex(golden_bundle));
+  EXPECT_EQ(signed_by(3, Purpose::enrollment, "a policy"), from_hex(golden_enrollment));
   EXPECT_EQ(opened(from_hex(golden_request), Purpose::request), "what is asked");
   EXPECT_EQ(opened(from_hex(golden_bundle), Purpose::bundle), "a policy");
+  EXPECT_EQ(opened(from_hex(golden_enrollment), Purpose::enrollment), "a policy");
 }
 
 TEST(Signed, SaysWhatItsHeaderSays) {
@@ -87,8 +101,25 @@ TEST(Signed, SaysWhatItsHeaderSays) {
     ASSERT_TRUE(object) << object.error().text();
     SignedHeader expected = header_of(purpose);
     expected.key = thumbprint(key_of(3).public_key());
+    if (purpose == Purpose::enrollment) expected.root = {.key = key_of(3).public_key()};
     EXPECT_EQ(object->header, expected);
   }
+}
+
+// A security key's root has an application, and that stands in the header, too.
+TEST(Signed, AnEnrollmentNamesTheKeyThatSigns) {
+  class Other : public SecretKey {
+   public:
+    explicit Other(SecretKey key) : SecretKey(std::move(key)) {}
+    std::string_view application() const override { return "ssh:"; }
+  };
+  const auto made = make_signed(Other(key_of(3)), Purpose::enrollment,
+                                header_of(Purpose::enrollment), bytes_of("x"), SIZE_MAX);
+  ASSERT_TRUE(made);
+  const auto object = take_apart_signed(*made, Purpose::enrollment);
+  ASSERT_TRUE(object) << object.error().text();
+  EXPECT_EQ(object->header.root, (SignerKey{key_of(3).public_key(), "ssh:"}));
+  EXPECT_EQ(object->header.key, thumbprint(object->header.root.key));
 }
 
 TEST(Signed, ServesNoOtherPurpose) {
