@@ -466,8 +466,8 @@ def test_a_user_over_its_budget_is_in_nobodys_way(node: Lab) -> None:
                         each.send(dear)
 
         expected = users_ask(node, lease, besides=mine, meanwhile=ask_much)
-        wait_until(lambda: risen(node, before).keys() == expected.keys() | {"resource_not_named"})
-        assert expected.items() < risen(node, before).items()
+        wait_until(lambda: expected.items() < risen(node, before).items(), what="what was answered is counted")
+        assert risen(node, before).keys() == expected.keys() | {"resource_not_named"}
     wait_until(lambda: connections(node) == 0, 10, "all connections are gone")
     wait_until(lambda: sockets(node) == 0, what="no socket is left")
 
