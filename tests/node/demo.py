@@ -8,6 +8,7 @@ Each step prints what was tried and what happened. Exits with 1 if any step is n
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from issuer import Issuer, as_uid, trust
-from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, sweep, wait_until
+from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, policy, sweep, wait_until
 
 TENANT_A, TENANT_B, CLIENT = HOSTS["tenant-a"], HOSTS["tenant-b"], HOSTS["client"]
 COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -304,6 +305,73 @@ def tokens(lab: Lab, show: Show) -> None:
     trust(lab)
 
 
+def control_plane(lab: Lab, show: Show) -> None:
+    show.chapter("A node under a control plane that it knows by a fingerprint")
+    root, ann = Issuer(lab, "root"), Issuer(lab, "ann.example")
+    os.chown(ann.key, HOLDER, HOLDER)
+    public = lab.dir / "root.pub"
+    public.write_text(subprocess.run(["openssl", "pkey", "-in", str(root.key), "-pubout"], check=True, capture_output=True, text=True).stdout)
+    fingerprint = lab.cli_text("enroll", "fingerprint", public).strip()
+    request = lab.dir / "request.json"
+    request.write_text(lab.cli_text("enroll", "begin", "--anchor", fingerprint))
+    shown = lab.cli("enroll", "show")
+    show.step(f"holdfast enroll begin --anchor {fingerprint[:16]}...", "pending", f"the node is {shown['state']}", shown["state"] == "pending")
+    refused = lab.cli_refused("lease", "grant", A, "--endpoint", "web", "--ttl", "60s")
+    show.step("holdfast lease grant, while it waits", "refused", refused.strip().splitlines()[0], "enroll" in refused)
+
+    bundles = itertools.count(lab.cli("bundle", "show")["generation"] + 1)
+    anchors = lab.dir / "anchors.json"
+    anchors.write_text(json.dumps({"version": 1, "anchors": [ann.anchor(uses=["request"], verbs=["lease.grant", "lease.list"], operations=None)]}))
+
+    def signed(name: str, key: pathlib.Path, *more: object) -> pathlib.Path:
+        made, document = lab.dir / name, lab.write_policy(policy(next(bundles)))
+        argv = lab.holdfast_argv("bundle", "sign", document, "--key", key, "--anchors", anchors, *more)
+        made.write_bytes(subprocess.run(argv, check=True, capture_output=True).stdout)
+        made.chmod(0o444)
+        return made
+
+    answer = signed("answer", root.key, "--enroll", request)
+    done = lab.cli("enroll", "finish", answer)
+    show.step(
+        "holdfast bundle sign --enroll there, holdfast enroll finish here",
+        "enrolled, with the root's policy and keys",
+        f"{done['enrollment']['state']}, generation {done['generation']}",
+        done["enrollment"]["state"] == "enrolled",
+    )
+    refused = lab.cli_refused("enroll", "finish", answer)
+    show.step("the same answer once more", "refused", refused.strip().splitlines()[0], "spent" in refused)
+
+    words = ("lease", "grant", A, "--endpoint", "web", "--ttl", "60s")
+    done = lab.try_cli(*words, prefix=as_uid(HOLDER))
+    show.step(f"uid {HOLDER}: holdfast lease grant", "refused", said_by(done), done.returncode == 1)
+    done = lab.try_cli(*words, "--sign-key", ann.key, prefix=as_uid(HOLDER))
+    show.step(f"uid {HOLDER}: the same with --sign-key ann.pem", "a lease", said_by(done), done.returncode == 0)
+    passed, what = curl(lab, "client", f"http://{TENANT_A.v4}:{WEB}/")
+    show.step(f"curl http://{TENANT_A.v4}:{WEB}/", "HTTP 200", what, passed)
+
+    document = lab.write_policy(policy(next(bundles)))
+    refused = lab.cli_refused("bundle", "push", document)
+    show.step("root: holdfast bundle push of an unsigned policy", "refused", refused.strip().splitlines()[0], "sign" in refused)
+    done = lab.try_cli("bundle", "push", signed("next.bundle", root.key, "--node", lab.cli("status")["node"]), prefix=as_uid(HOLDER))
+    show.step(f"uid {HOLDER}: holdfast bundle push of one that the root signed", "in force", said_by(done), done.returncode == 0)
+
+    ended = lab.cli("trust", "revoke", "issuer:ann.example")["leases_ended"]
+    passed, what = curl(lab, "client", f"http://{TENANT_A.v4}:{WEB}/")
+    show.step("holdfast trust revoke issuer:ann.example, then curl", "its lease has ended", f"{ended} lease ended; {what}", ended == 1 and not passed)
+    done = lab.cli("enroll", "end", "--now")
+    state = done["enrollment"]["state"]
+    show.step("holdfast enroll end --now", "left", f"the node has {state} its root", state == "left")
+
+
+def said_by(done: subprocess.CompletedProcess) -> str:
+    """What a command with --json answered, in a line."""
+    if done.returncode != 0:
+        error = json.loads(done.stderr)["error"]
+        return f"{error['code']}: {error['detail']}"
+    answer = json.loads(done.stdout)
+    return f"lease {answer['id']}" if "id" in answer else f"generation {answer['generation']}, signed by {answer['signer']}"
+
+
 def present(lab: Lab, token: object, verb: str = "grant") -> subprocess.CompletedProcess:
     return lab.try_cli("lease", verb, "--token", token, prefix=as_uid(HOLDER))
 
@@ -322,13 +390,13 @@ def main() -> int:
             lab.serve("tenant-a", f"page:{WEB}", f"http:{FILES}", f"udp:{ECHO}", *many_ports())
             lab.serve("tenant-b", f"page:{WEB}")
             print(f"lab: a client, a node with holdfastd, two tenants, in network namespaces {lab.tag}-*")
-            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable, tokens):
+            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable, tokens, control_plane):
+                lab.reset()
                 try:
                     chapter(lab, show)
                 except (AssertionError, OSError, subprocess.SubprocessError) as error:
                     happened = f"{type(error).__name__}: {error}"
                     show.step(f"chapter {chapter.__name__}", "to get through", happened, False)
-                lab.reset()
     except KeyboardInterrupt as interruption:
         print(f"\ninterrupted ({interruption or 'SIGINT'}); everything was taken down", flush=True)
         return 130

@@ -22,7 +22,7 @@ from watcher import EVENT
 READER, STRANGER = 61030, 61031
 WEB_A = Probe("client", "tenant-a", syn())
 ALL = "status,lease.list,lease.show,route.list,tenant.list,bundle.show,drops.read,drops.follow,flows.list,explain,trust.show,watch," \
-    "peer.list,bearer.list"  # fmt: skip
+    "peer.list,bearer.list,enroll.show"  # fmt: skip
 NEEDS = {
     "lease.show": {"id": "00" * 16},
     "explain": {"source": "192.0.2.10", "destination": "10.1.0.2", "protocol": "tcp", "destination_port": 8080},

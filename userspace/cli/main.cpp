@@ -527,9 +527,8 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
   watch
       ->add_option(
           "--kinds", w.kinds,
-          "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, enroll, or\n"
-          "one of\n"
-          "their events, such as lease.grant; separated by commas")
+          "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, enroll, or one\n"
+          "of their events, such as lease.grant; separated by commas")
       ->type_name("KIND")
       ->delimiter(',')
       ->allow_extra_args(false);

@@ -19,7 +19,7 @@ constexpr size_t key_bytes_max = 65536;
 Result<token::SignerKey> read_signer_key(const std::string& path) {
   const Result<std::string> text = read_file(path, key_bytes_max);
   if (!text) return std::unexpected(text.error());
-  if (!text->starts_with("-----BEGIN PUBLIC KEY-----")) {
+  if (!text->starts_with("-----BEGIN ")) {
     const Result<token::SignerKey> key = token::parse_ssh_public_key(*text);
     if (!key) return std::unexpected(Error(key.error()).in(path));
     return key;

@@ -1,9 +1,7 @@
 #include "userspace/daemon/authority.hpp"
 
 #include <algorithm>
-#include <array>
 #include <iterator>
-#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -16,41 +14,77 @@ namespace {
 // A proof of presence is good for so long (H10).
 constexpr uint64_t fresh_ns = 300 * ns_per_s;
 
-constexpr std::string_view reads[] = {
-    "status",      "lease.list", "lease.show",   "route.list",  "tenant.list",
-    "bundle.show", "drops.read", "drops.follow", "flows.list",  "explain",
-    "trust.show",  "watch",      "peer.list",    "bearer.list", "enroll.show",
+struct Verb {
+  std::string_view name;
+  Reach reach;
 };
 
-constexpr std::array<std::pair<std::string_view, Reach>, 26> reaches{{
-    {"holder.prove", Reach::proving},      {"operator.present", Reach::proving},
-    {"session.challenge", Reach::proving}, {"session.bearer", Reach::proving},
-    {"lease.renew", Reach::own_lease},     {"lease.release", Reach::own_lease},
-    {"lease.revoke", Reach::tightening},   {"tenant.disable", Reach::tightening},
-    {"trust.revoke", Reach::tightening},   {"peer.suspend", Reach::tightening},
-    {"bearer.revoke", Reach::tightening},  {"node.drain", Reach::tightening},
-    {"node.disable", Reach::tightening},   {"node.quarantine", Reach::tightening},
-    {"lease.grant", Reach::widening},      {"tenant.enable", Reach::widening},
-    {"trust.restore", Reach::widening},    {"bundle.push", Reach::widening},
-    {"peer.resume", Reach::widening},      {"bearer.create", Reach::widening},
-    {"node.resume", Reach::widening},      {"node.release", Reach::widening},
-    {"enroll.finish", Reach::widening},    {"enroll.begin", Reach::founding},
-    {"enroll.end", Reach::founding},       {"node.detach", Reach::ending},
-}};
+constexpr Verb verbs[] = {
+    {"status", Reach::reading},
+    {"lease.list", Reach::reading},
+    {"lease.show", Reach::reading},
+    {"route.list", Reach::reading},
+    {"tenant.list", Reach::reading},
+    {"bundle.show", Reach::reading},
+    {"drops.read", Reach::reading},
+    {"drops.follow", Reach::reading},
+    {"flows.list", Reach::reading},
+    {"explain", Reach::reading},
+    {"trust.show", Reach::reading},
+    {"watch", Reach::reading},
+    {"peer.list", Reach::reading},
+    {"bearer.list", Reach::reading},
+    {"enroll.show", Reach::reading},
+    {"holder.prove", Reach::proving},
+    {"operator.present", Reach::proving},
+    {"session.challenge", Reach::proving},
+    {"session.bearer", Reach::proving},
+    {"lease.renew", Reach::own_lease},
+    {"lease.release", Reach::own_lease},
+    {"lease.revoke", Reach::tightening},
+    {"tenant.disable", Reach::tightening},
+    {"trust.revoke", Reach::tightening},
+    {"peer.suspend", Reach::tightening},
+    {"bearer.revoke", Reach::tightening},
+    {"node.drain", Reach::tightening},
+    {"node.disable", Reach::tightening},
+    {"node.quarantine", Reach::tightening},
+    {"lease.grant", Reach::widening},
+    {"tenant.enable", Reach::widening},
+    {"trust.restore", Reach::widening},
+    {"bundle.push", Reach::widening},
+    {"peer.resume", Reach::widening},
+    {"bearer.create", Reach::widening},
+    {"node.resume", Reach::widening},
+    {"node.release", Reach::widening},
+    {"enroll.finish", Reach::widening},
+    {"enroll.begin", Reach::founding},
+    {"enroll.end", Reach::founding},
+    {"node.detach", Reach::ending},
+};
+
+const Verb* find(std::string_view name) {
+  const auto* found = std::ranges::find(verbs, name, &Verb::name);
+  return found == std::end(verbs) ? nullptr : found;
+}
 
 }  // namespace
 
 Reach reach_of(std::string_view verb) {
-  const auto* found = std::ranges::find(reaches, verb, &std::pair<std::string_view, Reach>::first);
-  return found == reaches.end() ? Reach::reading : found->second;
+  const Verb* found = find(verb);
+  return found == nullptr ? Reach::reading : found->reach;
 }
 
 bool is_reading(std::string_view verb) {
-  return std::ranges::find(reads, verb) != std::end(reads);
+  const Verb* found = find(verb);
+  return found != nullptr && found->reach == Reach::reading;
 }
 
-std::span<const std::string_view> reading_verbs() {
-  return reads;
+std::vector<std::string_view> reading_verbs() {
+  std::vector<std::string_view> names;
+  for (const Verb& verb : verbs)
+    if (verb.reach == Reach::reading) names.push_back(verb.name);
+  return names;
 }
 
 bool brings_its_own_signature(const wire::Request& request) {
@@ -109,7 +143,7 @@ Status may_ask(const wire::Peer& peer, const wire::Request& request, Reach reach
       if (widens && signatures_needed)
         return fail(ErrorKind::denied, "step_up_required",
                     fmt::format("{} has to be signed on this node, whoever asks", request.verb),
-                    "holdfast --sign-key FILE");
+                    "holdfast --sign-key KEY");
       return {};
   }
 }

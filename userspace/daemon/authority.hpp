@@ -8,8 +8,8 @@
 // it. A connection that has shown a bearer token may read what that is for, and nothing else.
 #pragma once
 
-#include <span>
 #include <string_view>
+#include <vector>
 
 #include "userspace/base/result.hpp"
 #include "userspace/wire/server.hpp"
@@ -29,7 +29,7 @@ Reach reach_of(std::string_view verb);
 
 // One that is there, and reads.
 bool is_reading(std::string_view verb);
-std::span<const std::string_view> reading_verbs();
+std::vector<std::string_view> reading_verbs();
 
 // What a token or a signed bundle says, it says for its signer, whoever brings it.
 bool brings_its_own_signature(const wire::Request& request);

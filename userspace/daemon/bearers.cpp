@@ -72,13 +72,6 @@ std::vector<std::string_view> split(std::string_view text, char at) {
   }
 }
 
-token::Digest digest_from_hex(std::string_view text) {
-  token::Digest out{};
-  for (size_t i = 0; i < out.size() && 2 * i + 2 <= text.size(); ++i)
-    std::from_chars(text.data() + 2 * i, text.data() + 2 * i + 2, out[i], 16);
-  return out;
-}
-
 std::vector<std::string> names(std::string_view text) {
   std::vector<std::string> out;
   for (const std::string_view each : split(text, ',')) out.emplace_back(each);
@@ -106,8 +99,8 @@ std::optional<std::vector<Bearer>> parse(std::string_view text) {
                   .expires_wall_ms = number(words[11]),
                   .by_uid = static_cast<uint32_t>(number(words[13])),
                   .revoked = words[17] == "revoked",
-                  .sha256 = digest_from_hex(words[19])};
-    if (words[15] != "-") bearer.by_key = digest_from_hex(words[15]);
+                  .sha256 = from_hex<sizeof(token::Digest)>(words[19]).value_or(token::Digest{})};
+    if (words[15] != "-") bearer.by_key = from_hex<sizeof(token::Digest)>(words[15]);
     bearers.push_back(std::move(bearer));
   }
   if (render(bearers) != text) return std::nullopt;

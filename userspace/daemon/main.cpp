@@ -280,12 +280,14 @@ class Daemon {
     if (anchors) anchors = check_no_anchors();
     if (anchors) {
       tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
-      node_->journal().record("trust.anchors", {{"file", anchors_path()}});
+      if (!enrollment_->root())
+        node_->journal().record("trust.anchors", {{"file", anchors_path()}});
       verbs_->trust_changed();
     }
     // A node whose policy is pushed has no such file.
     const Status policy = ::access(policy_path().c_str(), F_OK) == 0 ? reload_policy() : Status();
     verbs_->end_orphans();  // an enrollment may have been left behind by it
+    if (!anchors && !policy) log::error("reload_refused", {{"cause", policy.error().text()}});
     return anchors ? policy : anchors;
   }
 

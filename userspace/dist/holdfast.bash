@@ -44,7 +44,7 @@ _holdfast() {
     --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
     --kinds) candidates="lease policy tenant node interface trust peer bearer enroll" ;;
-    --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read flows.list explain watch" ;;
+    --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read drops.follow flows.list explain trust.show watch peer.list bearer.list enroll.show" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
