@@ -525,10 +525,10 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
       ->type_name("TENANT")
       ->allow_extra_args(false);
   watch
-      ->add_option(
-          "--kinds", w.kinds,
-          "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, enroll, or one\n"
-          "of their events, such as lease.grant; separated by commas")
+      ->add_option("--kinds", w.kinds,
+                   "Only these: lease, policy, tenant, node, interface, trust, peer, bearer, "
+                   "enroll, or one\n"
+                   "of their events, such as lease.grant; separated by commas")
       ->type_name("KIND")
       ->delimiter(',')
       ->allow_extra_args(false);

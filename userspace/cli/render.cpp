@@ -244,9 +244,8 @@ std::string render_status(const Value& reply, std::string_view socket, const Sty
   if (!signers.empty()) facts.add("signers", signers);
   const Value& bearers = part_of(reply, "bearers");
   if (number_of(bearers, "live") != 0)
-    facts.add("bearers",
-              fmt::format("{} live, shown {}", human_count(number_of(bearers, "live")),
-                          count_of(number_of(bearers, "shown"), "time", "times")));
+    facts.add("bearers", fmt::format("{} live, shown {}", human_count(number_of(bearers, "live")),
+                                     count_of(number_of(bearers, "shown"), "time", "times")));
   std::string attention;
   const Value& abuse = part_of(reply, "abuse");
   if (const uint64_t suspended = number_of(abuse, "suspended"); suspended != 0)
