@@ -321,7 +321,8 @@ def control_plane(lab: Lab, show: Show) -> None:
 
     bundles = itertools.count(lab.cli("bundle", "show")["generation"] + 1)
     anchors = lab.dir / "anchors.json"
-    anchors.write_text(json.dumps({"version": 1, "anchors": [ann.anchor(uses=["request"], verbs=["lease.grant", "lease.list"], operations=None)]}))
+    ann_may = {"issuer": ann.name, "key": ann.line, "uses": ["request"], "tenants": ["*"], "verbs": ["lease.grant", "lease.list"]}
+    anchors.write_text(json.dumps({"version": 1, "anchors": [ann_may]}))
 
     def signed(name: str, key: pathlib.Path, *more: object) -> pathlib.Path:
         made, document = lab.dir / name, lab.write_policy(policy(next(bundles)))
@@ -339,7 +340,7 @@ def control_plane(lab: Lab, show: Show) -> None:
         done["enrollment"]["state"] == "enrolled",
     )
     refused = lab.cli_refused("enroll", "finish", answer)
-    show.step("the same answer once more", "refused", refused.strip().splitlines()[0], "spent" in refused)
+    show.step("the same answer once more", "refused", refused.strip().splitlines()[0], "answered already" in refused)
 
     words = ("lease", "grant", A, "--endpoint", "web", "--ttl", "60s")
     done = lab.try_cli(*words, prefix=as_uid(HOLDER))
@@ -369,7 +370,7 @@ def said_by(done: subprocess.CompletedProcess) -> str:
         error = json.loads(done.stderr)["error"]
         return f"{error['code']}: {error['detail']}"
     answer = json.loads(done.stdout)
-    return f"lease {answer['id']}" if "id" in answer else f"generation {answer['generation']}, signed by {answer['signer']}"
+    return f"{answer['granted']} granted" if "granted" in answer else f"generation {answer['generation']}, signed by {answer['signer']}"
 
 
 def present(lab: Lab, token: object, verb: str = "grant") -> subprocess.CompletedProcess:

@@ -29,6 +29,7 @@ CONTENTS = {
     "signature": (SIGNED_REQUEST, b"\xff"),
     "proof": (REQUEST, request("session.bearer", token="hf_prod_" + "A" * 43)),
     "authority": (REQUEST, request("status")),
+    "token": (REQUEST, request("lease.grant", token=b"\x84" + bytes(99))),
 }
 
 

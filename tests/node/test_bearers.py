@@ -234,6 +234,12 @@ def test_who_makes_them(lab: Lab) -> None:
             with pytest.raises(Refused, match="verb_not_allowed"):
                 signer.call("bearer.create", args | {"scope": ["status"]})
             token = signer.call("bearer.create", args)["token"]
+        # Its key has to be one that could ask for it now.
+        for less in ({"verbs": ["bearer.create"]}, {"tenants": [A]}, {"uses": ["bundle"], "verbs": None}):
+            trust(lab, anchor(**{"verbs": ["bearer.create", "lease.list"]} | less))
+            with pytest.raises(Refused, match="bearer_key_not_live"):
+                showing(lab, token)
+        trust(lab, anchor(verbs=["bearer.create", "lease.list"]), unsigned="tighten")
         with showing(lab, token) as reader:
             reader.call("lease.list")
             lab.cli("trust", "revoke", f"key:{thumbprint(SEED)}")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from control import Control, Refused
+from control import Control, Refused, encode
 from issuer import Issuer, as_bytes, trust
 from lab import A, B, GATEWAYS, SLOW, Lab, policy, wait_until
 from packets import Probe, denied, passes, syn, watching
@@ -385,6 +385,94 @@ def test_leaving(node: Lab, now: bool, restart: bool) -> None:
     wait_until(lambda: not lab.leases(), 10, "what stood on a key that left has ended")
     lab.grant(A, "web")
     passes(lab, WEB_A)
+
+
+def test_a_revoked_root_opens_nothing(node: Lab) -> None:
+    """L13, P16: to revoke takes no signature, so it must not lift what signatures are needed for; nor is anything leased."""
+    lab, issuer = node, Issuer(node)
+    keys = {"version": 1, "unsigned": "tighten", "anchors": [issuer.anchor()]}
+    content = encode({"policy": json.dumps(policy(5)), "anchors": json.dumps(keys)})
+    finish(lab, answer(begin(lab), policy(5), content=content))
+    by_token(lab, issuer)
+    passes(lab, WEB_A)
+    root = {"what": f"key:{thumbprint(SEED)}"}
+    what_widens = (
+        ("lease.grant", {"tenant": A, "endpoints": ["web"], "ttl_ns": 10**11}), ("trust.restore", root), ("enroll.end", {}),
+        ("bearer.create", {"name": "x", "environment": "prod", "scope": ["status"], "ttl_ns": 10**12}),
+    )  # fmt: skip
+    for revoked in (False, True):
+        for verb, args in what_widens:
+            with pytest.raises(Refused, match="step_up_required"):
+                lab.ask(verb, args)
+        if not revoked:
+            assert lab.ask("trust.revoke", root)["leases_ended"] == 1, "that of a key which the root named"
+    with pytest.raises(Refused):
+        by_token(lab, issuer)
+    wait_until(lambda: not lab.leases(), 10, "the lease is torn down")
+    denied(lab, WEB_A, "no_lease", "from_uplink")
+
+
+def test_operators_lease_nothing_under_a_revoked_root(node: Lab) -> None:
+    lab = node
+    enrolled(lab, Issuer(lab))
+    lab.revoke(lab.grant(A, "web"))
+    lab.ask("trust.revoke", {"what": "issuer:root", "issued_before_s": int(time.time()) + 2})
+    with pytest.raises(Refused, match="root_revoked"):
+        lab.grant(A, "web")
+    lab.ask("trust.restore", {"what": "issuer:root"})
+    lab.grant(A, "web")
+
+
+def test_the_file_counts_as_it_is_when_the_node_leaves(node: Lab) -> None:
+    """P6: keys that were taken out of it meanwhile do not come back, and one that cannot be read is mended first."""
+    lab, issuer = node, Issuer(node)
+    trust(lab, anchor(STRANGER, issuer="local.example"), anchor(SEED, issuer="root.example", uses=["bundle"]))
+    enrolled(lab, issuer)
+    path = lab.dir / "config" / "anchors.yaml"
+    path.write_text("nonsense: 1")
+    with pytest.raises(Refused, match="anchors_syntax"):
+        lab.ask("enroll.end")
+    assert state(lab) == "enrolled"
+    path.unlink()
+    lab.ask("enroll.end")
+    assert state(lab) == "left" and lab.ask("trust.show")["anchors"] == []
+    # A root that the file names as well has its own bundles taken, and the keys of the one that was left are gone.
+    trust(lab, anchor(SEED, issuer="root.example", uses=["bundle"]))
+    assert {each["issuer"] for each in lab.ask("trust.show")["anchors"]} == {"root.example"}
+
+
+def test_a_lost_record_is_a_node_that_left(node: Lab) -> None:
+    """G12: lost state must not open what the state forbade."""
+    lab, issuer = node, Issuer(node)
+    enrolled(lab, issuer)
+    lab.kill()
+    (lab.dir / "state" / "enrollment").unlink()
+    lab.start()
+    assert state(lab) == "left" and "enrollment_lost" in lab.log
+    for refuse in (lambda: lab.grant(B, "web"), lambda: by_token(lab, issuer)):
+        with pytest.raises(Refused, match="enrollment_ended"):
+            refuse()
+    lab.push(policy(7))
+    assert state(lab) == "unenrolled"
+    lab.grant(B, "web")
+
+
+def test_asking_anew_after_leaving(node: Lab) -> None:
+    """A6: leases keep their term, a request that is given up changes nothing, and revoking the root that was left ends them."""
+    lab, issuer = node, Issuer(node)
+    enrolled(lab, issuer)
+    lease = by_token(lab, issuer)
+    lab.ask("enroll.end")
+    begin(lab, STRANGER)
+    assert lab.ask("trust.revoke", {"what": "holder:uid:4711"})["leases_ended"] == 0
+    lab.kill()
+    lab.start()
+    assert lease["id"] in lab.leases()
+    lab.ask("enroll.end")
+    assert state(lab) == "left" and lab.ask("enroll.show")["root"] == thumbprint(SEED)
+    passes(lab, WEB_A)
+    assert lab.ask("trust.revoke", {"what": f"key:{thumbprint(SEED)}"})["leases_ended"] == 1
+    wait_until(lambda: not lab.leases(), 10, "the lease is torn down")
 
 
 @pytest.mark.parametrize("how", ["end --now", "revoked"])

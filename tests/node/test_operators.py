@@ -215,6 +215,20 @@ def test_an_operator_grant(lab: Lab) -> None:
             ann.call("lease.list", {"tenant": A})
 
 
+def test_an_operator_grant_makes_no_bearer_token(lab: Lab) -> None:
+    """A1, H11: it would outlive the grant's hours."""
+    restrict(lab, anchor(**ROOT))
+    args = {"name": "x", "environment": "prod", "scope": ["status"], "ttl_ns": 10**12}
+    with connect(lab, seed=PERSON) as ann:
+        seal, ann.seal = ann.seal, None
+        ann.call("operator.present", {"grant": grant_for(lab, verbs=["*"], tenants=["*"])})
+        ann.seal = seal
+        ann.call("status")
+        with pytest.raises(Refused, match="outlives an operator grant"):
+            ann.call("bearer.create", args)
+    assert "x" not in {each["name"] for each in lab.ask("bearer.list")["bearers"]}
+
+
 def flipped(signed: bytes) -> bytes:
     """With another bit at the end of its signature."""
     return signed[:-1] + bytes([signed[-1] ^ 1])

@@ -77,13 +77,17 @@ Verbs::Answer Verbs::bearer_create(const wire::Peer& peer, const wire::Request& 
   const uint64_t now_ms = wall_now_ms();
   wanted.expires_wall_ms = now_ms + *ttl_ns / ns_per_ms;
   if (const wire::Principal* signer = request.signer.get(); signer != nullptr) {
-    // Nobody hands on what it may not ask for itself.
+    // Nobody hands on what it has for some hours, or may not ask for itself.
+    if (signer->by)
+      return fail(ErrorKind::denied, "verb_not_allowed",
+                  "a bearer token outlives an operator grant, so none is made by it",
+                  "have an anchor's key ask for it, or root");
     for (const std::string& verb : wanted.scope)
       if (!signer->may_ask(verb))
         return fail(ErrorKind::denied, "verb_not_allowed",
                     fmt::format("the key of {} may not ask for {}", signer->name, verb),
                     "its anchor lists the verbs it may: holdfast trust show");
-    wanted.by_key = signer->by.value_or(signer->key);
+    wanted.by_key = signer->key;
   }
   const Result<std::string> token = bearers_.create(wanted, now_ms);
   if (!token) return std::unexpected(token.error());
@@ -148,6 +152,18 @@ Verbs::Answer Verbs::show_bearer(wire::Peer& peer, const Value& args) {
   return bearer_value(*bearer, wall_now_ms());
 }
 
+// Whether the key that asked for it could ask for it now.
+bool Verbs::may_still_hand_on(const Bearer& bearer) const {
+  const auto anchor = tokens_.signer(*bearer.by_key, token::Purpose::request);
+  if (!anchor || tokens_.is_revoked_before((*anchor)->issuer, bearer.created_wall_ms / 1000))
+    return false;
+  wire::Principal now;
+  now.verbs = (*anchor)->verbs;
+  now.tenants = (*anchor)->tenants;
+  return now.covers_all() &&
+         std::ranges::all_of(bearer.scope, [&](const auto& verb) { return now.may_ask(verb); });
+}
+
 // Whether what was good when it was shown still is.
 Status Verbs::bearer_holds(const token::Digest& sha256) const {
   if (tokens_.clock_in_doubt())
@@ -156,8 +172,7 @@ Status Verbs::bearer_holds(const token::Digest& sha256) const {
                 "have an operator set the clock right and restart holdfastd");
   if (Status ok = bearers_.judge_again(sha256, wall_now_ms()); !ok) return ok;
   const auto found = std::ranges::find(bearers_.all(), sha256, &Bearer::sha256);
-  if (found != bearers_.all().end() && found->by_key &&
-      tokens_.is_orphan(Tokens::issuer_of(*found->by_key)))
+  if (found != bearers_.all().end() && found->by_key && !may_still_hand_on(*found))
     return fail(
         ErrorKind::denied, "bearer_key_not_live",
         fmt::format("the key that asked for the bearer token {} may sign no more", found->name),

@@ -125,8 +125,11 @@ Result<PushOutcome> Verbs::put_in_force(const wire::Peer& peer, const BelievedBu
     if (Status back = bundles_.take_back(); !back)
       log::error("bundle_record_not_written", {{"cause", back.error().text()}});
   };
+  BundleRecord record = bundle.record;
+  record.enrolled = enrolling != nullptr || enrollment_.root();
   // The floor first: whatever becomes of us, nothing older is put in force after any of this was.
-  if (Status ok = bundles_.remember(bundle.record, node_.policy_digest()); !ok) return pass_on(ok);
+  if (Status ok = bundles_.remember(std::move(record), node_.policy_digest()); !ok)
+    return pass_on(ok);
   if (enrolling != nullptr)
     if (Status ok = enrollment_.offer(*enrolling); !ok) {
       take_back();
@@ -147,11 +150,11 @@ Result<PushOutcome> Verbs::put_in_force(const wire::Peer& peer, const BelievedBu
     enrollment_.accept(pushed.has_value(), wall_now_ns() / ns_per_s, peer.uid);
     tokens_.believe_root(enrollment_.root());
   }
-  tokens_.use_bundle_anchors(bundles_.anchors_of(node_.policy_digest()));
+  tokens_.use_bundle_anchors(enrollment_.anchors_of(bundles_, node_.policy_digest()));
   trust_changed();
   node_.journal().record(log::Level::notice, "policy.bundle",
                          {{"generation", bundle.record.generation},
-                          {"signer", bundle.record.signer},
+                          {"bundle_signer", bundle.record.signer},
                           {"bundle", hex(bundle.record.digest)}});
   return pushed;
 }
@@ -213,9 +216,9 @@ size_t Verbs::trust_changed() {
 }
 
 size_t Verbs::end_orphans() {
-  if (enrollment_.state(node_.policy_digest()) == EnrollmentState::left) {
+  if (enrollment_.has_left(node_.policy_digest())) {
     // What stood on a root that was revoked ends with it, also when that has been left.
-    if (!enrollment_.ends_leases() && !tokens_.is_revoked(enrollment_.record().anchor)) return 0;
+    if (!enrollment_.ends_leases() && !tokens_.is_revoked(enrollment_.record().left)) return 0;
     return node_.revoke_all([](const abi::lease_record&) { return true; });
   }
   const size_t ended =

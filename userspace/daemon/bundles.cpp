@@ -22,7 +22,7 @@ std::span<const uint8_t> bytes_of(std::string_view text) {
 }
 
 void encode(cbor::Writer& out, const BundleRecord& record) {
-  out.array(7)
+  out.array(8)
       .u64(record.generation)
       .bytes(record.digest)
       .bytes(record.key)
@@ -30,6 +30,7 @@ void encode(cbor::Writer& out, const BundleRecord& record) {
       .u64(record.issued_s)
       .bytes(record.policy_digest)
       .text(record.anchors)
+      .boolean(record.enrolled)
       .end();
 }
 
@@ -38,7 +39,7 @@ void decode(cbor::Reader& in, BundleRecord& record) {
     const std::span<const uint8_t> from = in.bytes();
     if (from.size() == out.size()) std::ranges::copy(from, out.begin());
   };
-  in.array_of(7);
+  in.array_of(8);
   record.generation = in.u64();
   copy(record.digest);
   copy(record.key);
@@ -46,6 +47,7 @@ void decode(cbor::Reader& in, BundleRecord& record) {
   record.issued_s = in.u64();
   copy(record.policy_digest);
   record.anchors = in.text();
+  record.enrolled = in.boolean();
   in.end();
 }
 

@@ -28,6 +28,7 @@ struct BundleRecord {
   uint64_t issued_s = 0;
   token::Digest policy_digest{};  // of its policy, as control.policy_digest
   std::string anchors;            // the anchors file that it brought
+  bool enrolled = false;          // it came under an enrollment
 
   bool operator==(const BundleRecord&) const = default;
 };

@@ -149,10 +149,13 @@ Verbs::Answer Verbs::enroll_end(const wire::Peer& peer, const Value& args) {
   const Result<bool> now = args.get_bool_or("now", false);
   if (!now) return std::unexpected(now.error());
   const std::string root = hex(enrollment_.record().anchor);
+  // From here on the file counts again: as it is now, and not as it was read once.
+  if (enrollment_.root())
+    if (Status ok = tokens_.reread_anchors(); !ok) return pass_on(ok);
   if (Status ok = enrollment_.end(node_.policy_digest(), *now, wall_s(), peer.uid); !ok)
     return pass_on(ok);
   tokens_.believe_root(std::nullopt);
-  tokens_.use_bundle_anchors(bundles_.anchors_of(node_.policy_digest()));
+  tokens_.use_bundle_anchors(enrollment_.anchors_of(bundles_, node_.policy_digest()));
   const size_t ended = trust_changed();
   node_.journal().record(log::Level::notice, "enroll.end",
                          {{"root", root}, {"now", *now ? "yes" : "no"}, {"leases_ended", ended}});

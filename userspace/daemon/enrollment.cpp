@@ -21,7 +21,7 @@ constexpr std::string_view file_name = "enrollment";
 constexpr std::string_view root_issuer = "root";  // as trust show calls it
 
 void encode(cbor::Writer& out, const EnrollmentRecord& record) {
-  out.array(12)
+  out.array(13)
       .u64(static_cast<uint64_t>(record.state))
       .u64(record.since_s)
       .u64(record.by_uid)
@@ -33,7 +33,8 @@ void encode(cbor::Writer& out, const EnrollmentRecord& record) {
   out.array(record.root ? 2 : 0);
   if (record.root) out.bytes(record.root->key).text(record.root->application);
   out.end();
-  out.u64(record.generation).bytes(record.policy_digest).boolean(record.ends_now).end();
+  out.u64(record.generation).bytes(record.left).bytes(record.policy_digest);
+  out.boolean(record.ends_now).end();
 }
 
 void decode(cbor::Reader& in, EnrollmentRecord& record) {
@@ -44,7 +45,7 @@ void decode(cbor::Reader& in, EnrollmentRecord& record) {
     else
       in.refuse(cbor::Fault::out_of_range);
   };
-  in.array_of(12);
+  in.array_of(13);
   const uint64_t state = in.u64();
   if (state > static_cast<uint64_t>(EnrollmentState::left)) in.refuse(cbor::Fault::out_of_range);
   record.state = static_cast<EnrollmentState>(state);
@@ -63,6 +64,7 @@ void decode(cbor::Reader& in, EnrollmentRecord& record) {
   }
   in.end();
   record.generation = in.u64();
+  copy(record.left);
   copy(record.policy_digest);
   record.ends_now = in.boolean();
   in.end();
@@ -147,6 +149,17 @@ Status Enrollment::settle(const BundleRecord* in_force, const token::Digest& pol
     next.spent = record_.spent;
     return write(std::move(next));
   }
+  if (record_.state == EnrollmentState::unenrolled && in_force != nullptr && in_force->enrolled) {
+    log::error("enrollment_lost", {{"root", hex(in_force->key)},
+                                   {"effect", "nothing is leased under its policy"},
+                                   {"next_step", "put the file back, or enroll anew"}});
+    return write({.state = EnrollmentState::left,
+                  .since_s = now_s,
+                  .anchor = in_force->key,
+                  .tenants = {},
+                  .left = in_force->key,
+                  .policy_digest = policy_digest});
+  }
   if (!is_pending() || !record_.root) return {};
   if (in_force == nullptr || in_force->key != record_.anchor ||
       in_force->generation < record_.generation)
@@ -159,6 +172,16 @@ EnrollmentState Enrollment::state(const token::Digest& policy_digest) const {
   if (record_.state == EnrollmentState::left && record_.policy_digest != policy_digest)
     return EnrollmentState::unenrolled;
   return record_.state;
+}
+
+bool Enrollment::has_left(const token::Digest& policy_digest) const {
+  const bool may_have = record_.state == EnrollmentState::left || is_pending();
+  return may_have && record_.left != token::Digest{} && record_.policy_digest == policy_digest;
+}
+
+Tokens::BundleAnchors Enrollment::anchors_of(const Bundles& bundles,
+                                             const token::Digest& policy_digest) const {
+  return has_left(policy_digest) ? Tokens::BundleAnchors() : bundles.anchors_of(policy_digest);
 }
 
 token::Anchor Enrollment::anchor_of(const EnrollmentRecord& record, const token::SignerKey& key) {
@@ -230,7 +253,9 @@ Status Enrollment::begin(const token::Digest& anchor, const token::Digest& nonce
                 .nonce_hash = hash_of(nonce),
                 .expires_s = now_s + life_s,
                 .spent = record_.spent,
-                .policy_digest = record_.policy_digest});
+                .left = record_.left,
+                .policy_digest = record_.policy_digest,
+                .ends_now = record_.ends_now});
 }
 
 Result<token::Anchor> Enrollment::judge(const token::SignedHeader& header, uint64_t now_s) const {
@@ -279,7 +304,8 @@ void Enrollment::accept(bool durably, uint64_t now_s, uint32_t uid) {
   next.by_uid = uid;
   next.spent = std::exchange(next.nonce_hash, {});
   next.expires_s = 0;
-  next.policy_digest = {};
+  next.left = next.policy_digest = {};
+  next.ends_now = false;
   if (durably) {
     const Status ok = write(next);
     if (ok) return;
@@ -294,15 +320,16 @@ Status Enrollment::end(const token::Digest& policy_digest, bool now, uint64_t no
   if (record_.state != EnrollmentState::enrolled && !is_pending() && !(now && ends_later))
     return fail(ErrorKind::conflict, "not_enrolled", "this node is neither enrolled nor pending",
                 "holdfast enroll show");
+  const bool was_enrolled = record_.state == EnrollmentState::enrolled;
   // One that has left before it asked again has left all the same.
-  EnrollmentRecord next{.state = EnrollmentState::left,
-                        .since_s = now_s,
-                        .by_uid = uid,
-                        .anchor = record_.anchor,
-                        .tenants = {},
-                        .spent = record_.spent,
-                        .policy_digest = is_pending() ? record_.policy_digest : policy_digest,
-                        .ends_now = now};
+  EnrollmentRecord next;
+  next.state = EnrollmentState::left;
+  next.since_s = now_s;
+  next.by_uid = uid;
+  next.spent = record_.spent;
+  next.anchor = next.left = was_enrolled ? record_.anchor : record_.left;
+  next.policy_digest = was_enrolled ? policy_digest : record_.policy_digest;
+  next.ends_now = now || (!was_enrolled && record_.ends_now);
   return write(std::move(next));
 }
 

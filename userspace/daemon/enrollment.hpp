@@ -46,7 +46,9 @@ struct EnrollmentRecord {
   // The root's key, and its first bundle's generation: enrolled, or offered while pending.
   std::optional<token::SignerKey> root = {};
   uint64_t generation = 0;
-  // Of the node that left: the policy that came from there, and whether its leases end at once.
+  // Of the node that left, also when it has asked anew: the root, the policy that came from there,
+  // and whether its leases end at once.
+  token::Digest left{};
   token::Digest policy_digest{};
   bool ends_now = false;
 
@@ -57,8 +59,9 @@ class Enrollment {
  public:
   // Errors: invalid / enrollment_damaged.
   static Result<Enrollment> open(const std::string& state_dir);
-  // After a start: whether an offer was taken, and whether a policy that was left is gone.
-  // `in_force`: the bundle of the policy in force, whose digest that is.
+  // After a start: whether an offer was taken, and whether a policy that was left is gone. Where
+  // the file was lost, a policy that came under an enrollment is as good as left. `in_force`: the
+  // bundle of the policy in force, whose digest that is.
   Status settle(const BundleRecord* in_force, const token::Digest& policy_digest, uint64_t now_s);
 
   EnrollmentState state(const token::Digest& policy_digest) const;
@@ -67,8 +70,13 @@ class Enrollment {
   bool is_pending() const { return record_.state == EnrollmentState::pending; }
   // Of an enrolled node: the anchor that its root is.
   std::optional<token::Anchor> root() const;
-  // Of a node that left: its leases end at once.
+  // Whether the policy in force is that of a root which the node has left.
+  bool has_left(const token::Digest& policy_digest) const;
+  // Of such a node: its leases end at once.
   bool ends_leases() const { return record_.ends_now; }
+  // What the bundle of the policy in force brought: nothing, of a root that was left.
+  Tokens::BundleAnchors anchors_of(const Bundles& bundles,
+                                   const token::Digest& policy_digest) const;
 
   // Errors: conflict / enrollment_pending, enrollment_ended, policy_not_of_root.
   Status may_lease(const BundleRecord* in_force, const token::Digest& policy_digest) const;

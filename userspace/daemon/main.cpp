@@ -223,7 +223,7 @@ class Daemon {
         !ok)
       return ok;
     tokens_->believe_root(enrollment_->root());
-    tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
+    tokens_->use_bundle_anchors(enrollment_->anchors_of(*bundles_, node_->policy_digest()));
     if (Status ok = check_no_anchors(); !ok)
       log::warning("anchors_not_read", {{"cause", ok.error().text()}});
     verifier_state_.reset(new VerifierState{node_->plane().slots, node_->plane().tenants,
@@ -279,7 +279,7 @@ class Daemon {
     Status anchors = tokens_->read_anchors(anchors_path(), !enrollment_->root());
     if (anchors) anchors = check_no_anchors();
     if (anchors) {
-      tokens_->use_bundle_anchors(bundles_->anchors_of(node_->policy_digest()));
+      tokens_->use_bundle_anchors(enrollment_->anchors_of(*bundles_, node_->policy_digest()));
       if (!enrollment_->root())
         node_->journal().record("trust.anchors", {{"file", anchors_path()}});
       verbs_->trust_changed();

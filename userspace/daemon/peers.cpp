@@ -120,6 +120,13 @@ bool Peers::is_suspended(uid_t uid) const {
   return found != peers_.end() && found->second.suspension;
 }
 
+// A uid's other processes may be operators: what suspends itself does not suspend these.
+bool Peers::is_out(const wire::Peer& peer) const {
+  const auto found = peers_.find(peer.uid);
+  if (found == peers_.end() || !found->second.suspension) return false;
+  return peer.role != wire::Role::operates || found->second.suspension->by_operator();
+}
+
 size_t Peers::suspended() const {
   return static_cast<size_t>(std::ranges::count_if(
       peers_, [](const auto& each) { return each.second.suspension.has_value(); }));
@@ -127,7 +134,7 @@ size_t Peers::suspended() const {
 
 Status Peers::may_connect(const wire::Peer& peer) const {
   const bool damaged = everybody_ && peer.role != wire::Role::operates;
-  if (!damaged && !is_suspended(peer.uid)) return {};
+  if (!damaged && !is_out(peer)) return {};
   Error why = suspended_error(peer.uid);
   if (damaged)
     why = {ErrorKind::denied, "suspended", 0,
@@ -196,20 +203,26 @@ void Peers::put_out(uid_t uid, PeerRecord& record, const Suspension& suspension)
   record.suspension = suspension;
   record.windows_before = record.in_window = 0;
   journal_.record(log::Level::warning, "peer.suspend", {{"uid", uid}, {"cause", suspension.cause}});
-  if (end_) end_([uid](const wire::Peer& peer) { return peer.uid == uid; }, suspended_error(uid));
+  if (end_)
+    end_([this, uid](const wire::Peer& peer) { return peer.uid == uid && is_out(peer); },
+         suspended_error(uid));
 }
 
 Status Peers::suspend(uid_t uid, uint32_t by_uid, uint64_t now_wall_ms) {
   if (uid == 0)
     return fail(ErrorKind::invalid, "root_peer", "root is not suspended: nobody could resume it",
                 "see which program of root's it is, and stop that");
-  if (is_suspended(uid) && durable_) return {};
+  const auto is_done = [](const PeerRecord& record) {
+    return record.suspension && record.suspension->by_operator();
+  };
+  const auto found = peers_.find(uid);
+  if (found != peers_.end() && is_done(found->second) && durable_) return {};
   PeerRecord* record = record_of(uid);
   if (record == nullptr)
     return fail(ErrorKind::exhausted, "peers_max",
                 fmt::format("{} peers are suspended already", peers_.size()),
                 "resume those that are mended: holdfast peer ls");
-  if (!record->suspension)
+  if (!is_done(*record))
     put_out(uid, *record, {.since_wall_ms = now_wall_ms, .by_uid = by_uid, .cause = by_operator});
   // In place of a damaged file nothing is written: it would suspend nobody else after a restart.
   if (everybody_)

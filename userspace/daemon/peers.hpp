@@ -96,6 +96,7 @@ class Peers final : public wire::PeerGuard {
   std::map<uid_t, Suspension> suspensions() const;
   // None: all there is room for are suspended.
   PeerRecord* record_of(uid_t uid);
+  bool is_out(const wire::Peer& peer) const;
   void put_out(uid_t uid, PeerRecord& record, const Suspension& suspension);
 
   std::string state_dir_;

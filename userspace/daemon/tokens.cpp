@@ -107,6 +107,7 @@ Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
 }
 
 Status Tokens::read_anchors(const std::string& path, bool again) {
+  anchors_path_ = path;
   token::Anchors anchors;
   const Result<std::string> text = read_state_file(path);
   if (text) {
@@ -126,6 +127,10 @@ Status Tokens::read_anchors(const std::string& path, bool again) {
   file_anchors_ = std::move(anchors);
   believe(beliefs_.load()->revoked);
   return {};
+}
+
+Status Tokens::reread_anchors() {
+  return read_anchors(std::string(anchors_path_));
 }
 
 void Tokens::use_bundle_anchors(BundleAnchors bundle) {
@@ -185,13 +190,13 @@ void Tokens::believe(token::Revocations revoked) {
   // Its own first, so that nothing makes it another's.
   next->anchors.add(std::move(own));
   const token::Anchors& standing = standing_anchors();
-  signatures_needed_ = standing.signatures_needed;
+  // Also while its signer is revoked: what is taken back from somebody widens nothing for others.
+  signatures_needed_ = standing.signatures_needed || bundle_anchors_.anchors.signatures_needed;
   for (const token::Anchor& each : standing.all()) next->anchors.add(each);
   const token::Anchor* signer = standing.find(bundle_anchors_.signer);
   if (signer != nullptr && signer->for_bundles && token::is_live(*signer) &&
       !revoked.has_key(signer->thumbprint) &&
       bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
-    signatures_needed_ = signatures_needed_ || bundle_anchors_.anchors.signatures_needed;
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
       if (standing.find(each.thumbprint) == nullptr &&
           each.thumbprint != next->anchors.all().front().thumbprint &&

@@ -47,6 +47,8 @@ class Tokens {
   // Whose keys may sign: read anew from the file. Without one nobody may, but for the node itself.
   // `again`: a file that is there no more is an error, and takes nothing back.
   Status read_anchors(const std::string& path, bool again = false);
+  // The same file as it is now; one that is there no more names nobody.
+  Status reread_anchors();
   // The anchors of the bundle in force, beside those of the file; of a key in both the file's
   // count. They are believed as long as who signed the bundle is, and no further than that reaches.
   struct BundleAnchors {
@@ -164,6 +166,7 @@ class Tokens {
   Identity identity_;
   Spent spent_;
   WallClock clock_;
+  std::string anchors_path_;
   token::Anchors file_anchors_;
   std::optional<token::Anchors> root_;  // that one, instead of the file's
   BundleAnchors bundle_anchors_;

@@ -244,7 +244,8 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
                            {"signer", request.signer ? request.signer->name : ""},
                            {"uid", peer.uid}});
     if (by_bearer) ++bearer_refused_[may.error().code];
-    if (by_bearer || request.signer == nullptr) peers_.on_offence(peer, wire::Offence::authority);
+    if (by_bearer || request.signer == nullptr)
+      offence(peer, wire::Offence::authority, may.error());
     return responder.fail(may.error());
   }
   if (reach == Reach::proving) {
@@ -252,7 +253,7 @@ void Verbs::handle(wire::Peer& peer, wire::Request request, wire::Responder resp
                           : request.verb == "operator.present" ? present_grant(peer, request.args)
                           : request.verb == "session.bearer"   ? show_bearer(peer, request.args)
                                                                : renew_challenge(peer);
-    if (!answer) peers_.on_offence(peer, wire::Offence::proof);
+    if (!answer) offence(peer, wire::Offence::proof, answer.error());
     return answer ? responder.answer(*answer) : responder.fail(answer.error());
   }
   if (reach != Reach::reading) {
@@ -311,6 +312,14 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
               "`holdfast status`");
 }
 
+// Counted against the peer, unless it could not have known: that the clock is in doubt, that the
+// node has begun another epoch, that there is no room.
+void Verbs::offence(const wire::Peer& peer, wire::Offence kind, const Error& why) {
+  const bool known = why.kind == ErrorKind::denied || why.kind == ErrorKind::invalid;
+  if (known && why.code != "clock_suspect" && why.code != "stale_epoch")
+    peers_.on_offence(peer, kind);
+}
+
 // Whether what a request is about is one of its signer's tenants. What bulk grants name is seen as
 // they are read, and what a token names is its issuer's to say.
 Status Verbs::in_scope(const wire::Principal& signer, const wire::Request& request) const {
@@ -350,10 +359,8 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
   auto waiting =
       std::make_shared<Waiting>(Waiting{peer, std::move(request), std::move(responder), {}});
   waiting->timer = loop_.after(drain_attempt_period_ns, [this, waiting, attempt] {
-    // What its key may ask for may have changed while the request waited.
-    const Status may = waiting->request.signer != nullptr
-                           ? judge_again(waiting->peer, waiting->request)
-                           : Status();
+    // What may be asked for may have changed while the request waited.
+    const Status may = judge_again(waiting->peer, waiting->request);
     if (!may)
       waiting->responder.fail(may.error());
     else if (waiting->responder.is_open())
@@ -363,12 +370,27 @@ void Verbs::change_later(const wire::Peer& peer, wire::Request request, wire::Re
 }
 
 Status Verbs::judge_again(const wire::Peer& peer, wire::Request& request) const {
-  Result<wire::Principal> signer = signed_requests_.principal(peer, request.signer->key);
-  if (!signer) return pass_on(signer);
-  request.signer = std::make_shared<const wire::Principal>(std::move(*signer));
+  if (request.signer != nullptr) {
+    Result<wire::Principal> signer = signed_requests_.principal(peer, request.signer->key);
+    if (!signer) return pass_on(signer);
+    request.signer = std::make_shared<const wire::Principal>(std::move(*signer));
+  }
   if (Status ok = may_ask(peer, request, reach_of(request.verb), tokens_.signatures_needed()); !ok)
     return ok;
-  return in_scope(*request.signer, request);
+  return request.signer != nullptr ? in_scope(*request.signer, request) : Status();
+}
+
+Status Verbs::may_lease() const {
+  const token::Digest policy = node_.policy_digest();
+  const BundleRecord* in_force = bundles_.of(policy);
+  if (Status ok = enrollment_.may_lease(in_force, policy); !ok) return ok;
+  const std::optional<token::Anchor> root = enrollment_.root();
+  if (root && (tokens_.is_revoked(root->thumbprint) ||
+               tokens_.is_revoked_before(root->issuer, in_force->issued_s)))
+    return fail(ErrorKind::conflict, "root_revoked",
+                "this node is enrolled, and its root is revoked",
+                "holdfast trust show; or leave it: holdfast enroll end");
+  return {};
 }
 
 void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
@@ -387,8 +409,7 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
   if (request.verb == "lease.revoke" || request.verb == "lease.release")
     return lease_end(peer, request, std::move(responder));
   if (request.verb == "lease.grant" || request.verb == "lease.renew") {
-    const token::Digest policy = node_.policy_digest();
-    if (Status ok = enrollment_.may_lease(bundles_.of(policy), policy); !ok) {
+    if (Status ok = may_lease(); !ok) {
       log::notice(request.verb == "lease.grant" ? "grant_refused" : "renewal_refused",
                   {{"code", ok.error().code}});
       return responder.fail(ok.error());
@@ -445,6 +466,10 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     }
   }
   if (answer) return responder.answer(*answer);
+  // A token or a bundle whose signature is not believed: whoever brings it is told no more.
+  // Counted when this is over: what comes of it was not asked for.
+  if (brings_its_own_signature(request) && answer.error().code == "denied")
+    loop_.defer([this, peer, why = answer.error()] { offence(peer, wire::Offence::proof, why); });
   responder.fail(answer.error());
 }
 

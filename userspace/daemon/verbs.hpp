@@ -81,6 +81,7 @@ class Verbs {
   Answer bearer_list(const cbor::Value& args) const;
   Answer bearer_revoke(const cbor::Value& args);
   Answer show_bearer(wire::Peer& peer, const cbor::Value& args);
+  bool may_still_hand_on(const Bearer& bearer) const;
   Status bearer_holds(const token::Digest& sha256) const;
   void end_bearers();
   cbor::Value bearers_status() const;
@@ -106,6 +107,8 @@ class Verbs {
   cbor::Value event_value(const abi::drop_event& event) const;
   Status in_scope(const wire::Principal& signer, const wire::Request& request) const;
   Status judge_again(const wire::Peer& peer, wire::Request& request) const;
+  Status may_lease() const;
+  void offence(const wire::Peer& peer, wire::Offence kind, const Error& why);
   Status may_follow(const wire::Peer& peer) const;
   void on_drop(const abi::drop_event& event);
 

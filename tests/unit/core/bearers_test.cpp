@@ -136,7 +136,8 @@ TEST(Bearers, EveryReadingVerbMayBeInAScope) {
   const Directory state;
   Bearers bearers = open(state);
   Bearer made = wanted();
-  made.scope.assign(reading_verbs().begin(), reading_verbs().end());
+  const std::vector<std::string_view> all = reading_verbs();
+  made.scope.assign(all.begin(), all.end());
   made.by_key = token::Digest{1, 2, 3};
   ASSERT_TRUE(bearers.create(made, now_ms));
   EXPECT_EQ(open(state).all(), bearers.all());

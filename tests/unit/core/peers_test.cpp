@@ -55,6 +55,17 @@ class PeersTest : public ::testing::Test {
   bool ends_1000 = false;
 };
 
+// Other processes of its uid may be operators, and these go on; unless an operator has said so.
+TEST_F(PeersTest, WhatSuspendsItselfDoesNotSuspendOperators) {
+  const auto peers = open();
+  EXPECT_TRUE(offend(*peers, 1000, 100, 4, 3));
+  EXPECT_FALSE(peers->may_connect(peer_of(1000)));
+  EXPECT_TRUE(peers->may_connect(peer_of(1000, wire::Role::operates)));
+  ASSERT_TRUE(peers->suspend(1000, 0, wall_ms));
+  EXPECT_FALSE(peers->may_connect(peer_of(1000, wire::Role::operates)));
+  EXPECT_FALSE(open()->may_connect(peer_of(1000, wire::Role::operates)));
+}
+
 TEST_F(PeersTest, OnlyWhoGoesOnIsSuspended) {
   struct Case {
     const char* name;
