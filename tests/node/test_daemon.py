@@ -69,6 +69,7 @@ CHANGES = (
 )
 
 
+@pytest.mark.xdist_group("groups")  # one makes them, and takes them away again
 def test_roles(groups: dict[str, int], own_lab: Lab) -> None:
     """P16, R2: group holdfast reads, group holdfast-operator changes, others neither; detach is root's alone."""
     lab = own_lab
@@ -434,6 +435,7 @@ def test_a_holder_cannot_hold_up_a_revocation(own_lab: Lab) -> None:
     lab.renew(lease, "300s")  # an operator may at any time
 
 
+@pytest.mark.xdist_group("groups")  # one makes them, and takes them away again
 def test_followers_are_bounded_by_uid(own_lab: Lab, groups: dict[str, int]) -> None:
     """A reader has eight places and not everybody's; operators have their own."""
     lab = own_lab

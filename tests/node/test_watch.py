@@ -341,6 +341,7 @@ def as_reader(groups: dict[str, int], uid: int, body: Callable[[int], None]) -> 
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.xdist_group("groups")  # one makes them, and takes them away again
 def test_limits(groups: dict[str, int], own_lab: Lab) -> None:  # noqa: F811
     """A reader watches 64 times; beyond, it is refused by name, others are not, and what it ends makes room."""
     lab = own_lab

@@ -5,6 +5,7 @@
 // Add context on the way up with `in()`, log once, at the edge that decides.
 #pragma once
 
+#include <concepts>
 #include <cstring>
 #include <expected>
 #include <string>
@@ -57,6 +58,9 @@ inline std::unexpected<Error> fail(ErrorKind kind, std::string_view code, std::s
                                    std::string next_step = {}) {
   return std::unexpected(Error{kind, code, 0, std::move(message), std::move(next_step)});
 }
+// A code outlives its error: no string that is gone by then.
+template <std::same_as<std::string> Text>
+std::unexpected<Error> fail(ErrorKind, const Text&, std::string, std::string = {}) = delete;
 
 // A system call failed; `sys` is a positive errno. libbpf and libmnl answers come through here too.
 inline std::unexpected<Error> fail_sys(int sys, std::string_view code, std::string message,

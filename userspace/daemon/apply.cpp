@@ -332,7 +332,7 @@ Status move_gates(DataPlane& plane, std::span<const Term> terms, std::span<const
   for (size_t i = 0; i < terms.size(); ++i) {
     if (abi::hf_gate_deadline_boot_ns(seen[i]) <= now ||
         !plane.slots.renew(terms[i].slot, seen[i], terms[i].deadline_boot_ns))
-      return fail(ErrorKind::conflict, std::string(lease_closed_code),
+      return fail(ErrorKind::conflict, lease_closed_code,
                   "the lease ended while its term was being changed", "grant a new one");
   }
   return {};

@@ -74,7 +74,7 @@ std::unexpected<Error> Node::at_limit(std::string_view code, std::string message
   if (forgetting_ != 0)
     return fail(ErrorKind::unavailable, "draining",
                 message + ", and some of them have ended just now", "try again in a second");
-  return fail(ErrorKind::exhausted, std::string(code), std::move(message), std::string(next_step));
+  return fail(ErrorKind::exhausted, code, std::move(message), std::string(next_step));
 }
 
 Status Node::bind_lease(const GrantRequest& request, const LeaseId& id, const LeaseOrigin& origin,
