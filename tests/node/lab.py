@@ -711,9 +711,8 @@ class Lab:
                 wait_until(lambda frame=frame: sent(sender, frame), 5, "the interface takes a frame")
 
     @contextlib.contextmanager
-    def capture(
-        self, role: str, marker: bytes, interface: str = "eth0", lengths: set[int] | None = None
-    ) -> Iterator[Capture]:
+    def receiving(self, role: str, interface: str) -> Iterator[socket.socket]:
+        """All frames that come in there; does not block."""
         with self.at(role):
             receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         with receiver:
@@ -721,6 +720,13 @@ class Lab:
             receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
             receiver.bind((interface, ETH_P_ALL))
             receiver.setblocking(False)
+            yield receiver
+
+    @contextlib.contextmanager
+    def capture(
+        self, role: str, marker: bytes, interface: str = "eth0", lengths: set[int] | None = None
+    ) -> Iterator[Capture]:
+        with self.receiving(role, interface) as receiver:
             yield Capture(receiver, marker, lengths or set())
 
     # ---- the second opinion -------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ Covers G1, G2, P4, H5: enforcement never opens, and comes back by itself.
 
 import contextlib
 import pathlib
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab import A, ECHO, ETH_P_ALL, GATEWAYS, HOSTS, PACKET_IGNORE_OUTGOING, SOL_PACKET, WEB, Lab, wait_until
+from lab import A, ECHO, GATEWAYS, HOSTS, WEB, Lab, wait_until
 from packets import PROTOCOLS, Probe, denied, passes, watching
 
 pytestmark = pytest.mark.xdist_group("links")  # there is one of each card
@@ -182,13 +181,7 @@ def interrupts(card: str) -> list[int]:
 @contextlib.contextmanager
 def largest_frame(lab: Lab, interface: str) -> Iterator[Callable[[], int]]:
     """Of what came in there on the node since, the length."""
-    with lab.at("node"):
-        receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    with receiver:
-        receiver.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        receiver.bind((interface, ETH_P_ALL))
-        receiver.setblocking(False)
+    with lab.receiving("node", interface) as receiver:
 
         def largest() -> int:
             lengths = [0]
