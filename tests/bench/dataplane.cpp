@@ -30,6 +30,7 @@
 #include "dataplane.skel.h"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 
 #pragma GCC diagnostic push
@@ -141,8 +142,7 @@ Result<double> time_variant(const dataplane_bpf& harness, int variant_fd, uint32
   Frame frame;
   __sk_buff context{};
   context.ifindex = ifindex;
-  bpf_test_run_opts run{};
-  run.sz = sizeof(run);
+  auto run = sized<bpf_test_run_opts>();
   run.data_in = frame.bytes;
   run.data_size_in = sizeof(frame.bytes);
   run.ctx_in = &context;
@@ -222,8 +222,7 @@ Status flood(const Options& options) {
   const auto duration_ns = static_cast<uint64_t>(options.seconds * static_cast<double>(ns_per_s));
   for (const uint64_t begin = read_clock_ns(CLOCK_MONOTONIC);
        read_clock_ns(CLOCK_MONOTONIC) - begin < duration_ns; frames += frames_per_call) {
-    bpf_test_run_opts run{};
-    run.sz = sizeof(run);
+    auto run = sized<bpf_test_run_opts>();
     run.data_in = frame.bytes;
     run.data_size_in = sizeof(frame.bytes);
     run.repeat = frames_per_call;

@@ -24,6 +24,7 @@
 
 #include "revoke.skel.h"
 #include "tests/bench/dataplane.h"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 
 namespace holdfast::bench {
@@ -231,14 +232,12 @@ Result<Receiver> Receiver::attach(const std::string& interface) {
   Receiver receiver;
   receiver.skeleton_.reset(revoke_bpf__open_and_load());
   if (!receiver.skeleton_) return fail_sys(errno, "load", "loading the receiver");
-  bpf_tc_hook hook{};
-  hook.sz = sizeof(hook);
+  auto hook = sized<bpf_tc_hook>();
   hook.ifindex = static_cast<int>(::if_nametoindex(interface.c_str()));
   hook.attach_point = BPF_TC_INGRESS;
   if (const int err = ::bpf_tc_hook_create(&hook); err != 0 && err != -EEXIST)
     return fail_sys(err, "attach", "clsact on " + interface);
-  bpf_tc_opts program{};
-  program.sz = sizeof(program);
+  auto program = sized<bpf_tc_opts>();
   program.prog_fd = ::bpf_program__fd(receiver.skeleton_->progs.receive);
   program.handle = 1;
   program.priority = 1;

@@ -21,6 +21,7 @@
 
 #include "policy/endpoint_table.hpp"
 #include "userspace/base/check.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/dataplane/mapped_array.hpp"
 
@@ -147,7 +148,8 @@ class Machine {
  public:
   static UniqueFd inner(bpf_map_type type, std::size_t key, std::size_t value,
                         std::uint32_t entries, std::uint32_t flags) {
-    LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
+    auto options = sized<bpf_map_create_opts>();
+    options.map_flags = flags;
     UniqueFd out(bpf_map_create(type, "hf_test", static_cast<__u32>(key), static_cast<__u32>(value),
                                 entries, &options));
     CHECK(out);
@@ -228,9 +230,12 @@ std::uint32_t test_run(const bpf_program* program, std::uint32_t ifindex, Bytes&
   context.gso_segs = gso.segments;
   context.mark = mark;
   Bytes out(frame.size() + 256);
-  LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = frame.data(), .data_out = out.data(),
-              .data_size_in = static_cast<__u32>(frame.size()),
-              .data_size_out = static_cast<__u32>(out.size()), .repeat = static_cast<int>(repeat));
+  auto options = sized<bpf_test_run_opts>();
+  options.data_in = frame.data();
+  options.data_size_in = static_cast<__u32>(frame.size());
+  options.data_out = out.data();
+  options.data_size_out = static_cast<__u32>(out.size());
+  options.repeat = static_cast<int>(repeat);
   if (!xdp) {
     options.ctx_in = &context;
     options.ctx_size_in = sizeof(context);
@@ -458,7 +463,7 @@ void Node::put_entry(const endpoint_entry& old, const endpoint_entry& entry) {
       return;
     }
   }
-  CHECK(!"the endpoint table of the tests is too small");
+  CHECK(false && "the endpoint table of the tests is too small");
 }
 
 void Node::address(std::string_view text, std::uint32_t owner, std::uint32_t ifindex) {
@@ -651,12 +656,16 @@ void Node::inject_at_red0(const Packet& packet) {
   std::snprintf(request.ifr_name, sizeof(request.ifr_name), "red0");
   request.ifr_flags = IFF_UP;
   CHECK(::ioctl(control_socket.get(), SIOCSIFFLAGS, &request) == 0);
-  LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = static_cast<int>(red0()),
-              .attach_point = BPF_TC_INGRESS);
+  auto hook = sized<bpf_tc_hook>();
+  hook.ifindex = static_cast<int>(red0());
+  hook.attach_point = BPF_TC_INGRESS;
   const int created = bpf_tc_hook_create(&hook);
   CHECK(created == 0 || created == -EEXIST);
-  LIBBPF_OPTS(bpf_tc_opts, filter, .prog_fd = bpf_program__fd(m.skeleton->progs.from_tenant),
-              .flags = BPF_TC_F_REPLACE, .handle = 1, .priority = 1);
+  auto filter = sized<bpf_tc_opts>();
+  filter.prog_fd = bpf_program__fd(m.skeleton->progs.from_tenant);
+  filter.flags = BPF_TC_F_REPLACE;
+  filter.handle = 1;
+  filter.priority = 1;
   CHECK(bpf_tc_attach(&hook, &filter) == 0);
   const Bytes frame = packet.bytes();
   CHECK(::write(m.red0.fd.get(), frame.data(), frame.size()) == static_cast<ssize_t>(frame.size()));

@@ -55,6 +55,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return moved
 
 
+def compiler() -> str:
+    """The one of the build, whose sanitizers come with it."""
+    return cached("CMAKE_CXX_COMPILER")
+
+
 def sanitizers() -> list[str]:
     """What a program needs that links an archive of a sanitizer build."""
     names = cached("HOLDFAST_SANITIZE")
@@ -64,7 +69,7 @@ def sanitizers() -> list[str]:
 def by_cmake(installed: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     (directory / "CMakeLists.txt").write_text(PROJECT)
     strict = " ".join(["-Wall", "-Wextra", "-Werror", *sanitizers()])
-    words = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DCMAKE_CXX_FLAGS={strict}"]
+    words = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DCMAKE_CXX_COMPILER={compiler()}", f"-DCMAKE_CXX_FLAGS={strict}"]
     sh(["cmake", "-S", directory, "-B", directory / "build", *words])
     sh(["cmake", "--build", directory / "build"])
     return directory / "build" / "client_example"
@@ -79,7 +84,7 @@ def flags(installed: pathlib.Path) -> list[str]:
 
 def by_pkg_config(installed: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     strict = ["-std=c++23", "-Wall", "-Wextra", "-Werror"]
-    sh(["c++", *strict, "-o", directory / "client_example", directory / "client_example.cpp", *flags(installed)])
+    sh([compiler(), *strict, "-o", directory / "client_example", directory / "client_example.cpp", *flags(installed)])
     return directory / "client_example"
 
 

@@ -155,7 +155,8 @@ def test_a_revoked_key_shows_nothing(lab: Lab, issuer: Issuer) -> None:
 @pytest.fixture
 def cgroup() -> Iterator[pathlib.Path]:
     """A workload's cgroup, with one below it, as a service has them."""
-    mount = next(line.split()[1] for line in open("/proc/self/mounts") if line.split()[2] == "cgroup2")
+    mounts = [line.split()[1] for line in open("/proc/self/mounts") if line.split()[2] == "cgroup2"]
+    mount = next(path for path in mounts if pathlib.Path(path, "cgroup.procs").exists())  # nothing is mounted over it
     path = pathlib.Path(mount) / f"hf-test-{os.getpid()}"
     (path / "below").mkdir(parents=True)
     yield path

@@ -1,13 +1,20 @@
 #include "userspace/base/cgroup2.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstdio>
 #include <fstream>
+#include <memory>
+#include <string_view>
 
 #include <fmt/format.h>
+#include <linux/magic.h>
+#include <mntent.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "userspace/base/unique_fd.hpp"
 
@@ -32,10 +39,18 @@ std::string line_of(const std::string& path, std::string_view name) {
 }  // namespace
 
 std::string cgroup2_mount() {
-  std::ifstream mounts("/proc/self/mounts");
-  std::string device, where, type, rest;
-  while (mounts >> device >> where >> type && std::getline(mounts, rest))
-    if (type == "cgroup2") return where;
+  const std::unique_ptr<FILE, int (*)(FILE*)> mounts(::setmntent("/proc/self/mounts", "re"),
+                                                     ::endmntent);
+  if (!mounts) return {};
+  mntent entry{};
+  std::array<char, 4096> text{};
+  while (::getmntent_r(mounts.get(), &entry, text.data(), text.size()) != nullptr) {
+    // Another file system may be mounted over it, such as a tmpfs with cgroups of both versions.
+    struct statfs there{};
+    if (std::string_view(entry.mnt_type) == "cgroup2" && ::statfs(entry.mnt_dir, &there) == 0 &&
+        static_cast<unsigned long>(there.f_type) == CGROUP2_SUPER_MAGIC)
+      return entry.mnt_dir;
+  }
   return {};
 }
 

@@ -1,3 +1,4 @@
+#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/attach.hpp"
 
 #include <cerrno>
@@ -91,8 +92,7 @@ Result<uint32_t> link_interface(int fd) {
 }
 
 bpf_tc_hook clsact_hook(uint32_t ifindex, bool ingress) {
-  bpf_tc_hook hook{};
-  hook.sz = sizeof(hook);
+  auto hook = sized<bpf_tc_hook>();
   hook.ifindex = static_cast<int>(ifindex);
   hook.attach_point = ingress ? BPF_TC_INGRESS : BPF_TC_EGRESS;
   return hook;
@@ -101,8 +101,7 @@ bpf_tc_hook clsact_hook(uint32_t ifindex, bool ingress) {
 // The program in our clsact place, if there is one.
 std::optional<uint32_t> clsact_program(uint32_t ifindex, bool ingress) {
   bpf_tc_hook hook = clsact_hook(ifindex, ingress);
-  bpf_tc_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_tc_opts>();
   opts.handle = clsact_handle;
   opts.priority = clsact_priority;
   if (::bpf_tc_query(&hook, &opts) != 0) return std::nullopt;
@@ -113,8 +112,7 @@ void remove_clsact(uint32_t ifindex, bool ingress) {
   const std::optional<uint32_t> there = clsact_program(ifindex, ingress);
   if (!there || !is_ours(*there)) return;
   bpf_tc_hook hook = clsact_hook(ifindex, ingress);
-  bpf_tc_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_tc_opts>();
   opts.handle = clsact_handle;
   opts.priority = clsact_priority;
   ::bpf_tc_detach(&hook, &opts);
@@ -203,8 +201,7 @@ Status Attachments::attach_tcx(const Interface& at, bool ingress, int program_fd
     }
     ::unlink(path.c_str());  // its interface is gone; the index was given to another
   }
-  bpf_link_create_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_link_create_opts>();
   opts.flags = before_all;
   const UniqueFd link(::bpf_link_create(program_fd, static_cast<int>(at.ifindex),
                                         ingress ? attach_tcx_ingress : attach_tcx_egress, &opts));
@@ -229,8 +226,7 @@ Status Attachments::attach_clsact(const Interface& at, bool ingress, int program
                             direction_name(ingress), clsact_priority, describe_program(*there)),
                 "Holdfast must run first and replaces nobody's program: move that filter to a "
                 "higher number");
-  bpf_tc_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_tc_opts>();
   opts.prog_fd = program_fd;
   opts.handle = clsact_handle;
   opts.priority = clsact_priority;
@@ -260,8 +256,7 @@ Status Attachments::attach_xdp(const Interface& at) {
         ErrorKind::conflict, "foreign_program",
         fmt::format("uplink {} already runs XDP {}", at.name, describe_program(foreign)),
         "Holdfast replaces nobody's program: detach it, or start holdfastd with --uplink-hook tc");
-  bpf_link_create_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_link_create_opts>();
   opts.flags = XDP_FLAGS_DRV_MODE;
   const UniqueFd link(::bpf_link_create(uplink_xdp_, static_cast<int>(at.ifindex), BPF_XDP, &opts));
   if (!link)
@@ -326,8 +321,7 @@ Status Attachments::verify_tc(const Interface& at, bool ingress, int program_fd,
 // XDP runs before tc and before nft. We have none on a tenant port, so whatever is there is
 // somebody else's.
 Status Attachments::verify_no_xdp(const Interface& at) {
-  bpf_xdp_query_opts there{};
-  there.sz = sizeof(there);
+  auto there = sized<bpf_xdp_query_opts>();
   if (const int err = ::bpf_xdp_query(static_cast<int>(at.ifindex), 0, &there); err != 0)
     return fail_sys(-err, "xdp_query", "asking for XDP programs on " + at.name);
   for (const uint32_t id :

@@ -1,3 +1,4 @@
+#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/banks.hpp"
 
 #include <algorithm>
@@ -30,8 +31,7 @@ Result<UniqueFd> make_table(const char* name, const std::vector<Key>& keys,
                     fmt::format("creating policy table {} of {} entries", name, size));
   uint32_t count = static_cast<uint32_t>(keys.size());
   if (count == 0) return fd;
-  bpf_map_batch_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_map_batch_opts>();
   if (const int err = ::bpf_map_update_batch(fd.get(), keys.data(), values.data(), &count, &opts);
       err != 0)
     return fail_sys(-err, "table_fill",
@@ -112,8 +112,7 @@ Result<Banks::Tables> Banks::make_tables(const PolicyTables& tables, std::span<u
   const EndpointTable built = build_endpoint_table(entries, seed);
   hash = built.hash;
   fill_filter(filter, entries, hash);
-  bpf_map_create_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_map_create_opts>();
   opts.map_flags = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
   Tables made;
   made.endpoints.reset(::bpf_map_create(BPF_MAP_TYPE_ARRAY, "hf_endpoints", sizeof(uint32_t),

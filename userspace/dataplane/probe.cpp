@@ -1,3 +1,4 @@
+#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/probe.hpp"
 
 #include <cstring>
@@ -110,8 +111,7 @@ Result<abi::verdict> Probe::run(abi::hf_direction direction, uint32_t ifindex,
   context.ifindex = ifindex;
   context.mark = direction;
   std::vector<uint8_t> answer(frame.size() + 64);
-  bpf_test_run_opts opts{};
-  opts.sz = sizeof(opts);
+  auto opts = sized<bpf_test_run_opts>();
   opts.data_in = frame.data();
   opts.data_size_in = static_cast<uint32_t>(frame.size());
   opts.data_out = answer.data();

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "userspace/base/cgroup2.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/doctor/probes.hpp"
 

@@ -31,6 +31,7 @@
 #include "nft/table.hpp"
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/doctor/probes.hpp"
 

@@ -20,6 +20,7 @@
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
 #include "policy/address.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/dataplane/probe.hpp"
 #include "userspace/doctor/probes.hpp"

@@ -40,14 +40,6 @@ void in_child(std::vector<Finding>& findings, const Finding& otherwise,
 Finding failed(std::string feature, bool essential, int sys, const std::string& detail,
                Verdict verdict = Verdict::refused, std::string next_step = {});
 
-// libbpf's options, zero but for their size. (Its own LIBBPF_OPTS is C, not C++.)
-template <typename T>
-T sized() {
-  T options{};
-  options.sz = sizeof(T);
-  return options;
-}
-
 // "what: strerror"
 std::string with_errno(std::string_view what, int sys);
 

@@ -336,12 +336,13 @@ Status EventLoop::run() {
     }
     for (int i = 0; i < count; ++i) {
       const epoll_event& event = events[static_cast<size_t>(i)];
-      if (event.data.u64 == detail::id_timer) {
+      const uint64_t id = event.data.u64;  // which is packed: nothing may refer to it
+      if (id == detail::id_timer) {
         state->drain(state->timer.get());
         state->armed_ns = 0;
-      } else if (event.data.u64 == detail::id_wake) {
+      } else if (id == detail::id_wake) {
         state->drain(state->wake.get());
-      } else if (const auto at = state->watches.find(event.data.u64); at != state->watches.end()) {
+      } else if (const auto at = state->watches.find(id); at != state->watches.end()) {
         const std::shared_ptr<detail::FdEntry> entry = at->second;
         entry->callback(event.events);
       }

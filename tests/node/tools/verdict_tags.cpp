@@ -66,6 +66,7 @@
 #include "userspace/base/check.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/base/unique_fd.hpp"
 #include "userspace/dataplane/counters.hpp"
 #include "userspace/dataplane/mapped_array.hpp"
@@ -446,8 +447,7 @@ class Asking {
     std::ranges::copy(questions_[first].frame, frame.begin());
     __sk_buff context{};
     context.ifindex = questions_[first].ifindex;
-    bpf_test_run_opts opts{};
-    opts.sz = sizeof(opts);
+    auto opts = sized<bpf_test_run_opts>();
     opts.data_in = frame.data();
     opts.data_size_in = frame.size();
     opts.ctx_in = &context;
