@@ -1,4 +1,3 @@
-#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/attach.hpp"
 
 #include <cerrno>
@@ -16,6 +15,7 @@
 #include "bpf/abi.h"
 #include "holdfast.skel.h"
 #include "userspace/base/log.hpp"
+#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/tc_filters.hpp"
 
 namespace holdfast {

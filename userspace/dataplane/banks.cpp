@@ -1,4 +1,3 @@
-#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/banks.hpp"
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 
 #include "holdfast.skel.h"
 #include "policy/endpoint_table.hpp"
+#include "userspace/base/sized.hpp"
 
 namespace holdfast {
 namespace {

@@ -1,4 +1,3 @@
-#include "userspace/base/sized.hpp"
 #include "userspace/dataplane/probe.hpp"
 
 #include <cstring>
@@ -10,6 +9,7 @@
 #include <net/ethernet.h>
 
 #include "holdfast.skel.h"
+#include "userspace/base/sized.hpp"
 
 namespace holdfast {
 namespace {
