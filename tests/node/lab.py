@@ -50,6 +50,7 @@ BPF_FS_MAGIC = 0xCAFE4A11
 
 # How much slower than a release build on an idle machine things may go: a sanitizer's build, an emulated machine.
 SLOW = float(os.environ.get("HOLDFAST_SLOW") or 1)
+LOOPS = int(os.environ.get("HOLDFAST_LOOPS", "1000"))  # how often what needs many turns is done
 START_LIMIT_S = 30 * SLOW
 STOP_LIMIT_S = 20 * SLOW
 CLI_LIMIT_S = 60 * SLOW

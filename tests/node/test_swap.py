@@ -39,7 +39,7 @@ from collections.abc import Iterator
 
 import pytest
 from control import Control
-from lab import A, B, GATEWAYS, HOSTS, MANY, Lab, build_dir, end_process, policy
+from lab import A, B, GATEWAYS, HOSTS, LOOPS, MANY, Lab, build_dir, end_process, policy
 from packets import Probe, denied, passes, udp
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
@@ -47,7 +47,6 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from verdict_tags import LEASED, Prescribed, Question, Tags
 
-SWAPS = int(os.environ.get("HOLDFAST_LOOPS", "1000"))
 C, D = "initech/mail/prod", "hooli/search/prod"
 FLOWS = 262144  # of tenant A: its new flows must not push out the established ones
 
@@ -473,7 +472,7 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
         traffic = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             assert traffic.stdout.readline() == "ready\n", traffic.communicate()[1]
-            for cycle in range(max(1, SWAPS // 4)):
+            for cycle in range(max(1, LOOPS // 4)):
                 # Mostly as fast as the daemon can, and now and then long enough for a teardown to end in between.
                 swapper.cycle(0 if cycle % 4 else 0.03)
             traffic.send_signal(signal.SIGTERM)

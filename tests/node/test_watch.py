@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from control import Control, Refused, encode
-from lab import A, B, MANY, SLOW, Lab, build_dir, nanoseconds, policy, wait_until
+from lab import A, B, LOOPS, MANY, SLOW, Lab, build_dir, nanoseconds, policy, wait_until
 from watcher import Watcher
 
 from test_daemon import groups  # noqa: F401 (a fixture)
@@ -408,10 +408,10 @@ def test_slow_watcher_resyncs_and_nobody_waits(own_lab: Lab) -> None:
                         good.frame()
                 if control.call("status")["watch"]["resyncs"]:
                     break
+                # On a slow machine a minute is over first, and with it the connection of who reads nothing.
+                if "peer_stalled" in lab.log:
+                    pytest.skip("too slow to overrun the ring before a peer that reads nothing is closed")
         else:
-            # On a slow machine a minute is over first, and with it the connection of who reads nothing.
-            if "peer_stalled" in lab.log:
-                pytest.skip("too slow to overrun the ring before a peer that reads nothing is closed")
             raise AssertionError("nobody was told to begin anew")
         # AddressSanitizer keeps what was freed, for a while.
         assert build_dir().name == "asan" or resident(lab) - rss < 24 << 20
@@ -436,8 +436,10 @@ def resident(lab: Lab) -> int:
 
 @pytest.mark.slow
 def test_a_thousand_watchers(own_lab: Lab) -> None:
-    """Each is told all, an operator still gets in, and the daemon takes less than half a core for 100 events a second."""
-    lab, count = own_lab, 1000
+    """Each is told all, an operator still gets in, and the daemon takes less than half a core for 100 events a second.
+
+    A hundred where loops are few: what takes long in a guest is our own reading."""
+    lab, count = own_lab, max(100, LOOPS)
     watchers: list[Watcher] = []
     rss = resident(lab)
     try:
