@@ -130,6 +130,7 @@ Verbs::Answer Verbs::enroll_finish(const wire::Peer& peer, const wire::Request& 
   };
   if (!bundle) return refused(bundle.error());
   const Result<PushOutcome> outcome = put_in_force(peer, *bundle, std::move(policy), &header);
+  tokens_.note_use(header.key);
   if (enrollment_.root())
     node_.journal().record(log::Level::notice, "enroll.finish",
                            {{"root", hex(enrollment_.record().anchor)},

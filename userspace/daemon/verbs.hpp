@@ -74,6 +74,8 @@ class Verbs {
   static Result<token::Revocation> read_revocation(const cbor::Value& args);
   Answer trust_revoke(const cbor::Value& args);
   Answer trust_restore(const cbor::Value& args);
+  Answer trust_rotate(const cbor::Value& args);
+  void end_retired();
   Answer peer_list(const cbor::Value& args) const;
   Answer peer_change(const wire::Peer& peer, const wire::Request& request);
   cbor::Value abuse_value() const;
@@ -134,7 +136,7 @@ class Verbs {
     std::shared_ptr<wire::Responder> responder;
   };
   std::vector<Follower> followers_;
-  wire::Timer bearers_timer_;
+  wire::Timer trust_timer_;  // what ends by time, while nobody asks
   uint64_t bearer_good_ = 0;
   std::map<std::string_view, uint64_t> bearer_refused_;  // by code, of which there are a few
   uint64_t started_boot_ns_;
