@@ -296,6 +296,22 @@ def test_by_signature(lab: Lab, believed: None) -> None:
         lab.ask("trust.restore", {"what": f"retire:{old}"})
 
 
+def test_leases_by_signed_requests(lab: Lab, believed: None) -> None:
+    """One that is renewed in the new key's name goes on; one that its holder renews by itself still stands on the old key."""
+    old, new = thumbprint(SEED), thumbprint(STRANGER)
+    trust(lab, anchor(), anchor(STRANGER))
+    with connect(lab) as signer:
+        taken, left = signer.grant(A, "web"), signer.grant(B, "web", holder=f"uid:{USER}")
+    rotate(lab, old, new)
+    with connect(lab, seed=STRANGER) as signer, Control(lab.socket_path, uid=USER) as holder, nothing_lost(lab, WEB_A):
+        signer.renew(taken["id"], 250)
+        holder.renew(left["id"], 290)
+        retired(lab, old)
+        signer.renew(taken["id"], 290)
+    wait_until(lambda: set(lab.leases()) == {taken["id"]}, 10, "the other one is torn down")
+    passes(lab, WEB_A)
+
+
 def test_over_a_crash(own_lab: Lab) -> None:
     """Killed behind the answer it retires still, in its time, also if that comes while nobody is there."""
     lab = own_lab
@@ -349,6 +365,24 @@ def test_a_signer_of_bundles(own_lab: Lab) -> None:
     with pytest.raises(Refused, match="key_not_live"):
         push(7, SEED)
     push(7, STRANGER)
+
+
+def test_a_key_that_retired_is_no_root(own_lab: Lab) -> None:
+    """L5: nor does it come back by an enrollment; its successor may."""
+    lab = own_lab
+    root = {"uses": ["bundle"], "operations": ["*"], "issuer": "root.example"}
+    trust(lab, anchor(**root), anchor(STRANGER, **root))
+    rotate(lab, thumbprint(SEED), thumbprint(STRANGER), 300)
+    for seed, code in ((SEED, "key_not_live"), (STRANGER, None)):
+        asked = lab.ask("enroll.begin", {"anchor": thumbprint(seed)})
+        private = {6: bytes.fromhex(asked["nonce"]), 7: signing.independent.public_of(seed)}
+        made = bundle(asked["node"], policy(asked["generation_floor"] + 5), seed=seed, purpose="enrollment", private=private)
+        with Control(lab.socket_path) as control:
+            if code is None:
+                assert control.call("enroll.finish", {}, made)["applied"]
+            else:
+                with pytest.raises(Refused, match=code):
+                    control.call("enroll.finish", {}, made)
 
 
 def test_a_root_that_is_waited_for(own_lab: Lab) -> None:

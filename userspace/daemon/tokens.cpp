@@ -238,7 +238,7 @@ Status Tokens::revoke(token::Revocation revocation, const std::function<void()>&
   believe(next);
   Status written = write(next);
   if (written) return {};
-  return pass_on(written, "revoked until the daemon ends, but not beyond");
+  return pass_on(written, "it holds until the daemon ends, but not beyond");
 }
 
 Status Tokens::restore(const token::Revocation& revocation) {
@@ -410,7 +410,8 @@ Status Tokens::judge_pinned(const token::SignedObject& object, const token::Anch
   constexpr auto purpose = token::Purpose::enrollment;
   if (Status ok = judge_dates(object.header, purpose, life_max_s); !ok) return ok;
   // Revocations outlive an enrollment, and so hold for whoever comes again.
-  if (is_revoked(root.thumbprint))
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  if (now->revoked.has_key(root.thumbprint) || now->revoked.retires_s(root.thumbprint))
     return fail(ErrorKind::denied, "key_not_live", "the key that signed may sign no more",
                 "holdfast trust show");
   return judge_signature(object, purpose, root);
@@ -443,8 +444,9 @@ bool Tokens::is_orphan(uint64_t issuer) const {
   });
 }
 
-std::function<bool(const abi::lease_record&)> Tokens::meant_by(
-    const token::Revocation& revocation, std::optional<uint64_t> tenant_id) const {
+std::function<bool(const abi::lease_record&)> Tokens::meant_by(const token::Revocation& revocation,
+                                                               std::optional<uint64_t> tenant_id,
+                                                               const token::Anchors& left) const {
   using Kind = token::Revocation::Kind;
   using Record = abi::lease_record;
   const uint64_t beginning = beginning_of(revocation.digest);
@@ -466,8 +468,10 @@ std::function<bool(const abi::lease_record&)> Tokens::meant_by(
     case Kind::issuer: break;
   }
   std::vector<uint64_t> keys;
-  for (const token::Anchor& each : beliefs_.load()->anchors.all())
-    if (each.issuer == revocation.name) keys.push_back(issuer_of(each.thumbprint));
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  for (const token::Anchors* anchors : {&now->anchors, &left})
+    for (const token::Anchor& each : anchors->all())
+      if (each.issuer == revocation.name) keys.push_back(issuer_of(each.thumbprint));
   return [keys, tenant_id, before_s = revocation.issued_before_s](const Record& r) {
     return std::ranges::find(keys, r.issuer) != keys.end() && r.issued_s < before_s &&
            (!tenant_id || r.tenant_id == *tenant_id);

@@ -125,9 +125,11 @@ class Tokens {
   // Whether nobody's key is called so any more.
   bool is_orphan(uint64_t issuer) const;
   // Whether a revocation means a lease; of an anchor's key, issuer_of() tells sooner. `tenant_id`:
-  // of the tenant that it names, if it names one.
+  // of the tenant that it names, if it names one. `left`: anchors that count no more and on which
+  // leases stand all the same.
   std::function<bool(const abi::lease_record&)> meant_by(const token::Revocation& revocation,
-                                                         std::optional<uint64_t> tenant_id) const;
+                                                         std::optional<uint64_t> tenant_id,
+                                                         const token::Anchors& left) const;
 
   const std::string& node() const { return identity_.name(); }
   uint64_t epoch() const { return identity_.epoch(); }

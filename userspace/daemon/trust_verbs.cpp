@@ -92,15 +92,19 @@ Verbs::Answer Verbs::trust_revoke(const Value& args) {
     const Tenant* tenant = node_.index().tenant(revocation->tenant);
     tenant_id = tenant != nullptr ? tenant->id : 0;  // no tenant has that
   }
+  // Of a node that left, the leases that run out stand on keys of the bundle that is left, too.
+  token::Anchors left;
+  if (enrollment_.has_left(node_.policy_digest()))
+    left = bundles_.anchors_of(node_.policy_digest()).anchors;
   size_t ended = 0;
   const Status ok = tokens_.revoke(*revocation, [&] {
     if (revocation->kind == token::Revocation::Kind::key) {
       const uint64_t key = Tokens::issuer_of(revocation->digest);
       ended = node_.revoke_issuers([key](uint64_t issuer) { return issuer == key; });
       // What it asked for by the grace of another key stands on that one.
-      ended += node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
+      ended += node_.revoke_all(tokens_.meant_by(*revocation, tenant_id, left));
     } else {
-      ended = node_.revoke_all(tokens_.meant_by(*revocation, tenant_id));
+      ended = node_.revoke_all(tokens_.meant_by(*revocation, tenant_id, left));
     }
   });
   ended += trust_changed();

@@ -84,6 +84,7 @@ class Verbs {
   Answer bearer_revoke(const cbor::Value& args);
   Answer show_bearer(wire::Peer& peer, const cbor::Value& args);
   bool may_still_hand_on(const Bearer& bearer) const;
+  std::string_view state_of(const Bearer& bearer, uint64_t now_wall_ms) const;
   Status bearer_holds(const token::Digest& sha256) const;
   void end_bearers();
   cbor::Value bearers_status() const;
@@ -101,6 +102,8 @@ class Verbs {
                                    Policy policy, const token::SignedHeader* enrolling);
   Answer enroll_begin(const wire::Peer& peer, const cbor::Value& args);
   Answer enroll_finish(const wire::Peer& peer, const wire::Request& request);
+  Status may_accept_again() const;
+  Result<PushOutcome> accept_again(const wire::Peer& peer, const token::SignedHeader& header);
   Answer enroll_end(const wire::Peer& peer, const cbor::Value& args);
   static bool may_read_all(const wire::Peer& peer, const wire::Request& request);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
