@@ -82,11 +82,13 @@ class Control:
         self.seal: Callable[[bytes], bytes] | None = None  # makes a signed request of a request
         try:
             before = os.geteuid()
-            os.seteuid(before if uid is None else uid)  # whom SO_PEERCRED names
+            if uid is not None:
+                os.seteuid(uid)  # whom SO_PEERCRED names
             try:
                 self.socket.connect(str(path))  # waits its turn; with a time limit it would give up at once
             finally:
-                os.seteuid(before)
+                if uid is not None:
+                    os.seteuid(before)
             self.socket.settimeout(timeout_s)
             self.hello = self.read_frame()[3]
         except BaseException:

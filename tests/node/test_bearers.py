@@ -219,6 +219,10 @@ def test_what_is_no_token_of_this_node(lab: Lab) -> None:
     assert done.returncode == 2
 
 
+def states(lab: Lab) -> dict[str, str]:
+    return {each["name"]: each["state"] for each in lab.cli("bearer", "ls")["bearers"]}
+
+
 def test_who_makes_them(lab: Lab) -> None:
     """H11, H10, L13: operators; where what widens has to be signed, by a key, and it ends with that key."""
     with Control(lab.socket_path, uid=STRANGER) as stranger:
@@ -239,7 +243,10 @@ def test_who_makes_them(lab: Lab) -> None:
             trust(lab, anchor(**{"verbs": ["bearer.create", "lease.list"]} | less))
             with pytest.raises(Refused, match="bearer_key_not_live"):
                 showing(lab, token)
+            assert states(lab)["signed"] == "key_not_live"
+            assert lab.ask("status")["bearers"]["live"] == list(states(lab).values()).count("live")
         trust(lab, anchor(verbs=["bearer.create", "lease.list"]), unsigned="tighten")
+        assert states(lab)["signed"] == "live"
         with showing(lab, token) as reader:
             reader.call("lease.list")
             lab.cli("trust", "revoke", f"key:{thumbprint(SEED)}")

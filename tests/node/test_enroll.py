@@ -19,11 +19,11 @@ from collections.abc import Iterator
 import pytest
 from control import Control, Refused, encode
 from issuer import Issuer, as_bytes, trust
+from kills import daemon_ended, killed_at, thread_of, traced
 from lab import A, B, GATEWAYS, SLOW, Lab, policy, wait_until
 from packets import Probe, denied, passes, syn, watching
 from signing import SEED, STRANGER, USER, anchor, bundle, connect, independent, thumbprint
 from test_bundles import watcher_request
-from test_kill_sweep import daemon_ended, thread_of, traced
 from watcher import Watcher
 
 WEB_A = Probe("client", "tenant-a", syn())
@@ -514,6 +514,55 @@ def test_killed_while_it_leaves(node: Lab, call: str, number: int) -> None:
         denied(lab, WEB_A, "no_lease", "from_uplink")
 
 
+@pytest.mark.parametrize("what", ["issuer:cp.example", "issuer:root"])
+def test_an_issuer_is_revoked_after_leaving(node: Lab, what: str) -> None:
+    """L13: what runs out to its term ends with its issuer, or with the root; and the revocation stands for whoever comes again."""
+    lab, issuer = node, Issuer(node)
+    enrolled(lab, issuer)
+    lease, by_operator = by_token(lab, issuer), lab.grant(B, "web")
+    token = issuer.issue(A, "--endpoint", "echo", "--operation", "connect", life="250s")
+    lab.ask("enroll.end")
+    assert lab.ask("trust.revoke", {"what": "issuer:other.example"})["leases_ended"] == 0
+    of_root = what == "issuer:root"
+    assert lab.ask("trust.revoke", {"what": what})["leases_ended"] == (2 if of_root else 1)
+    wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+    denied(lab, WEB_A, "no_lease", "from_uplink")
+    assert (by_operator["id"] in lab.leases()) != of_root
+    time.sleep(1.1)  # of the second in which it was revoked nothing is good
+    finish(lab, answer(begin(lab), policy(6), [issuer.anchor()]))
+    if not of_root:
+        with pytest.raises(Refused, match="revoked"):
+            lab.ask("lease.grant", {"token": as_bytes(token.read_text())})
+    by_token(lab, issuer)
+
+
+def test_a_record_that_was_put_back(node: Lab) -> None:
+    """A6: of before the answer, with the answer's policy in force: it denies, until that answer comes again."""
+    lab, issuer = node, Issuer(node)
+    request = begin(lab)
+    record = lab.dir / "state" / "enrollment"
+    pending = record.read_bytes()
+    made = answer(request, policy(5), [issuer.anchor()])
+    finish(lab, made)
+    lab.kill()
+    record.write_bytes(pending)
+    lab.start()
+    assert state(lab) == "pending"
+    with pytest.raises(Refused, match="enrollment_pending"):
+        by_token(lab, issuer)
+    refused(lab, damaged(made), "bad_signature")
+    lab.ask("node.quarantine")
+    refused(lab, made, "node_quarantined")
+    lab.ask("node.release")
+    assert finish(lab, made)["enrollment"]["state"] == "enrolled" == state(lab)
+    refused(lab, made, "enroll_spent")
+    lab.kill()
+    lab.start()
+    assert state(lab) == "enrolled"
+    by_token(lab, issuer)
+    passes(lab, WEB_A)
+
+
 def test_a_revoked_root_does_not_come_back(node: Lab) -> None:
     """L5, L13: revoked, its keys and leases go; nor does another enrollment make it good."""
     lab, issuer = node, Issuer(node)
@@ -594,14 +643,7 @@ def test_killed_at_every_step_of_finish(node: Lab) -> None:
         leave()
         before = lab.ask("bundle.show")["generation"]
         wanted, made = prepared()
-        with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread_of(lab, in_loop=True)):
-            try:
-                finish(lab, made)
-            except ConnectionError:
-                pass
-            killed = daemon_ended(lab, 0.3 * SLOW)
-        if not killed:
-            lab.kill()
+        killed_at(lab, (True, call, number), lambda made=made: finish(lab, made), 0.3 * SLOW)
         lab.start()
         shown, now = lab.ask("bundle.show"), state(lab)
         outcomes.add(now)

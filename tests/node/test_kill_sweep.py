@@ -30,9 +30,7 @@ import pathlib
 import random
 import re
 import secrets
-import signal
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,12 +40,12 @@ import signing
 from bpf import pinned_map, values_of
 from control import Control, Refused
 from issuer import Issuer, as_bytes, trust
+from kills import CALLS, daemon_ended, thread_of, traced
 from lab import A, ECHO, HOSTS, MANY, SLOW, Lab, policy, wait_until
 from packets import Probe, ports_of, udp
 
 FULL = 200  # kills with which every class of steps is hit five times, however many more that takes
 KILLS = min(FULL, int(os.environ.get("HOLDFAST_LOOPS", "1000")))
-CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "pwrite64", "fdatasync")
 BPF_WRITES = ("BPF_MAP_CREATE", "BPF_MAP_UPDATE_BATCH", "BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM", "BPF_LINK_CREATE", "BPF_LINK_UPDATE", "BPF_LINK_DETACH", "BPF_OBJ_PIN")
 SLOTS = 2048
 PORTS = 400  # of the endpoint `many`
@@ -112,45 +110,6 @@ def place_of(line: str) -> str | None:
 def name_in(arguments: str) -> str:
     found = re.match(r"\d+<([^>]*)>", arguments)
     return found[1].rsplit("/", 1)[-1] if found else ""
-
-
-@contextlib.contextmanager
-def traced(lab: Lab, *options: str) -> Iterator[list[str]]:
-    """strace on the daemon, by `options`; the lines it wrote are in the list afterwards."""
-    out = lab.dir / "trace"
-    out.unlink(missing_ok=True)
-    argv = ["strace", "-y", "-s", "64", "-o", str(out), "-e", "trace=" + ",".join(CALLS), *options]
-    tracer = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    lines: list[str] = []
-    try:
-        said = tracer.stderr.readline()
-        assert "attached" in said, said
-        yield lines
-    finally:
-        # It ends by itself with the daemon; a living daemon is let go.
-        if tracer.poll() is None:
-            tracer.send_signal(signal.SIGINT)
-        tracer.wait(10)
-        tracer.stderr.close()
-        if out.exists():
-            lines += out.read_text(errors="replace").splitlines()
-
-
-def thread_of(lab: Lab, in_loop: bool) -> str:
-    """Two threads change something; those that answer on verify.sock have another name. strace counts the calls of each
-    by itself, so a kill is for one of them."""
-    tasks = pathlib.Path(f"/proc/{lab.daemon.pid}/task").iterdir()
-    loop, grace = sorted(int(task.name) for task in tasks if (task / "comm").read_text() == "holdfastd\n")
-    return str(loop if in_loop else grace)
-
-
-def daemon_ended(lab: Lab, timeout_s: float) -> bool:
-    try:
-        lab.daemon.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return False
-    lab.daemon = None
-    return True
 
 
 def small_policy(generation: int) -> dict:

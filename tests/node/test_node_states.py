@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import time
-from collections.abc import Callable
 
 import pytest
 from control import Control, Refused
 from issuer import Issuer, trust
+from kills import calls_of, killed_at
 from lab import A, B, Lab, policy
 from packets import Probe, denied, passes, syn, udp
 from signing import STRANGER, USER, anchor, bundle, connect
 from watcher import Watcher
 
-from test_kill_sweep import CALLS, daemon_ended, dump, thread_of, traced
+from test_kill_sweep import dump
 
 TO_A = Probe("client", "tenant-a", udp())
 NARROWER = ("drain", "disable", "quarantine")
@@ -293,23 +291,6 @@ def test_state_that_cannot_be_written(own_lab: Lab) -> None:
 # ---- SIGKILL at every step ---------------------------------------------------------------------------------
 
 
-def calls_of(lab: Lab, act: Callable[[], object]) -> list[tuple[bool, str, int]]:
-    """The system calls of what is asked, once untouched: (in the event loop, name, number of that name)."""
-    loop = thread_of(lab, in_loop=True)
-    with traced(lab, "-f", "-p", loop) as lines:
-        act()
-        time.sleep(0.1)
-    counted: dict[tuple[str, str], int] = {}
-    out = []
-    for line in lines:
-        if found := re.match(r"(\d+) +(\w+)\(", line):
-            counted[found.groups()] = counted.get(found.groups(), 0) + 1
-            if found[2] in CALLS:
-                out.append((found[1] == loop, found[2], counted[found.groups()]))
-    assert out, "it made no calls"
-    return out
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [*NARROWER, "resume", "release"])
 def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
@@ -333,19 +314,13 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
     steps = calls_of(lab, lambda: lab.ask(f"node.{verb}"))
     stride = max(1, len(steps) // max(1, loops))
     seen: set[tuple[bool, str]] = set()
-    for in_loop, call, number in steps[::stride]:
+    for step in steps[::stride]:
         lease = prepare()
-        before, answered = state(lab)["name"], False
-        thread = thread_of(lab, in_loop)
-        with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread):
-            with contextlib.suppress(ConnectionError):
-                lab.ask(f"node.{verb}")
-                answered = True
-            if not daemon_ended(lab, 0.3):
-                lab.kill()
+        before = state(lab)["name"]
+        answered = killed_at(lab, step, lambda: lab.ask(f"node.{verb}"))
         lab.start()
         now = state(lab)["name"]
-        assert now == NAMES[verb] if answered else now in (before, NAMES[verb]), (in_loop, call, number, now)
+        assert now == NAMES[verb] if answered else now in (before, NAMES[verb]), (step, now)
         seen.add((answered, now))
         listed = lease is not None and lease in lab.leases()
         if now in ("disabled", "quarantined") or lease is None:

@@ -15,13 +15,11 @@ from collections.abc import Iterator
 import pytest
 from control import Control, Refused
 from issuer import as_uid, trust
+from kills import calls_of, killed_at
 from lab import A, PYTHON, SLOW, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from signing import anchor
 from watcher import Watcher
-
-from test_kill_sweep import daemon_ended, thread_of, traced
-from test_node_states import calls_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 FLOODERS = {"rate": 61010, "frame": 61011, "signature": 61012, "proof": 61013, "authority": 61014, "token": 61015}
@@ -239,16 +237,10 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
     prepare()
     steps = calls_of(lab, lambda: lab.ask(verb, args))
     assert holds() == then
-    for in_loop, call, number in steps[:: max(1, len(steps) // max(1, loops))]:
+    for step in steps[:: max(1, len(steps) // max(1, loops))]:
         prepare()
-        answered = False
-        with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread_of(lab, in_loop)):
-            with contextlib.suppress(ConnectionError):
-                lab.ask(verb, args)
-                answered = True
-            if not daemon_ended(lab, 0.3):
-                lab.kill()
+        answered = killed_at(lab, step, lambda: lab.ask(verb, args))
         lab.start()
         assert not lab.ask("status")["abuse"]["everybody"]
-        assert holds() == then or not answered, (in_loop, call, number)
+        assert holds() == then or not answered, step
     assert len(steps) > 5

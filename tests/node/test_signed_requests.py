@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("believed")
 WEB_A, WEB_B = Probe("client", "tenant-a", syn()), Probe("client", "tenant-b", syn())
 CHANGING = (
     "lease.grant", "lease.renew", "lease.release", "lease.revoke", "tenant.disable", "tenant.enable", "bundle.push",
-    "trust.revoke", "trust.restore",
+    "trust.revoke", "trust.restore", "trust.rotate",
 )  # fmt: skip
 
 
@@ -120,7 +120,8 @@ def test_another_tenants_things(lab: Lab) -> None:
                 mine.call(verb, {"name": B})
         for verb, args in (
             ("lease.list", {}), ("lease.list", {"tenant": B}), ("flows.list", {}), ("status", {}), ("bundle.show", {}),
-            ("trust.show", {}), ("trust.revoke", {"what": "issuer:other.example"}), ("explain", {}), ("drops.follow", {}),
+            ("trust.show", {}), ("trust.revoke", {"what": "issuer:other.example"}),
+            ("trust.rotate", {"old": "0" * 64, "new": "1" * 64}), ("explain", {}), ("drops.follow", {}),
             ("bundle.push", {}), ("bundle.push", {"signed": False}), ("status", {"token": b""}),
         ):  # fmt: skip
             with pytest.raises(Refused, match="tenant_not_allowed"):

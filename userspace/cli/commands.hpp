@@ -146,6 +146,13 @@ struct TrustWords {
 };
 Outcome run_trust_revoke(Session& session, const TrustWords& words);
 Outcome run_trust_restore(Session& session, const TrustWords& words);
+struct RotateWords {
+  std::string old_key;
+  std::string new_key;
+  std::string after = "330s";
+  bool dry_run = false;
+};
+Outcome run_trust_rotate(Session& session, const RotateWords& words);
 
 Outcome run_peer_ls(Session& session);
 Outcome run_peer_suspend(Session& session, const std::string& uid);

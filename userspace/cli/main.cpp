@@ -27,6 +27,7 @@ struct Words {
   TokenIssueWords issue;
   TokenCheckWords check;
   TrustWords trust;
+  RotateWords rotate;
   WatchWords watch;
   BundleSignWords sign;
   OperatorGrantWords operator_grant;
@@ -433,6 +434,24 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1");
 }
 
+void add_rotate(CLI::App* trust, RotateWords& words, Run& run) {
+  CLI::App* rotate =
+      trust->add_subcommand("rotate", "Let a key retire, since another has taken its place");
+  rotate->add_option("OLD", words.old_key, "Its thumbprint, as trust show has it")->required();
+  rotate->add_option("NEW", words.new_key, "That of a current key which may sign all that OLD may")
+      ->required();
+  rotate
+      ->add_option("--after", words.after,
+                   "How long OLD is still believed; default and longest: 330s,\n"
+                   "after which nothing that it signed before is good")
+      ->type_name("DURATION");
+  rotate->add_flag("--dry-run", words.dry_run, "Only whether it may, and until when it would");
+  rotate->callback([&] { run = [&](Session& s) { return run_trust_rotate(s, words); }; });
+  examples(rotate,
+           "  holdfast trust rotate OLD NEW --dry-run\n"
+           "  holdfast trust rotate OLD NEW --after 2m");
+}
+
 void add_trust(CLI::App& app, Words& words, Run& run) {
   CLI::App* trust = noun(app, "trust", "Whose signatures this node believes");
   CLI::App* show = trust->add_subcommand("show", "The keys that may sign, and what is revoked");
@@ -462,6 +481,7 @@ void add_trust(CLI::App& app, Words& words, Run& run) {
   CLI::App* restore = add("restore", "Take a revocation back; leases that it ended stay ended");
   restore->callback([&] { run = [&](Session& s) { return run_trust_restore(s, words.trust); }; });
   examples(restore, "  holdfast trust restore holder:uid:1000");
+  add_rotate(trust, words.rotate, run);
 }
 
 void add_peer(CLI::App& app, Words& words, Run& run) {

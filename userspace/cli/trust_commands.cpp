@@ -1,10 +1,11 @@
-// trust show|revoke|restore: whose signatures this node believes.
+// trust show|revoke|restore|rotate: whose signatures this node believes.
 #include <fmt/format.h>
 
 #include "userspace/base/clock.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
+#include "userspace/token/revocations.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -22,20 +23,39 @@ std::string time_or_dash(const Value& from, std::string_view key) {
   return part_of(from, key).is_null() ? "-" : local_time(printable(text_of(from, key)));
 }
 
+// "current", or "retiring, 4m12s left".
+Cell state_of(const Value& anchor) {
+  const std::string state = text_of(anchor, "state");
+  const std::string left = text_of(anchor, "left");
+  const bool ends = state == "retiring" || state == "pending";
+  return {printable(left.empty() ? state : fmt::format("{}, {} left", state, left)),
+          state == "current" ? Colour::green
+          : ends             ? Colour::yellow
+                             : Colour::red};
+}
+
+std::string yes_or_dash(const Value& from, std::string_view key) {
+  return from.get_bool_or(key, false).value_or(false) ? "yes" : "-";
+}
+
 std::string render_trust(const Value& trust, const Style& style) {
-  Table anchors(
-      {{"ISSUER"}, {"KEY"}, {"STATE"}, {"USES"}, {"LIFE"}, {"TENANTS"}, {"OPERATIONS"}, {"VERBS"}});
+  Table anchors({{"ISSUER"},
+                 {"KEY"},
+                 {"STATE"},
+                 {"FROM"},
+                 {"VERIFIED"},
+                 {"ROTATABLE"},
+                 {"USES"},
+                 {"LIFE"},
+                 {"TENANTS"},
+                 {"OPERATIONS"},
+                 {"VERBS"}});
   for (const Value& each : list_of(trust, "anchors")) {
-    const std::string state = text_of(each, "state");
-    const bool live = state == "current" || state == "retiring";
-    anchors.add({printable(text_of(each, "issuer")),
-                 printable(text_of(each, "key")),
-                 {printable(state), live ? Colour::green : Colour::red},
-                 joined(each, "uses"),
-                 printable(text_of(each, "life")),
-                 joined(each, "tenants"),
-                 joined(each, "operations"),
-                 joined(each, "verbs")});
+    anchors.add({printable(text_of(each, "issuer")), printable(text_of(each, "key")),
+                 state_of(each), printable(text_of(each, "source")),
+                 time_or_dash(each, "last_used"), yes_or_dash(each, "rotatable"),
+                 joined(each, "uses"), printable(text_of(each, "life")), joined(each, "tenants"),
+                 joined(each, "operations"), joined(each, "verbs")});
   }
   Table revocations({{"REVOKED"}, {"TENANT"}, {"ISSUED BEFORE"}, {"SINCE"}, {"UNTIL"}});
   for (const Value& each : list_of(trust, "revocations")) {
@@ -111,6 +131,25 @@ Outcome run_trust_restore(Session& session, const TrustWords& words) {
   else
     session.print(fmt::format("{}: not revoked any more; no lease came back\n",
                               printable(text_of(*reply, "what"))));
+  return ExitCode::done;
+}
+
+Outcome run_trust_rotate(Session& session, const RotateWords& words) {
+  const Result<uint64_t> after_ns = parse_duration(words.after);
+  if (!after_ns) return std::unexpected(Error(after_ns.error()).in("--after"));
+  if (*after_ns == 0 || *after_ns % ns_per_s != 0 || *after_ns > token::retiring_max_s * ns_per_s)
+    return usage("--after: a key retires within 1s to 330s, in whole seconds", "write it like 2m");
+  const Result<Value> reply =
+      session.call("trust.rotate", Value::map({{"old", words.old_key},
+                                               {"new", words.new_key},
+                                               {"after_s", *after_ns / ns_per_s},
+                                               {"dry_run", words.dry_run}}));
+  if (!reply) return std::unexpected(reply.error());
+  if (session.json())
+    session.print_json(*reply);
+  else
+    session.print(fmt::format("{}: {} believed until {}\n", printable(text_of(*reply, "old")),
+                              words.dry_run ? "would be" : "is", time_or_dash(*reply, "until")));
   return ExitCode::done;
 }
 

@@ -44,6 +44,7 @@ constexpr Verb verbs[] = {
     {"lease.revoke", Reach::tightening},
     {"tenant.disable", Reach::tightening},
     {"trust.revoke", Reach::tightening},
+    {"trust.rotate", Reach::tightening},
     {"peer.suspend", Reach::tightening},
     {"bearer.revoke", Reach::tightening},
     {"node.drain", Reach::tightening},

@@ -36,8 +36,7 @@ Value list_value(const std::vector<std::string>& from) {
 }
 
 // All that is known of it, but for the digest.
-Value bearer_value(const Bearer& bearer, uint64_t now_wall_ms) {
-  const char* state = bearer.revoked ? "revoked" : bearer.is_over(now_wall_ms) ? "expired" : "live";
+Value bearer_value(const Bearer& bearer, std::string_view state) {
   return Value::map({{"name", bearer.name},
                      {"state", state},
                      {"environment", bearer.environment},
@@ -97,7 +96,7 @@ Verbs::Answer Verbs::bearer_create(const wire::Peer& peer, const wire::Request& 
                           {"scope", made.scope},
                           {"tenants", made.tenants},
                           {"expires", rfc3339_utc(made.expires_wall_ms * ns_per_ms)}});
-  Value reply = bearer_value(made, now_ms);
+  Value reply = bearer_value(made, state_of(made, now_ms));
   reply.set("token", *token);
   return reply;
 }
@@ -106,7 +105,7 @@ Verbs::Answer Verbs::bearer_list(const Value& args) const {
   if (Status ok = args.only_keys({}); !ok) return pass_on(ok);
   const uint64_t now_ms = wall_now_ms();
   Value list = Value::array();
-  for (const Bearer& each : bearers_.all()) list.push(bearer_value(each, now_ms));
+  for (const Bearer& each : bearers_.all()) list.push(bearer_value(each, state_of(each, now_ms)));
   return Value::map({{"bearers", std::move(list)}});
 }
 
@@ -120,7 +119,7 @@ Verbs::Answer Verbs::bearer_revoke(const Value& args) {
     return std::unexpected(revoked.error());
   node_.journal().record(log::Level::notice, "bearer.revoke", {{"name", *name}});
   if (!revoked) return std::unexpected(revoked.error());
-  return bearer_value(*revoked, wall_now_ms());
+  return bearer_value(*revoked, state_of(*revoked, wall_now_ms()));
 }
 
 // On this connection nothing else is asked for from then on.
@@ -149,7 +148,7 @@ Verbs::Answer Verbs::show_bearer(wire::Peer& peer, const Value& args) {
                                                                         .verbs = bearer->scope,
                                                                         .tenants = bearer->tenants,
                                                                         .is_bearer = true});
-  return bearer_value(*bearer, wall_now_ms());
+  return bearer_value(*bearer, state_of(*bearer, wall_now_ms()));
 }
 
 // Whether the key that asked for it could ask for it now.
@@ -162,6 +161,13 @@ bool Verbs::may_still_hand_on(const Bearer& bearer) const {
   now.tenants = (*anchor)->tenants;
   return now.covers_all() &&
          std::ranges::all_of(bearer.scope, [&](const auto& verb) { return now.may_ask(verb); });
+}
+
+// As `bearer ls` has it; one whose key counts again is live again.
+std::string_view Verbs::state_of(const Bearer& bearer, uint64_t now_wall_ms) const {
+  if (bearer.revoked) return "revoked";
+  if (bearer.is_over(now_wall_ms)) return "expired";
+  return bearer.by_key && !may_still_hand_on(bearer) ? "key_not_live" : "live";
 }
 
 // Whether what was good when it was shown still is.
@@ -198,7 +204,7 @@ Value Verbs::bearers_status() const {
   for (const auto& [code, count] : bearer_refused_) refused.set(code, count);
   const uint64_t now_ms = wall_now_ms();
   const auto live = std::ranges::count_if(
-      bearers_.all(), [&](const Bearer& each) { return !each.is_over(now_ms); });
+      bearers_.all(), [&](const Bearer& each) { return state_of(each, now_ms) == "live"; });
   return Value::map({{"live", static_cast<uint64_t>(live)},
                      {"shown", bearer_good_},
                      {"refused", std::move(refused)}});

@@ -218,7 +218,11 @@ size_t Verbs::trust_changed() {
 size_t Verbs::end_orphans() {
   if (enrollment_.has_left(node_.policy_digest())) {
     // What stood on a root that was revoked ends with it, also when that has been left.
-    if (!enrollment_.ends_leases() && !tokens_.is_revoked(enrollment_.record().left)) return 0;
+    const BundleRecord* bundle = bundles_.of(node_.policy_digest());
+    const bool revoked =
+        tokens_.is_revoked(enrollment_.record().left) ||
+        (bundle != nullptr && tokens_.is_revoked_before(bundle->signer, bundle->issued_s));
+    if (!enrollment_.ends_leases() && !revoked) return 0;
     return node_.revoke_all([](const abi::lease_record&) { return true; });
   }
   const size_t ended =

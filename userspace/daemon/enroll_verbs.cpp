@@ -118,8 +118,10 @@ Verbs::Answer Verbs::enroll_finish(const wire::Peer& peer, const wire::Request& 
       return pass_on(ok);
     Result<BelievedBundle> bundle =
         bundles_.read(*object, request.body, *root, {.policy_digest = node_.policy_digest()});
-    if (bundle)
-      if (Status ok = read_policy(*bundle, *file, policy); !ok) return pass_on(ok);
+    if (!bundle) return bundle;
+    if (Status ok = bundle->is_in_force ? may_accept_again() : read_policy(*bundle, *file, policy);
+        !ok)
+      return pass_on(ok);
     return bundle;
   };
   const Result<BelievedBundle> bundle = believe();
@@ -129,7 +131,10 @@ Verbs::Answer Verbs::enroll_finish(const wire::Peer& peer, const wire::Request& 
     return std::unexpected(why);
   };
   if (!bundle) return refused(bundle.error());
-  const Result<PushOutcome> outcome = put_in_force(peer, *bundle, std::move(policy), &header);
+  const Result<PushOutcome> outcome = bundle->is_in_force
+                                          ? accept_again(peer, header)
+                                          : put_in_force(peer, *bundle, std::move(policy), &header);
+  tokens_.note_use(header.key);
   if (enrollment_.root())
     node_.journal().record(log::Level::notice, "enroll.finish",
                            {{"root", hex(enrollment_.record().anchor)},
@@ -140,6 +145,21 @@ Verbs::Answer Verbs::enroll_finish(const wire::Peer& peer, const wire::Request& 
   reply.set("bundle", hex(bundle->record.digest));
   reply.set("enrollment", enrollment_value(enrollment_, node_));
   return reply;
+}
+
+// The answer's policy is in force already where a record of before it was put back.
+Status Verbs::may_accept_again() const {
+  if (Status ok = enrollment_.covers(node_.policy()); !ok) return ok;
+  return node_.may_widen("enroll.finish");  // its keys come in again
+}
+
+Result<PushOutcome> Verbs::accept_again(const wire::Peer& peer, const token::SignedHeader& header) {
+  if (Status ok = enrollment_.offer(header); !ok) return pass_on(ok);
+  enrollment_.accept(true, wall_s(), peer.uid);
+  tokens_.believe_root(enrollment_.root());
+  tokens_.use_bundle_anchors(enrollment_.anchors_of(bundles_, node_.policy_digest()));
+  trust_changed();
+  return PushOutcome();
 }
 
 // Written first: whoever asks again after a crash finds it done, and a start ends what was to end

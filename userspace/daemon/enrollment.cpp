@@ -202,6 +202,11 @@ std::optional<token::Anchor> Enrollment::root() const {
   return anchor_of(record_, *record_.root);
 }
 
+std::optional<token::Anchor> Enrollment::pending_root() const {
+  if (!is_pending()) return std::nullopt;
+  return anchor_of(record_, {});
+}
+
 Status Enrollment::may_lease(const BundleRecord* in_force,
                              const token::Digest& policy_digest) const {
   switch (state(policy_digest)) {

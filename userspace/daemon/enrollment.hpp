@@ -70,6 +70,9 @@ class Enrollment {
   bool is_pending() const { return record_.state == EnrollmentState::pending; }
   // Of an enrolled node: the anchor that its root is.
   std::optional<token::Anchor> root() const;
+  // Of a pending one: the anchor that its root would be, of which no more than the fingerprint is
+  // known.
+  std::optional<token::Anchor> pending_root() const;
   // Whether the policy in force is that of a root which the node has left.
   bool has_left(const token::Digest& policy_digest) const;
   // Of such a node: its leases end at once.

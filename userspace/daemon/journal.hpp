@@ -29,9 +29,10 @@ constexpr std::string_view journal_actions[] = {
     "tenant.enable",       "node.drain",          "node.disable",
     "node.quarantine",     "node.resume",         "node.release",
     "interface.dark",      "interface.back",      "trust.anchors",
-    "trust.revoke",        "trust.restore",       "peer.suspend",
-    "peer.resume",         "bearer.create",       "bearer.revoke",
-    "enroll.begin",        "enroll.finish",       "enroll.end",
+    "trust.revoke",        "trust.restore",       "trust.rotate",
+    "trust.retired",       "peer.suspend",        "peer.resume",
+    "bearer.create",       "bearer.revoke",       "enroll.begin",
+    "enroll.finish",       "enroll.end",
 };
 
 // One of these; another one does not compile.

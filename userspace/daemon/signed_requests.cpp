@@ -84,6 +84,7 @@ Result<wire::Unsealed> SignedRequests::check(wire::Peer& peer, std::span<const u
   unsealed.request = *content;
   unsealed.signer = std::make_shared<const wire::Principal>(std::move(signer->principal));
   peer.signer = unsealed.signer;
+  tokens_.note_use(unsealed.signer->by.value_or(unsealed.signer->key));
   return unsealed;
 }
 

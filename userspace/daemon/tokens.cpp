@@ -10,6 +10,7 @@
 
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/state_file.hpp"
 
@@ -179,6 +180,16 @@ void Tokens::believe(token::Revocations revoked) {
   next->node = identity_.name();
   next->epoch = identity_.epoch();
   next->version = before ? before->version + 1 : 1;
+  const uint64_t now_s = clock_.unset_s(boot_now_ns());
+  const auto add = [&](token::Anchor anchor) {
+    const token::Anchor* was = before ? before->anchors.find(anchor.thumbprint) : nullptr;
+    anchor.used_s = was != nullptr ? was->used_s : std::make_shared<std::atomic<uint64_t>>(0);
+    anchor.retires_s = revoked.retires_s(anchor.thumbprint);
+    if (anchor.retires_s && token::is_live(anchor))
+      anchor.state =
+          now_s < *anchor.retires_s ? token::KeyState::retiring : token::KeyState::verify_only;
+    next->anchors.add(std::move(anchor));
+  };
   token::Anchor own;
   own.issuer = identity_.name();
   own.key = identity_.key().public_key();
@@ -188,20 +199,20 @@ void Tokens::believe(token::Revocations revoked) {
   own.tenants = {"*"};
   own.operations = {"*"};
   // Its own first, so that nothing makes it another's.
-  next->anchors.add(std::move(own));
+  add(std::move(own));
   const token::Anchors& standing = standing_anchors();
   // Also while its signer is revoked: what is taken back from somebody widens nothing for others.
   signatures_needed_ = standing.signatures_needed || bundle_anchors_.anchors.signatures_needed;
-  for (const token::Anchor& each : standing.all()) next->anchors.add(each);
-  const token::Anchor* signer = standing.find(bundle_anchors_.signer);
-  if (signer != nullptr && signer->for_bundles && token::is_live(*signer) &&
-      !revoked.has_key(signer->thumbprint) &&
-      bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
+  for (const token::Anchor& each : standing.all()) add(each);
+  const token::Anchor* found = next->anchors.find(bundle_anchors_.signer);
+  const token::Anchor signer = found != nullptr ? *found : token::Anchor();
+  if (signer.for_bundles && token::is_live(signer) && !revoked.has_key(signer.thumbprint) &&
+      bundle_anchors_.issued_s >= revoked.issued_before_s(signer.issuer, "")) {
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
       if (standing.find(each.thumbprint) == nullptr &&
           each.thumbprint != next->anchors.all().front().thumbprint &&
-          token::what_goes_beyond(each, *signer) == nullptr)
-        next->anchors.add(each);
+          token::what_goes_beyond(each, signer) == nullptr)
+        add(each);
   }
   next->revoked = std::move(revoked);
   beliefs_.store(std::move(next));
@@ -227,7 +238,7 @@ Status Tokens::revoke(token::Revocation revocation, const std::function<void()>&
   believe(next);
   Status written = write(next);
   if (written) return {};
-  return pass_on(written, "revoked until the daemon ends, but not beyond");
+  return pass_on(written, "it holds until the daemon ends, but not beyond");
 }
 
 Status Tokens::restore(const token::Revocation& revocation) {
@@ -242,6 +253,84 @@ Status Tokens::restore(const token::Revocation& revocation) {
   }
   believe(std::move(next));
   return {};
+}
+
+// What its bundle handed on ends with a signer of bundles, so the successor has to have signed one
+// before.
+std::vector<std::string> Tokens::hindrances(const token::Anchor& anchor,
+                                            const token::Anchor& successor) const {
+  std::vector<std::string> all = token::what_is_missing(anchor, successor);
+  if (anchor.thumbprint == bundle_anchors_.signer && !bundle_anchors_.anchors.all().empty())
+    all.emplace_back("the signature of the bundle in force");
+  return all;
+}
+
+bool Tokens::is_rotatable(const token::Anchor& anchor, const token::Beliefs& now) const {
+  return token::is_live(anchor) && !now.revoked.has_key(anchor.thumbprint) &&
+         std::ranges::any_of(now.anchors.all(), [&](const token::Anchor& other) {
+           return other.state == token::KeyState::current && !other.own &&
+                  other.thumbprint != anchor.thumbprint && other.issuer == anchor.issuer &&
+                  !now.revoked.has_key(other.thumbprint) && hindrances(anchor, other).empty();
+         });
+}
+
+Result<uint64_t> Tokens::rotate(const token::Digest& old_key, const token::Digest& new_key,
+                                uint64_t after_s, bool dry_run) {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  const auto find = [&](const token::Digest& key) -> Result<const token::Anchor*> {
+    const token::Anchor* anchor = now->anchors.find(key);
+    if (anchor == nullptr || anchor->own)
+      return fail(ErrorKind::not_found, "no_such_anchor",
+                  fmt::format("no anchor has the key {}", hex(key)), "holdfast trust show");
+    if (!token::is_live(*anchor) || now->revoked.has_key(key))
+      return fail(ErrorKind::conflict, "key_not_live",
+                  fmt::format("the key {} may sign no more", hex(key)), "holdfast trust show");
+    return anchor;
+  };
+  const Result<const token::Anchor*> retiring = find(old_key);
+  if (!retiring) return std::unexpected(retiring.error());
+  const Result<const token::Anchor*> successor = find(new_key);
+  if (!successor) return std::unexpected(successor.error());
+  const auto refuse = [&](std::string what, std::string next_step) {
+    return fail(ErrorKind::conflict, "not_rotatable", std::move(what), std::move(next_step));
+  };
+  if (old_key == new_key || (*successor)->state != token::KeyState::current)
+    return refuse(
+        fmt::format("the key {} retires itself, so it takes no other's place", hex(new_key)),
+        "name one that is current: holdfast trust show");
+  if (const std::vector<std::string> missing = hindrances(**retiring, **successor);
+      !missing.empty())
+    return refuse(
+        fmt::format("the key {} does not have {}", hex(new_key), fmt::join(missing, ", ")),
+        root_ && (*retiring)->for_bundles
+            ? "another root comes by another enrollment: holdfast enroll end"
+            : "give it what the other one has: in anchors.yaml, or in the next bundle");
+  token::Revocation retire;
+  retire.kind = token::Revocation::Kind::retire;
+  retire.digest = old_key;
+  retire.issued_before_s = clock_.unset_s(boot_now_ns()) + after_s;
+  const uint64_t end_s =
+      std::min(retire.issued_before_s, (*retiring)->retires_s.value_or(retire.issued_before_s));
+  if (!dry_run)
+    if (Status ok = revoke(std::move(retire), [] {}); !ok) return pass_on(ok);
+  return end_s;
+}
+
+std::vector<token::Anchor> Tokens::retire_due() {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  if (now->revoked.retiring().empty()) return {};
+  const uint64_t now_s = clock_.unset_s(boot_now_ns());
+  std::vector<token::Anchor> due;
+  for (const token::Anchor& each : now->anchors.all())
+    if (each.retires_s && *each.retires_s <= now_s && token::is_live(each)) due.push_back(each);
+  if (!due.empty()) believe(now->revoked);
+  return due;
+}
+
+void Tokens::note_use(const token::Digest& key) const {
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  if (const token::Anchor* anchor = now->anchors.find(key); anchor != nullptr)
+    token::note_use(*anchor, wall_now_ns() / ns_per_s);
 }
 
 Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest& key,
@@ -312,6 +401,7 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::judge_kept(const token::Sig
   Result<std::shared_ptr<const token::Anchor>> anchor = signer(object.header.key, purpose);
   if (!anchor) return anchor;
   if (Status ok = judge_signature(object, purpose, **anchor); !ok) return pass_on(ok);
+  token::note_use(**anchor, wall_now_ns() / ns_per_s);
   return anchor;
 }
 
@@ -320,7 +410,8 @@ Status Tokens::judge_pinned(const token::SignedObject& object, const token::Anch
   constexpr auto purpose = token::Purpose::enrollment;
   if (Status ok = judge_dates(object.header, purpose, life_max_s); !ok) return ok;
   // Revocations outlive an enrollment, and so hold for whoever comes again.
-  if (is_revoked(root.thumbprint))
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  if (now->revoked.has_key(root.thumbprint) || now->revoked.retires_s(root.thumbprint))
     return fail(ErrorKind::denied, "key_not_live", "the key that signed may sign no more",
                 "holdfast trust show");
   return judge_signature(object, purpose, root);
@@ -353,8 +444,9 @@ bool Tokens::is_orphan(uint64_t issuer) const {
   });
 }
 
-std::function<bool(const abi::lease_record&)> Tokens::meant_by(
-    const token::Revocation& revocation, std::optional<uint64_t> tenant_id) const {
+std::function<bool(const abi::lease_record&)> Tokens::meant_by(const token::Revocation& revocation,
+                                                               std::optional<uint64_t> tenant_id,
+                                                               const token::Anchors& left) const {
   using Kind = token::Revocation::Kind;
   using Record = abi::lease_record;
   const uint64_t beginning = beginning_of(revocation.digest);
@@ -372,11 +464,14 @@ std::function<bool(const abi::lease_record&)> Tokens::meant_by(
       return [holder = parse_holder_name(revocation.name)](const Record& r) {
         return holder && Node::holder_of(r) == *holder;
       };
+    case Kind::retire: return [](const Record&) { return false; };  // not before its end
     case Kind::issuer: break;
   }
   std::vector<uint64_t> keys;
-  for (const token::Anchor& each : beliefs_.load()->anchors.all())
-    if (each.issuer == revocation.name) keys.push_back(issuer_of(each.thumbprint));
+  const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
+  for (const token::Anchors* anchors : {&now->anchors, &left})
+    for (const token::Anchor& each : anchors->all())
+      if (each.issuer == revocation.name) keys.push_back(issuer_of(each.thumbprint));
   return [keys, tenant_id, before_s = revocation.issued_before_s](const Record& r) {
     return std::ranges::find(keys, r.issuer) != keys.end() && r.issued_s < before_s &&
            (!tenant_id || r.tenant_id == *tenant_id);
@@ -436,6 +531,7 @@ Result<token::Verified> Tokens::judge(std::span<const uint8_t> bytes, token::Kin
   if (const std::optional<std::string> doubt = clock_.doubt(wall_ns, boot_now_ns()))
     return refuse(Refusal::clock_suspect, *doubt, presenter);
   ++believed_;
+  note_use(verified->head.key);
   return std::move(*verified);
 }
 
@@ -564,10 +660,11 @@ Value uses_of(const token::Anchor& anchor) {
   return uses;
 }
 
-Value anchor_value(const token::Anchor& anchor, bool is_revoked) {
+// What an anchor may sign, and the state that it is in.
+Value rights_value(const token::Anchor& anchor, std::string_view state) {
   return Value::map({{"issuer", anchor.issuer},
-                     {"key", fmt::format("{:02x}", fmt::join(anchor.thumbprint, ""))},
-                     {"state", is_revoked ? "revoked" : token::name_of(anchor.state)},
+                     {"key", hex(anchor.thumbprint)},
+                     {"state", state},
                      {"uses", uses_of(anchor)},
                      {"tenants", list_of(anchor.tenants)},
                      {"operations", list_of(anchor.operations)},
@@ -575,9 +672,26 @@ Value anchor_value(const token::Anchor& anchor, bool is_revoked) {
                      {"life", human_duration(anchor.life_max_s * ns_per_s)}});
 }
 
+// A root that is waited for: it may sign nothing but the answer.
+Value pending_value(const token::Anchor& root) {
+  Value value = rights_value(root, "pending");
+  value.set("source", "enrollment");
+  value.set("verified", false);
+  value.set("pending", true);
+  value.set("rotatable", false);
+  for (const char* nothing : {"last_used", "until", "left"}) value.set(nothing, Value());
+  return value;
+}
+
 Value revocation_value(const token::Revocation& revocation) {
   const std::optional<uint64_t> lapses = revocation.lapses_s();
   const uint64_t before_s = revocation.issued_before_s;
+  if (revocation.kind == token::Revocation::Kind::retire)
+    return Value::map({{"what", token::text_of(revocation)},
+                       {"tenant", Value()},
+                       {"issued_before", Value()},
+                       {"since", time_of(before_s)},
+                       {"lapses", Value()}});
   return Value::map({{"what", token::text_of(revocation)},
                      {"tenant", revocation.tenant.empty() ? Value() : Value(revocation.tenant)},
                      {"issued_before", before_s != 0 ? time_of(before_s) : Value()},
@@ -587,19 +701,40 @@ Value revocation_value(const token::Revocation& revocation) {
 
 }  // namespace
 
-Value Tokens::trust(uint64_t cursor, size_t limit) const {
+Value Tokens::anchor_value(const token::Anchor& anchor, const token::Beliefs& now) const {
+  const bool is_revoked = now.revoked.has_key(anchor.thumbprint);
+  const bool standing = standing_anchors().find(anchor.thumbprint) != nullptr;
+  const uint64_t now_s = clock_.unset_s(boot_now_ns());
+  const uint64_t used_s = anchor.used_s->load(std::memory_order_relaxed);
+  const bool retires = anchor.retires_s && !is_revoked && token::is_live(anchor);
+  Value value = rights_value(anchor, is_revoked ? "revoked" : token::name_of(anchor.state));
+  value.set("source", !standing ? "bundle" : root_ ? "enrollment" : "file");
+  value.set("verified", used_s != 0);
+  value.set("last_used", used_s != 0 ? time_of(used_s) : Value());
+  value.set("pending", false);
+  value.set("rotatable", is_rotatable(anchor, now));
+  value.set("until", retires ? time_of(*anchor.retires_s) : Value());
+  value.set("left",
+            retires ? Value(human_duration((std::max(*anchor.retires_s, now_s) - now_s) * ns_per_s))
+                    : Value());
+  return value;
+}
+
+Value Tokens::trust(uint64_t cursor, size_t limit,
+                    const std::optional<token::Anchor>& pending) const {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
   const std::vector<token::Anchor>& anchors = now->anchors.all();
   const std::vector<token::Revocation>& revoked = now->revoked.all();
   const uint64_t end = anchors.size() + revoked.size();
   Value anchor_list = Value::array();
   Value revoked_list = Value::array();
+  if (pending && cursor == 0) anchor_list.push(pending_value(*pending));
   uint64_t at = std::min(cursor, end);
   for (; at < end && limit > 0; ++at, --limit)
     if (at >= anchors.size())
       revoked_list.push(revocation_value(revoked[at - anchors.size()]));
     else if (!anchors[at].own)
-      anchor_list.push(anchor_value(anchors[at], now->revoked.has_key(anchors[at].thumbprint)));
+      anchor_list.push(anchor_value(anchors[at], *now));
   return Value::map({{"node", identity_.name()},
                      {"epoch", identity_.epoch()},
                      {"anchors", std::move(anchor_list)},

@@ -3,6 +3,7 @@
 // what judge() let through.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
 #include "userspace/daemon/identity.hpp"
 #include "userspace/daemon/node.hpp"
@@ -34,6 +36,12 @@ class WallClock {
 
   // What is wrong with it, if anything is.
   std::optional<std::string> doubt(uint64_t wall_ns, uint64_t boot_ns) const;
+  // What it would be if nobody had set it since, and no time that is before one that has been:
+  // what ends by it can be put off by nobody. Seconds.
+  uint64_t unset_s(uint64_t boot_ns) const {
+    return std::max(floor_s_,
+                    static_cast<uint64_t>(offset_ns_ + static_cast<int64_t>(boot_ns)) / ns_per_s);
+  }
 
  private:
   int64_t offset_ns_;
@@ -73,6 +81,17 @@ class Tokens {
   // Errors: not_found / not_revoked; internal / state_write, and it stays revoked.
   Status restore(const token::Revocation& revocation);
 
+  // A key that another one has taken the place of: believed as before, for so long, and no more
+  // then. Checked only, if it is to be a dry run; the end, in Unix seconds. Errors: not_found /
+  // no_such_anchor; conflict / key_not_live, not_rotatable, naming what the other one lacks;
+  // exhausted / revocations_max; internal / state_write: it retires unless the daemon ends.
+  Result<uint64_t> rotate(const token::Digest& old_key, const token::Digest& new_key,
+                          uint64_t after_s, bool dry_run);
+  // Those whose time is over since this was asked last: they are believed no more from here on.
+  std::vector<token::Anchor> retire_due();
+  // That what this key signed was believed, and has decided something.
+  void note_use(const token::Digest& key) const;
+
   // Whether what widens has to be signed, by root too.
   bool signatures_needed() const;
   bool is_revoked(const token::Digest& key) const;
@@ -106,9 +125,11 @@ class Tokens {
   // Whether nobody's key is called so any more.
   bool is_orphan(uint64_t issuer) const;
   // Whether a revocation means a lease; of an anchor's key, issuer_of() tells sooner. `tenant_id`:
-  // of the tenant that it names, if it names one.
+  // of the tenant that it names, if it names one. `left`: anchors that count no more and on which
+  // leases stand all the same.
   std::function<bool(const abi::lease_record&)> meant_by(const token::Revocation& revocation,
-                                                         std::optional<uint64_t> tenant_id) const;
+                                                         std::optional<uint64_t> tenant_id,
+                                                         const token::Anchors& left) const;
 
   const std::string& node() const { return identity_.name(); }
   uint64_t epoch() const { return identity_.epoch(); }
@@ -147,14 +168,21 @@ class Tokens {
   void remember_time();
   cbor::Value status() const;
   // Anchors, then revocations: at most `limit` of them, from the one with this number on. "next" is
-  // where the next page begins, null after the last.
-  cbor::Value trust(uint64_t cursor, size_t limit) const;
+  // where the next page begins, null after the last. `pending`: a root that is waited for, which
+  // the first page shows.
+  cbor::Value trust(uint64_t cursor, size_t limit,
+                    const std::optional<token::Anchor>& pending) const;
 
  private:
   Tokens(std::string state_dir, Identity identity, Spent spent, const WallClock& clock,
          token::Revocations revoked);
   // From here on: the anchors that there are, apart from these revocations.
   void believe(token::Revocations revoked);
+  // What keeps this anchor from retiring in favour of the other one.
+  std::vector<std::string> hindrances(const token::Anchor& anchor,
+                                      const token::Anchor& successor) const;
+  bool is_rotatable(const token::Anchor& anchor, const token::Beliefs& now) const;
+  cbor::Value anchor_value(const token::Anchor& anchor, const token::Beliefs& now) const;
   const token::Anchors& standing_anchors() const { return root_ ? *root_ : file_anchors_; }
   Status judge_dates(const token::SignedHeader& header, token::Purpose purpose,
                      uint64_t life_max_s) const;

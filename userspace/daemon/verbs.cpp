@@ -33,8 +33,8 @@ constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;     // of readers, and as many of operators
 constexpr size_t uid_followers_max = 8;  // of one reader
 constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
-// Bearer tokens that expire while nobody asks: how long a stream may outlive one.
-constexpr uint64_t bearers_period_ns = ns_per_s;
+// Bearer tokens that expire while nobody asks, and keys that retire: how long one may be outlived.
+constexpr uint64_t trust_period_ns = ns_per_s;
 
 // A teardown takes a grace period and two netlink round trips; after two seconds it is not that.
 constexpr uint64_t drain_attempt_period_ns = 20 * ns_per_ms;
@@ -184,7 +184,10 @@ Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles
   node_.journal().listen([this](JournalAction action, std::span<const log::Field> fields) {
     watch_.tell(action, fields);
   });
-  bearers_timer_ = loop_.every(bearers_period_ns, [this] { end_bearers(); });
+  trust_timer_ = loop_.every(trust_period_ns, [this] {
+    end_bearers();
+    end_retired();
+  });
 }
 
 void Verbs::set_server(wire::ControlServer* server) {
@@ -304,7 +307,7 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
     if (Status ok = request.args.only_keys({"cursor"}); !ok) return pass_on(ok);
     const Result<uint64_t> cursor = request.args.get_u64_or("cursor", 0);
     if (!cursor) return std::unexpected(cursor.error());
-    return tokens_.trust(*cursor, trust_per_page);
+    return tokens_.trust(*cursor, trust_per_page, enrollment_.pending_root());
   }
   return fail(ErrorKind::invalid, "unknown_verb",
               fmt::format("there is no verb \"{}\"", request.verb),
@@ -435,6 +438,8 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     answer = trust_revoke(request.args);
   } else if (request.verb == "trust.restore") {
     answer = trust_restore(request.args);
+  } else if (request.verb == "trust.rotate") {
+    answer = trust_rotate(request.args);
   } else if (request.verb.starts_with("peer.")) {
     answer = peer_change(peer, request);
   } else if (request.verb == "bearer.create") {

@@ -74,6 +74,8 @@ class Verbs {
   static Result<token::Revocation> read_revocation(const cbor::Value& args);
   Answer trust_revoke(const cbor::Value& args);
   Answer trust_restore(const cbor::Value& args);
+  Answer trust_rotate(const cbor::Value& args);
+  void end_retired();
   Answer peer_list(const cbor::Value& args) const;
   Answer peer_change(const wire::Peer& peer, const wire::Request& request);
   cbor::Value abuse_value() const;
@@ -82,6 +84,7 @@ class Verbs {
   Answer bearer_revoke(const cbor::Value& args);
   Answer show_bearer(wire::Peer& peer, const cbor::Value& args);
   bool may_still_hand_on(const Bearer& bearer) const;
+  std::string_view state_of(const Bearer& bearer, uint64_t now_wall_ms) const;
   Status bearer_holds(const token::Digest& sha256) const;
   void end_bearers();
   cbor::Value bearers_status() const;
@@ -99,6 +102,8 @@ class Verbs {
                                    Policy policy, const token::SignedHeader* enrolling);
   Answer enroll_begin(const wire::Peer& peer, const cbor::Value& args);
   Answer enroll_finish(const wire::Peer& peer, const wire::Request& request);
+  Status may_accept_again() const;
+  Result<PushOutcome> accept_again(const wire::Peer& peer, const token::SignedHeader& header);
   Answer enroll_end(const wire::Peer& peer, const cbor::Value& args);
   static bool may_read_all(const wire::Peer& peer, const wire::Request& request);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
@@ -134,7 +139,7 @@ class Verbs {
     std::shared_ptr<wire::Responder> responder;
   };
   std::vector<Follower> followers_;
-  wire::Timer bearers_timer_;
+  wire::Timer trust_timer_;  // what ends by time, while nobody asks
   uint64_t bearer_good_ = 0;
   std::map<std::string_view, uint64_t> bearer_refused_;  // by code, of which there are a few
   uint64_t started_boot_ns_;

@@ -41,7 +41,7 @@ _holdfast() {
       ;;
     --endpoint) candidates=$(_holdfast_ask 2 route ls) ;;
     --tenant) candidates=$(_holdfast_ask 1 tenant ls) ;;
-    --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore" ;;
+    --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore trust.rotate" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
     --kinds) candidates="lease policy tenant node interface trust peer bearer enroll" ;;
     --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read drops.follow flows.list explain trust.show watch peer.list bearer.list enroll.show" ;;
@@ -49,7 +49,7 @@ _holdfast() {
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
     --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
-      --issued-before | --name | --env | --anchor)
+      --issued-before | --after | --name | --env | --anchor)
       return
       ;;
     *)
@@ -61,9 +61,10 @@ _holdfast() {
         tenant) candidates="ls disable enable" ;;
         bundle) candidates="check push show diff sign" ;;
         token) candidates="issue inspect verify" ;;
-        trust) candidates="show revoke restore" ;;
+        trust) candidates="show revoke restore rotate" ;;
         "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
-        "trust restore") candidates="key: head: token: holder: issuer:" flags+=" --tenant" ;;
+        "trust restore") candidates="key: head: token: holder: issuer: retire:" flags+=" --tenant" ;;
+        "trust rotate"*) flags+=" --after --dry-run" ;;
         enroll) candidates="begin finish end show fingerprint" ;;
         "enroll begin") flags+=" --anchor --ttl --tenant" ;;
         "enroll finish" | "enroll fingerprint") files=1 ;;

@@ -143,15 +143,23 @@ class Reader : FileReader {
   }
 };
 
+// The first of these names that the wider list does not have, or nullptr.
+const std::string* first_beyond(const std::vector<std::string>& wide,
+                                const std::vector<std::string>& narrow) {
+  const auto listed = [&](std::string_view name) {
+    return std::ranges::find(wide, name) != wide.end();
+  };
+  if (listed("*")) return nullptr;
+  const auto found = std::ranges::find_if_not(narrow, listed);
+  return found == narrow.end() ? nullptr : &*found;
+}
+
 }  // namespace
 
 const char* what_goes_beyond(const Anchor& anchor, const Anchor& signer) {
   const auto covers = [](const std::vector<std::string>& wide,
                          const std::vector<std::string>& narrow) {
-    const auto listed = [&](std::string_view name) {
-      return std::ranges::find(wide, name) != wide.end();
-    };
-    return listed("*") || std::ranges::all_of(narrow, listed);
+    return first_beyond(wide, narrow) == nullptr;
   };
   if (anchor.for_bundles || anchor.for_operators) return "uses";
   if (!covers(signer.tenants, anchor.tenants)) return "tenants";
@@ -159,6 +167,29 @@ const char* what_goes_beyond(const Anchor& anchor, const Anchor& signer) {
   if (!covers(signer.verbs, anchor.verbs)) return "verbs";
   if (anchor.life_max_s > signer.life_max_s) return "life";
   return nullptr;
+}
+
+std::vector<std::string> what_is_missing(const Anchor& anchor, const Anchor& in) {
+  std::vector<std::string> missing;
+  const auto use = [&](bool has, bool in_has, const char* name) {
+    if (has && !in_has) missing.push_back(fmt::format("the use {}", name));
+  };
+  const auto names = [&](const std::vector<std::string>& narrow,
+                         const std::vector<std::string>& wide, const char* what) {
+    if (const std::string* beyond = first_beyond(wide, narrow); beyond != nullptr)
+      missing.push_back(fmt::format("{} {}", what, *beyond));
+  };
+  if (in.issuer != anchor.issuer) missing.push_back(fmt::format("the issuer {}", anchor.issuer));
+  use(anchor.for_tokens, in.for_tokens, "token");
+  use(anchor.for_requests, in.for_requests, "request");
+  use(anchor.for_bundles, in.for_bundles, "bundle");
+  use(anchor.for_operators, in.for_operators, "operator");
+  names(anchor.tenants, in.tenants, "tenant");
+  names(anchor.operations, in.operations, "operation");
+  names(anchor.verbs, in.verbs, "verb");
+  if (in.life_max_s < anchor.life_max_s)
+    missing.push_back(fmt::format("a life of {}", human_duration(anchor.life_max_s * ns_per_s)));
+  return missing;
 }
 
 std::string_view name_of(KeyState state) {

@@ -386,6 +386,7 @@ void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_
     item.verdict =
         judge_claims(item.claims, item.leaf, item.head->kind, *item.head->anchor, place, item.said);
     item.expires_s = std::min(item.said.expires, item.head->expires_s);
+    if (item.verdict) note_use(*item.head->anchor, now_s);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
@@ -21,21 +22,22 @@ using What = Revocation::Kind;
 
 constexpr size_t name_bytes_max = 256;
 constexpr size_t file_bytes_max = size_t{64} << 20;
-constexpr std::array<std::pair<std::string_view, What>, 5> kinds{{
+constexpr std::array<std::pair<std::string_view, What>, 6> kinds{{
     {"key", What::key},
     {"head", What::head},
     {"token", What::token},
     {"holder", What::holder},
     {"issuer", What::issuer},
+    {"retire", What::retire},
 }};
 
 size_t room_for(What kind) {
-  const bool is_wide = kind == What::key || kind == What::issuer;
+  const bool is_wide = kind == What::key || kind == What::issuer || kind == What::retire;
   return is_wide ? revocations_max : revocations_max - revocations_kept_for_keys;
 }
 
 bool is_by_digest(What kind) {
-  return kind == What::key || kind == What::head || kind == What::token;
+  return kind != What::holder && kind != What::issuer;
 }
 
 bool says_the_same(const Revocation& a, const Revocation& b) {
@@ -84,7 +86,7 @@ Result<Revocation> parse_revocation(std::string_view text) {
   return fail(ErrorKind::invalid, "bad_revocation",
               fmt::format("\"{}\" names nothing that could be revoked", text),
               "key:, head: or token: and 64 lower hex digits, as `holdfast token inspect` shows "
-              "them; holder:uid:N and the like; issuer:NAME");
+              "them; holder:uid:N and the like; issuer:NAME; retire: and a key's digits");
 }
 
 std::string text_of(const Revocation& revocation) {
@@ -114,7 +116,8 @@ Status Revocations::add(Revocation revocation) {
   const auto same = std::ranges::find_if(
       all_, [&](const Revocation& each) { return says_the_same(each, revocation); });
   if (same != all_.end()) {
-    revocation.issued_before_s = std::max(revocation.issued_before_s, same->issued_before_s);
+    const auto [sooner, later] = std::minmax({revocation.issued_before_s, same->issued_before_s});
+    revocation.issued_before_s = revocation.kind == What::retire ? sooner : later;
     *same = std::move(revocation);
   } else if (all_.size() >= room_for(revocation.kind)) {
     return fail(ErrorKind::exhausted, "revocations_max",
@@ -131,7 +134,9 @@ Status Revocations::lift(const Revocation& revocation) {
   const size_t lifted =
       std::erase_if(all_, [&](const Revocation& each) { return says_the_same(each, revocation); });
   if (lifted == 0)
-    return fail(ErrorKind::not_found, "not_revoked", text_of(revocation) + " is not revoked",
+    return fail(ErrorKind::not_found, "not_revoked",
+                text_of(revocation) +
+                    (revocation.kind == What::retire ? " stands nowhere" : " is not revoked"),
                 "holdfast trust show lists what is");
   index();
   return {};
@@ -141,6 +146,7 @@ void Revocations::index() {
   digests_.clear();
   holders_.clear();
   issuers_.clear();
+  retiring_.clear();
   heads_ = static_cast<size_t>(std::ranges::count(all_, What::head, &Revocation::kind));
   for (const Revocation& each : all_)
     if (is_by_digest(each.kind))
@@ -149,6 +155,8 @@ void Revocations::index() {
       holders_.insert(each.name);
     else
       issuers_.push_back(each);
+  std::ranges::copy_if(all_, std::back_inserter(retiring_),
+                       [](const Revocation& each) { return each.kind == What::retire; });
   cgroups_ = static_cast<size_t>(std::ranges::count_if(
       holders_, [](const std::string& name) { return name.starts_with("cgroup:"); }));
 }
@@ -165,6 +173,11 @@ uint64_t Revocations::issued_before_s(std::string_view issuer, std::string_view 
     if (each.name == issuer && (each.tenant.empty() || each.tenant == tenant))
       latest = std::max(latest, each.issued_before_s);
   return latest;
+}
+
+std::optional<uint64_t> Revocations::retires_s(const Digest& thumbprint) const {
+  const auto found = std::ranges::find(retiring_, thumbprint, &Revocation::digest);
+  return found == retiring_.end() ? std::nullopt : std::optional(found->issued_before_s);
 }
 
 // [digest of the list, the list: bstr .cbor [* [what: tstr, tenant: tstr, issued_before, since]]]

@@ -3,6 +3,9 @@
 // size-bounded header, and whether the proof has the shape that belongs to it.
 #pragma once
 
+#include <atomic>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,11 +39,27 @@ struct Anchor {
   std::vector<std::string> operations;      // likewise
   std::vector<std::string> verbs;           // likewise
   uint64_t life_max_s = token::life_max_s;  // of a token, and of the term it gives a lease
+  std::optional<uint64_t> retires_s = {};   // when it is verify_only; of one that retires by then
+  // When its signature last decided something; one for all copies, of which verifying threads have
+  // some. Nothing where nobody asks.
+  std::shared_ptr<std::atomic<uint64_t>> used_s = {};
 };
+
+// That its signature decided something.
+inline void note_use(const Anchor& anchor, uint64_t now_s) {
+  // Written once a second, so that the threads that read it do not wait for one another.
+  if (anchor.used_s && anchor.used_s->load(std::memory_order_relaxed) < now_s)
+    anchor.used_s->store(now_s, std::memory_order_relaxed);
+}
 
 // What of an anchor goes beyond that of who hands it on, as a word, or nullptr: a signer of bundles
 // hands on what it has, and no right to sign bundles or operator grants.
 const char* what_goes_beyond(const Anchor& anchor, const Anchor& signer);
+
+// What of an anchor another one does not have, in words, the first of each kind: "the use bundle",
+// "tenant acme/shop/prod". Where there is nothing, that one may sign all that this one may, in the
+// same name.
+std::vector<std::string> what_is_missing(const Anchor& anchor, const Anchor& in);
 
 inline SignerKey signer_key(const Anchor& anchor) {
   return {anchor.key, anchor.application};

@@ -20,7 +20,8 @@ COMMANDS = [
     "status", "doctor", "lease ls", "lease show", "lease grant", "lease renew", "lease revoke", "lease release",
     "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
     "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
-    "peer ls", "peer suspend", "peer resume", "bearer create", "bearer ls", "bearer revoke", 
+    "peer ls", "peer suspend", "peer resume", "bearer create", "bearer ls", "bearer revoke", "trust show",
+    "trust revoke", "trust restore", "trust rotate",
     "watch", "node drain", "node disable", "node quarantine", "node resume", "node release",
     "enroll begin", "enroll finish", "enroll end", "enroll show", "enroll fingerprint",
 ]
@@ -38,6 +39,8 @@ USAGE = [
     "token issue a --endpoint b --key k --issuer i --node n", "lease grant --token x --each", "lease renew 0 --token x",
     "peer", "peer suspend", "peer suspend root", "peer suspend -1", "peer resume 1x", "peer resume 4294967296", "bearer",
     "bearer create", "bearer create --name n --env e", "bearer create --name n --env e --scope status --ttl 90", "bearer revoke",
+    "trust", "trust revoke", "trust rotate", "trust rotate a", "trust rotate a b --after 90", "trust rotate a b --after 331s",
+    "trust rotate a b --after 0s", "trust rotate a b --after 500ms", "trust rotate a b c",
     "enroll", "enroll begin", "enroll begin --anchor 00ff",
     f"enroll begin --anchor {64 * '0'} --ttl 25h", f"enroll begin --anchor {64 * 'A'}", "enroll finish", "enroll end x",
     "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
@@ -48,6 +51,7 @@ NEEDS_DAEMON = [
     "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
     "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "peer ls", "peer suspend 1000", "peer resume all",
     "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node drain", "node release",
+    "trust show", "trust revoke holder:uid:1", "trust restore holder:uid:1", f"trust rotate {64 * '0'} {64 * '1'} --after 5s",
     f"enroll begin --anchor {64 * '0'}", "enroll end --now", "enroll show",
     "explain tcp 10.0.0.1:1 -> 10.0.0.2:2", "explain icmp_echo fd00::1 fd00::2 --from veth0",
 ]

@@ -157,10 +157,10 @@ TEST(Bearers, AConnectionThatHasShownOneAsksForNothingElseWhoeverItIs) {
     return may_ask(peer, request, reach_of(verb), false);
   };
   const std::string_view changes[] = {
-      "lease.grant",   "lease.renew",     "lease.revoke",  "lease.release", "tenant.disable",
-      "tenant.enable", "bundle.push",     "trust.revoke",  "trust.restore", "node.drain",
-      "node.disable",  "node.quarantine", "node.resume",   "node.release",  "node.detach",
-      "peer.suspend",  "peer.resume",     "bearer.create", "bearer.revoke"};
+      "lease.grant",   "lease.renew",  "lease.revoke",    "lease.release", "tenant.disable",
+      "tenant.enable", "bundle.push",  "trust.revoke",    "trust.restore", "trust.rotate",
+      "node.drain",    "node.disable", "node.quarantine", "node.resume",   "node.release",
+      "node.detach",   "peer.suspend", "peer.resume",     "bearer.create", "bearer.revoke"};
   for (const std::string_view verb : changes) EXPECT_TRUE(may(verb)) << verb << ": the control";
   peer.bearer = std::make_shared<const wire::Principal>(
       wire::Principal{.name = "reader", .verbs = {"status"}, .tenants = {"*"}, .is_bearer = true});

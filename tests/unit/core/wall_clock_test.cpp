@@ -40,5 +40,14 @@ TEST(WallClock, DoubtsTimesThatHaveBeen) {
   EXPECT_TRUE(WallClock(wall_s * ns_per_s, 0, wall_s + 31).doubt(wall_s * ns_per_s, 0));
 }
 
+// What ends by it is not put off by who sets the clock, nor by a start with a clock that is behind.
+TEST(WallClock, UnsetGoesOnWithBootTime) {
+  constexpr uint64_t wall_s = 1'800'000'000;
+  const WallClock clock(wall_s * ns_per_s, 500 * ns_per_s, wall_s - 100);
+  EXPECT_EQ(clock.unset_s(500 * ns_per_s), wall_s);
+  EXPECT_EQ(clock.unset_s(800 * ns_per_s), wall_s + 300);
+  EXPECT_EQ(WallClock(0, 500 * ns_per_s, wall_s).unset_s(800 * ns_per_s), wall_s);
+}
+
 }  // namespace
 }  // namespace holdfast

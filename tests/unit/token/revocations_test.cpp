@@ -83,6 +83,7 @@ TEST(Revocations, EachKindMeansItsOwn) {
       {parsed("head:" + head), std::vector<std::string>(5, "revoked")},
       {parsed("key:" + key), std::vector<std::string>(5, "key_not_live")},
       {parsed("key:" + head), std::vector<std::string>(5, "good")},
+      {parsed("retire:" + key), std::vector<std::string>(5, "good")},  // that is its anchor's state
       {parsed("holder:uid:1000"), {"good", "good", "revoked", "good", "good"}},
       {parsed("holder:uid:100"), std::vector<std::string>(5, "good")},
       {parsed("holder:key:" + hex(*five[3].holder_key)),
@@ -181,6 +182,33 @@ TEST(Revocations, SayEachThingOnceAndAreLifted) {
   EXPECT_EQ(again.error().code, "not_revoked");
 }
 
+TEST(Revocations, KeysThatRetireDoSoByTheEarliestTime) {
+  const auto retire = [](uint64_t end_s) {
+    Revocation revocation = parsed("retire:" + hex(leaf_hash({})));
+    revocation.issued_before_s = end_s;
+    return revocation;
+  };
+  Revocations revocations;
+  EXPECT_FALSE(revocations.retires_s(leaf_hash({})));
+  const struct {
+    uint64_t asked_s, stands_s;
+  } rows[] = {{300, 300}, {400, 300}, {200, 200}, {300, 200}};
+  for (const auto& row : rows) {
+    ASSERT_TRUE(revocations.add(retire(row.asked_s)));
+    EXPECT_EQ(revocations.retires_s(leaf_hash({})), row.stands_s);
+  }
+  EXPECT_EQ(revocations.all().size(), 1U);
+  EXPECT_FALSE(revocations.retires_s(Digest{}));
+  EXPECT_FALSE(revocations.has_key(leaf_hash({}))) << "it is believed until then";
+  EXPECT_EQ(revocations.drop_lapsed(UINT64_MAX), 0U) << "and afterwards it does not come back";
+  ASSERT_TRUE(revocations.add(parsed("key:" + hex(leaf_hash({})))));
+  ASSERT_TRUE(revocations.lift(parsed("key:" + hex(leaf_hash({})))));
+  EXPECT_TRUE(revocations.retires_s(leaf_hash({})));
+  ASSERT_TRUE(revocations.lift(retire(0)));
+  EXPECT_FALSE(revocations.retires_s(leaf_hash({})));
+  EXPECT_TRUE(revocations.retiring().empty());
+}
+
 TEST(Revocations, AreBounded) {
   Revocations revocations;
   std::vector<Revocation> many;
@@ -204,8 +232,9 @@ TEST(Revocations, AreBounded) {
   // What closes the most at once has places of its own.
   EXPECT_TRUE(full->add(parsed("key:" + hex(leaf_hash({})))));
   EXPECT_TRUE(full->add(parsed("issuer:cp.example")));
+  EXPECT_TRUE(full->add(parsed("retire:" + hex(leaf_hash({})))));
   EXPECT_FALSE(full->add(parsed("token:" + hex(leaf_hash({})))));
-  EXPECT_EQ(full->all().size(), many.size() + 2);
+  EXPECT_EQ(full->all().size(), many.size() + 3);
 }
 
 TEST(Revocations, ComeBackFromTheirFileAndDamageIsNoticed) {
@@ -213,6 +242,7 @@ TEST(Revocations, ComeBackFromTheirFileAndDamageIsNoticed) {
   ASSERT_TRUE(revocations.add(parsed("key:" + hex(leaf_hash({})))));
   ASSERT_TRUE(revocations.add(parsed("holder:cgroup:4711")));
   ASSERT_TRUE(revocations.add(of_issuer(now_s - 3, "acme/shop/prod")));
+  ASSERT_TRUE(revocations.add(parsed("retire:" + hex(Digest{1}))));
   const std::vector<uint8_t> file = revocations.encode();
   const Result<Revocations> back = Revocations::decode(file);
   ASSERT_TRUE(back) << back.error().text();
@@ -241,6 +271,32 @@ TEST(Revocations, WordsThatMeanNothingAreRefused) {
     ASSERT_TRUE(parsed) << text;
     EXPECT_EQ(text_of(*parsed), text);
   }
+}
+
+// Which key may take whose place: of each kind what is missing first.
+TEST(Anchor, WhatAnotherOneLacks) {
+  Anchor wide = anchor_of(1);
+  wide.for_requests = wide.for_bundles = wide.for_operators = true;
+  wide.tenants = wide.operations = wide.verbs = {"*"};
+  const Anchor narrow = anchor_of(2);
+  using Lacks = std::vector<std::string>;
+  EXPECT_EQ(what_is_missing(narrow, wide), Lacks());
+  EXPECT_EQ(what_is_missing(wide, wide), Lacks());
+  EXPECT_EQ(what_is_missing(wide, narrow),
+            (Lacks{"the use request", "the use bundle", "the use operator", "tenant *",
+                   "operation *", "verb *"}));
+  Anchor named = narrow;
+  named.operations = {"read", "connect", "write"};
+  EXPECT_EQ(what_is_missing(named, narrow), Lacks{"operation read"});
+  EXPECT_EQ(what_is_missing(narrow, named), Lacks());
+  named = narrow;
+  named.life_max_s = 60;
+  EXPECT_EQ(what_is_missing(narrow, named), Lacks{"a life of 5m"});
+  named.issuer = "other.example";
+  EXPECT_EQ(what_is_missing(narrow, named), (Lacks{"the issuer cp.example", "a life of 5m"}));
+  named = narrow;
+  named.for_tokens = false;
+  EXPECT_EQ(what_is_missing(narrow, named), Lacks{"the use token"});
 }
 
 // A key's tokens may live only as long as its anchor says.
