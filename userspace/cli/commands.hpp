@@ -125,7 +125,8 @@ Outcome run_token_issue(Session& session, const TokenIssueWords& words);
 
 struct TokenCheckWords {
   std::string file;     // or "-"; a token a line
-  std::string anchors;  // a file
+  std::string anchors;   // a file
+  std::string identity;  // a file: with what the node itself signs
   std::string node;
   uint64_t epoch = 0;
   std::string at;  // RFC 3339; empty: now
@@ -170,6 +171,8 @@ struct WatchWords {
 };
 Outcome run_watch(Session& session, const WatchWords& words);
 
+// `out`: a file for the certificate, or empty.
+Outcome run_node_identity(Session& session, const std::string& out);
 // `verb`: drain, disable, quarantine, resume or release.
 Outcome run_node_state(Session& session, const std::string& verb);
 Outcome run_node_detach(Session& session, bool yes);

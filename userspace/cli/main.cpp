@@ -413,6 +413,10 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       "judges by the keys of a file, without the node");
   verify->add_option("FILE", c.file, "A token a line, - is standard input")->required();
   verify->add_option("--anchors", c.anchors, "The keys and what they may sign")->type_name("FILE");
+  verify
+      ->add_option("--identity", c.identity,
+                   "The node's own key, for use tokens that it made: from node identity --out")
+      ->type_name("FILE");
   verify->add_option("--node", c.node, "The node's name: ni:///sha-256;...")->type_name("NAME");
   verify->add_option("--epoch", c.epoch, "The node's epoch")->type_name("NUMBER");
   verify->add_option("--operation", c.operation, "Asking the node: what is to be done")
@@ -430,7 +434,8 @@ void add_token(CLI::App& app, Words& words, Run& run) {
   examples(
       verify,
       "  holdfast token verify token --operation connect --resource web@10.1.0.2:443\n"
-      "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1");
+      "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1\n"
+      "  holdfast token verify token --identity node.id --node 'ni:///sha-256;...' --epoch 1");
 }
 
 void add_trust(CLI::App& app, Words& words, Run& run) {
@@ -546,6 +551,18 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
            "  holdfast watch --json --reconnect");
 }
 
+void add_node_identity(CLI::App& node, Words& words, Run& run) {
+  CLI::App* identity = node.add_subcommand(
+      "identity", "Who this node is, and with what it signs use tokens and reports");
+  identity
+      ->add_option("--out", words.file,
+                   "Keep what the node's own key says of that in this file: token verify "
+                   "--identity takes it")
+      ->type_name("FILE");
+  identity->callback([&] { run = [&](Session& s) { return run_node_identity(s, words.file); }; });
+  examples(identity, "  holdfast node identity\n  holdfast node identity --out node.id");
+}
+
 void add_node_states(CLI::App& node, Run& run) {
   const auto add = [&](const char* verb, const char* what) {
     CLI::App* made = node.add_subcommand(verb, what);
@@ -614,6 +631,7 @@ void add_all(CLI::App& app, Words& words, Run& run) {
 
   add_watch(app, words, run);
   CLI::App* node = noun(app, "node", "The node as a whole");
+  add_node_identity(*node, words, run);
   add_node_states(*node, run);
   CLI::App* detach = node->add_subcommand(
       "detach", "Remove all enforcement: programs, tables, pins. The only command that opens");

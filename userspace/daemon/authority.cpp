@@ -35,6 +35,7 @@ constexpr Verb verbs[] = {
     {"peer.list", Reach::reading},
     {"bearer.list", Reach::reading},
     {"enroll.show", Reach::reading},
+    {"node.identity", Reach::reading},
     {"holder.prove", Reach::proving},
     {"operator.present", Reach::proving},
     {"session.challenge", Reach::proving},

@@ -11,7 +11,9 @@
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/log.hpp"
+#include "userspace/base/hex.hpp"
 #include "userspace/daemon/state_file.hpp"
+#include "userspace/token/node_identity.hpp"
 
 namespace holdfast {
 namespace {
@@ -88,10 +90,11 @@ Tokens::Tokens(std::string state_dir, Identity identity, Spent spent, const Wall
   believe(std::move(revoked));
 }
 
-Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
+Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir,
+                                             const std::string& key_uri) {
   const Result<Identity::Moment> now = Identity::Moment::now();
   if (!now) return std::unexpected(now.error());
-  Result<Identity> identity = Identity::open(state_dir, *now);
+  Result<Identity> identity = Identity::open(state_dir, *now, key_uri);
   if (!identity) return pass_on(identity);
   const WallClock clock(wall_now_ns(), boot_now_ns(), identity->wall_floor_ms() / 1000);
   bool whole = false;
@@ -121,7 +124,7 @@ Status Tokens::read_anchors(const std::string& path, bool again) {
                 path + " is gone; what it said still holds",
                 "to believe nobody, write an empty list: anchors: []");
   }
-  if (anchors.find(token::thumbprint(identity_.key().public_key())) != nullptr)
+  if (anchors.find(identity_.key().key()) != nullptr)
     return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
                 "leave it out: it signs what the node makes, and nothing else");
   file_anchors_ = std::move(anchors);
@@ -179,16 +182,8 @@ void Tokens::believe(token::Revocations revoked) {
   next->node = identity_.name();
   next->epoch = identity_.epoch();
   next->version = before ? before->version + 1 : 1;
-  token::Anchor own;
-  own.issuer = identity_.name();
-  own.key = identity_.key().public_key();
-  own.thumbprint = token::thumbprint(own.key);
-  own.for_tokens = true;
-  own.own = true;
-  own.tenants = {"*"};
-  own.operations = {"*"};
   // Its own first, so that nothing makes it another's.
-  next->anchors.add(std::move(own));
+  next->anchors.add(token::own_anchor(identity_.name(), identity_.epoch_key().public_key()));
   const token::Anchors& standing = standing_anchors();
   // Also while its signer is revoked: what is taken back from somebody widens nothing for others.
   signatures_needed_ = standing.signatures_needed || bundle_anchors_.anchors.signatures_needed;
@@ -199,8 +194,7 @@ void Tokens::believe(token::Revocations revoked) {
       bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
       if (standing.find(each.thumbprint) == nullptr &&
-          each.thumbprint != next->anchors.all().front().thumbprint &&
-          token::what_goes_beyond(each, *signer) == nullptr)
+          !is_own_key(each.thumbprint) && token::what_goes_beyond(each, *signer) == nullptr)
         next->anchors.add(each);
   }
   next->revoked = std::move(revoked);
@@ -500,7 +494,7 @@ Result<std::string> Tokens::use_token(const LeaseView& lease,
                          .expires = claims.expires,
                          .epoch = identity_.epoch()};
   const Result<std::vector<std::vector<uint8_t>>> made =
-      token::issue(identity_.key(), head, std::span(&claims, 1));
+      token::issue(identity_.epoch_key(), head, std::span(&claims, 1));
   if (!made) return std::unexpected(made.error());
   return token::to_text(made->front());
 }
@@ -586,6 +580,17 @@ Value revocation_value(const token::Revocation& revocation) {
 }
 
 }  // namespace
+
+Value Tokens::identity() const {
+  const std::vector<uint8_t>& certificate = identity_.certificate();
+  return Value::map(
+      {{"node", identity_.name()},
+       {"epoch", identity_.epoch()},
+       {"key", hex(identity_.key().key())},
+       {"kept", identity_.is_on_token() ? "pkcs11" : "file"},
+       {"epoch_key", hex(identity_.epoch_key().key())},
+       {"certificate", certificate.empty() ? Value() : Value(Value::Bytes(certificate))}});
+}
 
 Value Tokens::trust(uint64_t cursor, size_t limit) const {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();

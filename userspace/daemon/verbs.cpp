@@ -295,6 +295,10 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
     if (Status ok = request.args.only_keys({}); !ok) return pass_on(ok);
     return enrollment_value(enrollment_, node_);
   }
+  if (request.verb == "node.identity") {
+    if (Status ok = request.args.only_keys({}); !ok) return pass_on(ok);
+    return tokens_.identity();
+  }
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
