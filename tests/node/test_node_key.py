@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from control import Refused
+from control import Control, Refused
 from issuer import Issuer, as_bytes, trust
 from lab import A, HOSTS, Lab, policy
 from packets import Probe, denied, passes, syn
@@ -331,3 +331,84 @@ def test_a_file_that_was_lost(own_lab: Lab) -> None:
     lab.start()
     assert lab.ask("status")["node"] != was and lab.ask("enroll.show")["state"] == "left"
     assert "enrollment_of_another" in lab.log
+
+
+# ---- reports -----------------------------------------------------------------------------------------------
+
+CHALLENGE = "5f" * 32
+
+
+def signed_report(lab: Lab, *words: object) -> pathlib.Path:
+    path = lab.dir / "node.report"
+    lab.cli("node", "report", "--sign", "--out", path, *words)
+    return path
+
+
+def report_refused(lab: Lab, path: pathlib.Path, *words: object) -> str:
+    done = lab.try_cli("node", "report", "--verify", path, *words)
+    assert done.returncode == 1, done
+    return json.loads(done.stderr)["error"]["code"]
+
+
+@pytest.mark.parametrize("kept", ["pkcs11", "file"])
+def test_a_report_is_the_nodes(node: Node, kept: str) -> None:
+    """Checked by its name alone, without daemon or root; fresh for whoever drew the challenge, and for whom it was made."""
+    lab = node.lab
+    if kept == "pkcs11":
+        node.start()
+    else:
+        lab.start()
+    lab.push(policy())
+    (lease,) = lab.cli("lease", "grant", A, "--endpoint", "web", "--ttl", "300s")["leases"]
+    shown = node.identity()
+    assert shown["kept"] == kept
+    path = signed_report(lab, "--challenge", CHALLENGE, "--for", "cp.example")
+    anybody = lab.dir / "for-anybody.report"
+    anybody.write_bytes(path.read_bytes())
+    lab.stop()
+    mine = ("--node", shown["node"], "--challenge", CHALLENGE, "--for", "cp.example")
+    done = lab.try_cli("node", "report", "--verify", anybody, *mine)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    facts = [said[each] for each in ("node", "epoch", "epoch_key", "for", "challenge")]
+    assert facts == [shown["node"], shown["epoch"], shown["epoch_key"], "cp.example", CHALLENGE]
+    page = said["report"]["inventory"][0]
+    assert (page["node"], page["leases"], page["state"]["name"]) == (shown["node"], 1, "active")
+    tenants = {each["name"]: each["leases"] for part in said["report"]["inventory"] for each in part.get("tenants", [])}
+    assert tenants[A] == 1 and lease["id"] not in done.stdout
+    assert said["report"]["status"]["policy"]["generation"] == 1
+    for whose in (shown["key"], shown["node"]):
+        assert lab.try_cli("node", "report", "--verify", anybody, "--node", whose).returncode == 0
+
+    other = "ni:///sha-256;" + independent.to_text(bytes(32))
+    assert report_refused(lab, anybody, "--node", other) == "wrong_node"
+    assert report_refused(lab, anybody, "--node", shown["node"], "--challenge", "5e" * 32) == "wrong_challenge"
+    assert report_refused(lab, anybody, "--node", shown["node"], "--for", "another") == "wrong_audience"
+    made = anybody.read_bytes()
+    for damaged in (made[:-1] + bytes([made[-1] ^ 1]), made[:-70] + bytes([made[-70] ^ 1]) + made[-69:]):
+        path.write_bytes(damaged)
+        assert report_refused(lab, path, *mine) == "bad_signature"
+    path.write_bytes(made[:-1])
+    assert report_refused(lab, path, *mine) == "malformed_signed"
+    # The other implementation says the same.
+    report, is_by = independent.take_signed(made, "report", (1, 2, 9)) if len(made) < 4096 else (None, None)
+    if report is not None:
+        key, epoch = independent.epoch_key_of(report["private"][9], shown["node"])
+        assert is_by(key) and (report["private"][1], report["audience"]) == (epoch, "cp.example")
+
+
+def test_who_may_have_a_report(lab: Lab) -> None:
+    """Reading it is, and it takes a challenge and whom it is for."""
+    for args, code in (
+        ({}, "missing_key"), ({"challenge": bytes(31), "for": "x"}, ""), ({"challenge": bytes(32)}, "missing_key"),
+        ({"challenge": bytes(32), "for": ""}, "bad_audience"), ({"challenge": bytes(32), "for": "x" * 257}, "bad_audience"),
+        ({"challenge": bytes(32), "for": "x", "more": 1}, "unknown_key"),
+    ):  # fmt: skip
+        with pytest.raises(Refused) as error:
+            lab.ask("node.report", args)
+        assert code in ("", error.value.code), (args, error.value)
+    assert lab.ask("node.report", {"challenge": bytes(32), "for": "x" * 256})["report"]
+    with Control(lab.socket_path, uid=4001) as stranger:
+        for verb, args in (("node.report", {"challenge": bytes(32), "for": "x"}), ("node.identity", {})):
+            with pytest.raises(Refused, match="not_in_group"):
+                stranger.call(verb, args)

@@ -31,6 +31,7 @@ struct Words {
   BundleSignWords sign;
   OperatorGrantWords operator_grant;
   BearerWords bearer;
+  ReportWords report;
   std::string name;
   EnrollBeginWords enroll;
   std::string id;
@@ -563,6 +564,39 @@ void add_node_identity(CLI::App& node, Words& words, Run& run) {
   examples(identity, "  holdfast node identity\n  holdfast node identity --out node.id");
 }
 
+void add_node_report(CLI::App& node, Words& words, Run& run) {
+  ReportWords& r = words.report;
+  CLI::App* report = node.add_subcommand(
+      "report",
+      "What this node has and is, signed by it over a challenge; and, without a daemon,\n"
+      "whether a report is a node's, and what it says");
+  report->add_flag("--sign", r.sign, "Ask the node for one; it goes to --out, or is printed");
+  report->add_option("--out", r.out, "Keep it in this file")->type_name("FILE");
+  report->add_option("--verify", r.verify, "Check this one, - is standard input")
+      ->type_name("FILE");
+  report
+      ->add_option(
+          "--node", r.node,
+          "Of --verify: whose it has to be: a name (ni:///sha-256;...), the thumbprint of\n"
+          "the node's key, or a file with its public key")
+      ->type_name("NODE");
+  report
+      ->add_option("--challenge", r.challenge,
+                   "64 hexadecimal digits, of whoever is to be shown that it is fresh: to be\n"
+                   "signed, default: drawn anew; or, of --verify, what has to have been signed")
+      ->type_name("HEX");
+  report
+      ->add_option("--for", r.audience,
+                   "Whom it is for, default: the user who asks; of --verify: whom it has to be for")
+      ->type_name("NAME");
+  report->callback([&] { run = [&](Session& s) { return run_node_report(s, words.report); }; });
+  examples(
+      report,
+      "  holdfast node report --sign --challenge $(openssl rand -hex 32) --for cp.example \\\n"
+      "      --out node.report\n"
+      "  holdfast node report --verify node.report --node 'ni:///sha-256;...' --challenge 5f0c...");
+}
+
 void add_node_states(CLI::App& node, Run& run) {
   const auto add = [&](const char* verb, const char* what) {
     CLI::App* made = node.add_subcommand(verb, what);
@@ -632,6 +666,7 @@ void add_all(CLI::App& app, Words& words, Run& run) {
   add_watch(app, words, run);
   CLI::App* node = noun(app, "node", "The node as a whole");
   add_node_identity(*node, words, run);
+  add_node_report(*node, words, run);
   add_node_states(*node, run);
   CLI::App* detach = node->add_subcommand(
       "detach", "Remove all enforcement: programs, tables, pins. The only command that opens");

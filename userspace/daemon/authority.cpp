@@ -36,6 +36,7 @@ constexpr Verb verbs[] = {
     {"bearer.list", Reach::reading},
     {"enroll.show", Reach::reading},
     {"node.identity", Reach::reading},
+    {"node.report", Reach::reading},
     {"holder.prove", Reach::proving},
     {"operator.present", Reach::proving},
     {"session.challenge", Reach::proving},

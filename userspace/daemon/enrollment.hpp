@@ -63,8 +63,9 @@ class Enrollment {
   // `node`: the thumbprint of this node's key. Errors: invalid / enrollment_damaged.
   static Result<Enrollment> open(const std::string& state_dir, const token::Digest& node);
   // After a start: whether an offer was taken, and whether a policy that was left is gone. Where
-  // the record is another node's it has left; where the file was lost, a policy that came under an enrollment is as good as left. `in_force`: the
-  // bundle of the policy in force, whose digest that is.
+  // the record is another node's it has left; where the file was lost, a policy that came under an
+  // enrollment is as good as left. `in_force`: the bundle of the policy in force, whose digest that
+  // is.
   Status settle(const BundleRecord* in_force, const token::Digest& policy_digest, uint64_t now_s);
 
   EnrollmentState state(const token::Digest& policy_digest) const;

@@ -72,9 +72,9 @@ std::optional<Stored> parse(std::string_view text) {
 
 std::unexpected<Error> key_changed(std::string what, const std::string& next_step,
                                    const std::string& state_dir) {
-  return fail(ErrorKind::conflict, "node_key_changed", std::move(what),
-              fmt::format("{}, or remove {}/{} to be another node", next_step, state_dir,
-                          file_name));
+  return fail(
+      ErrorKind::conflict, "node_key_changed", std::move(what),
+      fmt::format("{}, or remove {}/{} to be another node", next_step, state_dir, file_name));
 }
 
 struct Keys {
@@ -93,7 +93,8 @@ Result<Keys> keys_in_file(const std::string& state_dir, const std::optional<Stor
     return key_changed(
         fmt::format("the key of node {} is on a PKCS#11 token, and none is named", stored->node),
         "name it by --node-key", state_dir);
-  Result<token::SecretKey> made = is_new ? token::SecretKey::make() : Result<token::SecretKey>(std::move(old->key));
+  Result<token::SecretKey> made =
+      is_new ? token::SecretKey::make() : Result<token::SecretKey>(std::move(old->key));
   if (!made) return pass_on(made);
   if (is_new)
     if (Status ok = write_node_key(state_dir, *made); !ok) return pass_on(ok);
@@ -172,9 +173,8 @@ Result<Identity> Identity::open(const std::string& state_dir, const Moment& now,
   if (begins) identity.advance(now);
   // A key that cannot sign keeps the daemon from starting, before anything is written.
   if (Status ok = identity.certify(now); !ok) return pass_on(ok, "the node's key");
-  const Status saved = begins || stored->on_token != on_token
-                           ? identity.save()
-                           : identity.remember_time(now.wall_ms);
+  const Status saved = begins || stored->on_token != on_token ? identity.save()
+                                                              : identity.remember_time(now.wall_ms);
   if (!saved) return std::unexpected(saved.error());
   return identity;
 }
@@ -190,8 +190,8 @@ void Identity::advance(const Moment& now) {
 
 Status Identity::certify(const Moment& now) {
   certificate_.clear();
-  Result<std::vector<uint8_t>> made = token::certify(*key_, epoch_, epoch_key().public_key(),
-                                                     now.wall_ms / 1000);
+  Result<std::vector<uint8_t>> made =
+      token::certify(*key_, epoch_, epoch_key().public_key(), now.wall_ms / 1000);
   if (!made) return pass_on(made);
   certificate_ = std::move(*made);
   return {};
@@ -214,9 +214,12 @@ Status Identity::remember_time(uint64_t wall_ms) {
 }
 
 Status Identity::save() const {
-  return write_state_file(
-      state_dir_, file_name,
-      render({.node = name_, .boot_id = boot_id_, .epoch = epoch_, .wall_ms = wall_floor_ms_, .on_token = is_on_token()}));
+  return write_state_file(state_dir_, file_name,
+                          render({.node = name_,
+                                  .boot_id = boot_id_,
+                                  .epoch = epoch_,
+                                  .wall_ms = wall_floor_ms_,
+                                  .on_token = is_on_token()}));
 }
 
 }  // namespace holdfast

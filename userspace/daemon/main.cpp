@@ -203,7 +203,8 @@ class Daemon {
     if (!signals) return pass_on(signals);
     signals_ = std::move(*signals);
 
-    Result<std::unique_ptr<Tokens>> tokens = Tokens::open(options_.node.state_dir, options_.node_key);
+    Result<std::unique_ptr<Tokens>> tokens =
+        Tokens::open(options_.node.state_dir, options_.node_key);
     if (!tokens) return pass_on(tokens);
     tokens_ = std::move(*tokens);
     Result<Enrollment> enrollment = Enrollment::open(options_.node.state_dir, tokens_->key());

@@ -10,10 +10,9 @@
 
 #include "policy/address.hpp"
 #include "userspace/base/clock.hpp"
-#include "userspace/base/log.hpp"
 #include "userspace/base/hex.hpp"
+#include "userspace/base/log.hpp"
 #include "userspace/daemon/state_file.hpp"
-#include "userspace/token/node_identity.hpp"
 
 namespace holdfast {
 namespace {
@@ -193,8 +192,8 @@ void Tokens::believe(token::Revocations revoked) {
       !revoked.has_key(signer->thumbprint) &&
       bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
-      if (standing.find(each.thumbprint) == nullptr &&
-          !is_own_key(each.thumbprint) && token::what_goes_beyond(each, *signer) == nullptr)
+      if (standing.find(each.thumbprint) == nullptr && !is_own_key(each.thumbprint) &&
+          token::what_goes_beyond(each, *signer) == nullptr)
         next->anchors.add(each);
   }
   next->revoked = std::move(revoked);
@@ -580,6 +579,16 @@ Value revocation_value(const token::Revocation& revocation) {
 }
 
 }  // namespace
+
+Result<std::vector<uint8_t>> Tokens::sign_report(const token::ReportFor& target,
+                                                 std::span<const uint8_t> content) const {
+  if (identity_.certificate().empty())
+    return fail(ErrorKind::unavailable, "no_certificate",
+                "the node's own key could not sign for its epoch key when the epoch began",
+                "see the log; once the key is back: systemctl restart holdfastd");
+  return token::sign_report(identity_.epoch_key(), identity_.epoch(), identity_.certificate(),
+                            target, wall_now_ns() / ns_per_s, content);
+}
 
 Value Tokens::identity() const {
   const std::vector<uint8_t>& certificate = identity_.certificate();

@@ -19,6 +19,7 @@
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/spent.hpp"
 #include "userspace/token/checker.hpp"
+#include "userspace/token/node_identity.hpp"
 #include "userspace/token/signed.hpp"
 #include "userspace/wire/cbor.hpp"
 #include "userspace/wire/peer.hpp"
@@ -123,6 +124,10 @@ class Tokens {
   Result<std::string> certificate_request(const std::string& password) const {
     return token::certificate_request(identity_.key(), identity_.name(), password);
   }
+  // What this node says of itself, under its epoch key's signature. Errors: unavailable /
+  // no_certificate.
+  Result<std::vector<uint8_t>> sign_report(const token::ReportFor& target,
+                                           std::span<const uint8_t> content) const;
   // Who this node is, and the key with which it signs, certified by its own.
   cbor::Value identity() const;
 

@@ -144,8 +144,7 @@ Status sign_request(X509_REQ* request, const Signer& signer) {
   unsigned char* der = nullptr;
   const int size = i2d_re_X509_REQ_tbs(request, &der);
   CHECK(size > 0);
-  const Result<Signature> signature =
-      sign_plainly(signer, {der, static_cast<size_t>(size)});
+  const Result<Signature> signature = sign_plainly(signer, {der, static_cast<size_t>(size)});
   OPENSSL_free(der);
   if (!signature) return std::unexpected(signature.error());
   ASN1_BIT_STRING* bits = ASN1_BIT_STRING_new();

@@ -68,8 +68,8 @@ struct SignedObject {
   std::span<const uint8_t> signature;
 };
 
-// `header.key`, and of enrollments and epoch keys `root`, are taken from the signer. A content from `pack_from`
-// bytes on is compressed, if that makes it smaller.
+// `header.key`, and of enrollments and epoch keys `root`, are taken from the signer. A content from
+// `pack_from` bytes on is compressed, if that makes it smaller.
 Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
                                          std::span<const uint8_t> content,
                                          size_t pack_from = SIZE_MAX);

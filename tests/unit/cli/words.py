@@ -21,7 +21,7 @@ COMMANDS = [
     "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
     "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
     "peer ls", "peer suspend", "peer resume", "bearer create", "bearer ls", "bearer revoke", 
-    "watch", "node identity", "node drain", "node disable", "node quarantine", "node resume", "node release",
+    "watch", "node identity", "node report", "node drain", "node disable", "node quarantine", "node resume", "node release",
     "enroll begin", "enroll finish", "enroll end", "enroll show", "enroll fingerprint",
 ]
 
@@ -40,7 +40,9 @@ USAGE = [
     "bearer create", "bearer create --name n --env e", "bearer create --name n --env e --scope status --ttl 90", "bearer revoke",
     "enroll", "enroll begin", "enroll begin --anchor 00ff",
     f"enroll begin --anchor {64 * '0'} --ttl 25h", f"enroll begin --anchor {64 * 'A'}", "enroll finish", "enroll end x",
-    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "node identity x", "token verify x --identity y --node n",
+    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "node identity x", "node report", "node report --sign --verify x", "node report --verify x", "node report --sign --node n",
+    "node report --sign --challenge 00", f"node report --sign --challenge {64 * 'G'}", "node report --verify x --node n --out y",
+    "node report --verify x --node n --challenge 0", "node report --out x", f"node report --sign --for {257 * 'x'}", "token verify x --identity y --node n",
     "token verify x --identity y --operation o --resource r", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
 ]
 
@@ -48,7 +50,7 @@ NEEDS_DAEMON = [
     "status", "lease ls", "lease show 00ff", "lease grant acme/shop/prod --endpoint web --ttl 90s",
     "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
     "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "peer ls", "peer suspend 1000", "peer resume all",
-    "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node identity", "node drain", "node release",
+    "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node identity", f"node report --sign --challenge {64 * '0'}", "node drain", "node release",
     f"enroll begin --anchor {64 * '0'}", "enroll end --now", "enroll show",
     "explain tcp 10.0.0.1:1 -> 10.0.0.2:2", "explain icmp_echo fd00::1 fd00::2 --from veth0",
 ]

@@ -26,10 +26,9 @@ std::string checked(std::span<const uint8_t> bytes) {
 TEST(NodeIdentity, SaysWithWhatANodeSigns) {
   const Result<EpochKey> read = check_certificate(certificate(), node());
   ASSERT_TRUE(read) << read.error().text();
-  EXPECT_EQ(*read, (EpochKey{.node = node(),
-                             .epoch = epoch,
-                             .key = key_of(6).public_key(),
-                             .issued_s = now_s}));
+  EXPECT_EQ(
+      *read,
+      (EpochKey{.node = node(), .epoch = epoch, .key = key_of(6).public_key(), .issued_s = now_s}));
 }
 
 TEST(NodeIdentity, OnlyANodesOwnKeySaysIt) {
@@ -82,6 +81,69 @@ TEST(NodeIdentity, ItsKeySignsUseTokensOnly) {
     EXPECT_EQ(answered(5), "unknown_key");  // of an earlier start
     EXPECT_EQ(answered(9), "unknown_key");  // its own key signs certificates
   }
+}
+
+// ---- reports
+
+constexpr std::string_view content = "what it has and is";
+
+std::vector<uint8_t> report_by(uint8_t key, std::span<const uint8_t> by, uint64_t of = epoch) {
+  ReportFor target{.audience = "cp.example", .challenge = {}};
+  target.challenge.fill(7);
+  const auto made = sign_report(key_of(key), of, by, target, now_s,
+                                {reinterpret_cast<const uint8_t*>(content.data()), content.size()});
+  EXPECT_TRUE(made) << made.error().text();
+  return *made;
+}
+
+std::string report_checked(std::span<const uint8_t> bytes, std::string_view whose = node()) {
+  const Result<Report> read = check_report(bytes, whose);
+  return read ? "good" : std::string(read.error().code);
+}
+
+TEST(NodeReport, IsBelievedByTheNodesNameAlone) {
+  const Result<Report> read = check_report(report_by(6, certificate()), node());
+  ASSERT_TRUE(read) << read.error().text();
+  EXPECT_EQ(read->by.node, node());
+  EXPECT_EQ(read->by.epoch, epoch);
+  EXPECT_EQ(read->audience, "cp.example");
+  EXPECT_EQ(read->challenge[31], 7);
+  EXPECT_EQ(read->issued_s, now_s);
+  EXPECT_EQ(std::string(read->content.begin(), read->content.end()), content);
+}
+
+TEST(NodeReport, IsOfThatNodeKeyAndEpoch) {
+  EXPECT_EQ(report_checked(report_by(6, certificate()), node_name(key_of(8).public_key())),
+            "wrong_node");
+  EXPECT_EQ(report_checked(report_by(5, certificate())), "wrong_key");
+  EXPECT_EQ(report_checked(report_by(9, certificate())), "wrong_key");  // its own, uncertified
+  EXPECT_EQ(report_checked(report_by(6, certificate(), epoch + 1)), "wrong_key");
+  // Another's certificate, one that is damaged, none, and something else that the node signed.
+  EXPECT_EQ(report_checked(report_by(6, *certify(key_of(8), epoch, key_of(6).public_key(), now_s))),
+            "wrong_node");
+  std::vector<uint8_t> damaged = certificate();
+  damaged.back() ^= 1;
+  EXPECT_EQ(report_checked(report_by(6, damaged)), "bad_signature");
+  EXPECT_EQ(report_checked(report_by(6, {})), "malformed_signed");
+  EXPECT_EQ(report_checked(report_by(6, report_by(6, {}))), "wrong_purpose");
+  EXPECT_EQ(report_checked(certificate()), "wrong_purpose");
+  // A node whose key signs by itself.
+  const auto own = certify(key_of(9), epoch, key_of(9).public_key(), now_s);
+  EXPECT_EQ(report_checked(report_by(9, *own)), "good");
+}
+
+TEST(NodeReport, EveryTruncationAndEveryBit) {
+  const std::vector<uint8_t> bytes = report_by(6, certificate());
+  for (size_t size = 0; size < bytes.size(); ++size)
+    ASSERT_EQ(report_checked(std::span(bytes).first(size)), "malformed_signed") << size;
+  std::map<std::string, size_t> codes;
+  for (size_t bit = 0; bit < 8 * bytes.size(); ++bit) {
+    std::vector<uint8_t> bad = bytes;
+    bad[bit / 8] ^= static_cast<uint8_t>(1U << bit % 8);
+    ++codes[report_checked(bad)];
+  }
+  EXPECT_EQ(codes["good"], 0U);
+  EXPECT_GT(codes["bad_signature"], 8 * (64 + 32 + content.size()));
 }
 
 }  // namespace
