@@ -181,6 +181,7 @@ void Tokens::believe(token::Revocations revoked) {
   next->node = identity_.name();
   next->epoch = identity_.epoch();
   next->version = before ? before->version + 1 : 1;
+  const token::Digest named_for = key();  // no bundle makes an anchor of it
   // Its own first, so that nothing makes it another's.
   next->anchors.add(token::own_anchor(identity_.name(), identity_.epoch_key().public_key()));
   const token::Anchors& standing = standing_anchors();
@@ -192,8 +193,9 @@ void Tokens::believe(token::Revocations revoked) {
       !revoked.has_key(signer->thumbprint) &&
       bundle_anchors_.issued_s >= revoked.issued_before_s(signer->issuer, "")) {
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
-      if (standing.find(each.thumbprint) == nullptr && !is_own_key(each.thumbprint) &&
-          token::what_goes_beyond(each, *signer) == nullptr)
+      if (standing.find(each.thumbprint) == nullptr &&
+          each.thumbprint != next->anchors.all().front().thumbprint &&
+          each.thumbprint != named_for && token::what_goes_beyond(each, *signer) == nullptr)
         next->anchors.add(each);
   }
   next->revoked = std::move(revoked);
