@@ -13,8 +13,8 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace holdfast::token;
   const std::span<const uint8_t> bytes(data, size);
-  for (const Purpose purpose :
-       {Purpose::request, Purpose::bundle, Purpose::operator_grant, Purpose::enrollment}) {
+  for (const Purpose purpose : {Purpose::request, Purpose::bundle, Purpose::operator_grant,
+                                Purpose::enrollment, Purpose::epoch_key, Purpose::report}) {
     const auto object = take_apart_signed(bytes, purpose);
     if (!object) continue;
     // No input was signed by this key.
@@ -33,7 +33,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     // No other object has the same header and payload: what is malleable is the signature alone.
     if (!object->header.unpacked_bytes && object->header.key == signer.key() &&
         object->header.algorithm == Algorithm::ed25519 &&
-        (purpose != Purpose::enrollment ||
+        ((purpose != Purpose::enrollment && purpose != Purpose::epoch_key) ||
          object->header.root == SignerKey{signer.public_key(), ""}) &&
         object->signature.size() == sizeof(Signature))
       CHECK(same(std::span(*again).first(again->size() - sizeof(Signature)),

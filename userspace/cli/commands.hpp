@@ -124,8 +124,9 @@ struct TokenIssueWords {
 Outcome run_token_issue(Session& session, const TokenIssueWords& words);
 
 struct TokenCheckWords {
-  std::string file;     // or "-"; a token a line
-  std::string anchors;  // a file
+  std::string file;      // or "-"; a token a line
+  std::string anchors;   // a file
+  std::string identity;  // a file: with what the node itself signs
   std::string node;
   uint64_t epoch = 0;
   std::string at;  // RFC 3339; empty: now
@@ -177,6 +178,17 @@ struct WatchWords {
 };
 Outcome run_watch(Session& session, const WatchWords& words);
 
+// `out`: a file for the certificate, or empty.
+Outcome run_node_identity(Session& session, const std::string& out);
+struct ReportWords {
+  bool sign = false;      // asks the node for one, to `out` or the standard output
+  std::string out;        // a file
+  std::string verify;     // a file, and no daemon is asked
+  std::string node;       // its name, its key's thumbprint, or a file with its public key
+  std::string challenge;  // 64 hexadecimal digits
+  std::string audience;   // whom it is for
+};
+Outcome run_node_report(Session& session, const ReportWords& words);
 // `verb`: drain, disable, quarantine, resume or release.
 Outcome run_node_state(Session& session, const std::string& verb);
 Outcome run_node_detach(Session& session, bool yes);

@@ -32,6 +32,7 @@ struct Words {
   BundleSignWords sign;
   OperatorGrantWords operator_grant;
   BearerWords bearer;
+  ReportWords report;
   std::string name;
   EnrollBeginWords enroll;
   std::string id;
@@ -414,6 +415,10 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       "judges by the keys of a file, without the node");
   verify->add_option("FILE", c.file, "A token a line, - is standard input")->required();
   verify->add_option("--anchors", c.anchors, "The keys and what they may sign")->type_name("FILE");
+  verify
+      ->add_option("--identity", c.identity,
+                   "The node's own key, for use tokens that it made: from node identity --out")
+      ->type_name("FILE");
   verify->add_option("--node", c.node, "The node's name: ni:///sha-256;...")->type_name("NAME");
   verify->add_option("--epoch", c.epoch, "The node's epoch")->type_name("NUMBER");
   verify->add_option("--operation", c.operation, "Asking the node: what is to be done")
@@ -431,7 +436,8 @@ void add_token(CLI::App& app, Words& words, Run& run) {
   examples(
       verify,
       "  holdfast token verify token --operation connect --resource web@10.1.0.2:443\n"
-      "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1");
+      "  holdfast token verify token --anchors anchors.yaml --node 'ni:///sha-256;...' --epoch 1\n"
+      "  holdfast token verify token --identity node.id --node 'ni:///sha-256;...' --epoch 1");
 }
 
 void add_rotate(CLI::App* trust, RotateWords& words, Run& run) {
@@ -566,6 +572,51 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
            "  holdfast watch --json --reconnect");
 }
 
+void add_node_identity(CLI::App& node, Words& words, Run& run) {
+  CLI::App* identity = node.add_subcommand(
+      "identity", "Who this node is, and with what it signs use tokens and reports");
+  identity
+      ->add_option("--out", words.file,
+                   "Keep what the node's own key says of that in this file: token verify "
+                   "--identity takes it")
+      ->type_name("FILE");
+  identity->callback([&] { run = [&](Session& s) { return run_node_identity(s, words.file); }; });
+  examples(identity, "  holdfast node identity\n  holdfast node identity --out node.id");
+}
+
+void add_node_report(CLI::App& node, Words& words, Run& run) {
+  ReportWords& r = words.report;
+  CLI::App* report = node.add_subcommand(
+      "report",
+      "What this node has and is, signed by it over a challenge; and, without a daemon,\n"
+      "whether a report is a node's, and what it says");
+  report->add_flag("--sign", r.sign, "Ask the node for one; it goes to --out, or is printed");
+  report->add_option("--out", r.out, "Keep it in this file")->type_name("FILE");
+  report->add_option("--verify", r.verify, "Check this one, - is standard input")
+      ->type_name("FILE");
+  report
+      ->add_option(
+          "--node", r.node,
+          "Of --verify: whose it has to be: a name (ni:///sha-256;...), the thumbprint of\n"
+          "the node's key, or a file with its public key")
+      ->type_name("NODE");
+  report
+      ->add_option("--challenge", r.challenge,
+                   "64 hexadecimal digits, of whoever is to be shown that it is fresh: to be\n"
+                   "signed, default: drawn anew; or, of --verify, what has to have been signed")
+      ->type_name("HEX");
+  report
+      ->add_option("--for", r.audience,
+                   "Whom it is for, default: the user who asks; of --verify: whom it has to be for")
+      ->type_name("NAME");
+  report->callback([&] { run = [&](Session& s) { return run_node_report(s, words.report); }; });
+  examples(
+      report,
+      "  holdfast node report --sign --challenge $(openssl rand -hex 32) --for cp.example \\\n"
+      "      --out node.report\n"
+      "  holdfast node report --verify node.report --node 'ni:///sha-256;...' --challenge 5f0c...");
+}
+
 void add_node_states(CLI::App& node, Run& run) {
   const auto add = [&](const char* verb, const char* what) {
     CLI::App* made = node.add_subcommand(verb, what);
@@ -634,6 +685,8 @@ void add_all(CLI::App& app, Words& words, Run& run) {
 
   add_watch(app, words, run);
   CLI::App* node = noun(app, "node", "The node as a whole");
+  add_node_identity(*node, words, run);
+  add_node_report(*node, words, run);
   add_node_states(*node, run);
   CLI::App* detach = node->add_subcommand(
       "detach", "Remove all enforcement: programs, tables, pins. The only command that opens");

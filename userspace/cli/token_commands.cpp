@@ -9,6 +9,7 @@
 #include "userspace/cli/human.hpp"
 #include "userspace/token/ask.hpp"
 #include "userspace/token/holder.hpp"
+#include "userspace/token/node_identity.hpp"
 #include "userspace/token/signers.hpp"
 #include "userspace/token/verify.hpp"
 #include "userspace/wire/verify_client.hpp"
@@ -20,6 +21,7 @@ using cbor::Value;
 using token::Claims;
 
 constexpr size_t anchors_bytes_max = size_t{16} << 20;
+constexpr size_t identity_bytes_max = 4096;
 constexpr size_t tokens_bytes_max = size_t{512} << 20;
 
 std::string time_json(uint64_t seconds) {
@@ -39,6 +41,23 @@ Result<std::optional<token::Anchors>> read_anchors(const std::string& path) {
   Result<token::Anchors> anchors = token::Anchors::parse(*text, shown_name(path));
   if (!anchors) return pass_on(anchors);
   return std::optional(std::move(*anchors));
+}
+
+// The node's own key, as a file of `node identity --out` says: it signs use tokens. A node's epoch
+// ends with its machine's boot at the latest, and so does what it said of its key.
+Status add_identity(const TokenCheckWords& words, token::Anchors& anchors) {
+  const Result<std::string> file = read_file(words.identity, identity_bytes_max);
+  if (!file) return std::unexpected(file.error());
+  const Result<token::EpochKey> own = token::check_certificate(
+      {reinterpret_cast<const uint8_t*>(file->data()), file->size()}, words.node);
+  if (!own) return std::unexpected(Error(own.error()).in(shown_name(words.identity)));
+  if (own->epoch != words.epoch)
+    return fail(ErrorKind::denied, "stale_epoch",
+                fmt::format("{}: it is of epoch {}, and --epoch is {}", shown_name(words.identity),
+                            own->epoch, words.epoch),
+                "ask the node again: holdfast node identity --out FILE");
+  anchors.add(token::own_anchor(own->node, own->key));
+  return {};
 }
 
 // Each line of a file is a token; blank ones are none.
@@ -292,16 +311,20 @@ Outcome run_token_inspect(Session& session, const TokenCheckWords& words) {
 
 Outcome run_token_verify(Session& session, const TokenCheckWords& words) {
   const bool asks = !words.operation.empty() || !words.resource.empty();
-  if (asks != words.anchors.empty() || (asks && (!words.node.empty() || !words.at.empty())))
+  const bool by_file = !words.anchors.empty() || !words.identity.empty();
+  if (asks == by_file || (asks && (!words.node.empty() || !words.at.empty())))
     return usage("token verify: by the node, or by a file?",
-                 "ask the node with --operation and --resource, or judge by --anchors, --node and "
-                 "--epoch");
+                 "ask the node with --operation and --resource, or judge by --anchors or "
+                 "--identity, with --node and --epoch");
   if (asks) return ask_node(session, words);
   if (words.node.empty() || words.epoch == 0)
     return usage("token verify: for which node?",
                  "give --node and --epoch, as holdfast status shows them");
   const Result<std::optional<token::Anchors>> anchors = read_anchors(words.anchors);
   if (!anchors) return std::unexpected(anchors.error());
+  token::Anchors believed = anchors->has_value() ? **anchors : token::Anchors();
+  if (!words.identity.empty())
+    if (Status ok = add_identity(words, believed); !ok) return pass_on(ok);
   const token::Revocations none;  // the node knows of them, and no file
   token::Place place{
       .node = words.node, .epoch = words.epoch, .now_s = wall_now_ns() / ns_per_s, .revoked = none};
@@ -311,7 +334,7 @@ Outcome run_token_verify(Session& session, const TokenCheckWords& words) {
     place.now_s = *at_ns / ns_per_s;
   }
   return for_each_token(words.file, [&](uint64_t line, std::span<const uint8_t> bytes) {
-    return verify_one(session, line, bytes, **anchors, place);
+    return verify_one(session, line, bytes, believed, place);
   });
 }
 

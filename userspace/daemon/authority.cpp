@@ -35,6 +35,8 @@ constexpr Verb verbs[] = {
     {"peer.list", Reach::reading},
     {"bearer.list", Reach::reading},
     {"enroll.show", Reach::reading},
+    {"node.identity", Reach::reading},
+    {"node.report", Reach::reading},
     {"holder.prove", Reach::proving},
     {"operator.present", Reach::proving},
     {"session.challenge", Reach::proving},

@@ -74,6 +74,9 @@ Verbs::Answer Verbs::enroll_begin(const wire::Peer& peer, const Value& args) {
   token::Digest nonce{};
   if (::getrandom(nonce.data(), nonce.size(), 0) != static_cast<ssize_t>(nonce.size()))
     return fail_sys(errno, "random", "drawing a nonce");
+  // Signed first: a request that could not be made leaves nothing behind.
+  const Result<std::string> csr = tokens_.certificate_request(hex(nonce));
+  if (!csr) return std::unexpected(Error(csr.error()).in("the node's key"));
   const bool again = enrollment_.is_pending();
   if (Status ok = enrollment_.begin(*anchor, nonce, *tenants, *life_s, wall_s(), peer.uid); !ok)
     return pass_on(ok);
@@ -92,7 +95,7 @@ Verbs::Answer Verbs::enroll_begin(const wire::Peer& peer, const Value& args) {
                      {"expires_s", enrollment_.record().expires_s},
                      {"generation_floor", bundles_.last().generation},
                      {"tenants", names_value(*tenants)},
-                     {"csr", tokens_.certificate_request(hex(nonce))}});
+                     {"csr", *csr}});
 }
 
 // The cheap refusals first, on the bounded header: is a request out, in time, is this the pinned

@@ -19,9 +19,10 @@ namespace {
 
 constexpr std::string_view file_name = "enrollment";
 constexpr std::string_view root_issuer = "root";  // as trust show calls it
+constexpr uint64_t parts = 14;                    // of a record; those of earlier builds lack one
 
 void encode(cbor::Writer& out, const EnrollmentRecord& record) {
-  out.array(13)
+  out.array(parts)
       .u64(static_cast<uint64_t>(record.state))
       .u64(record.since_s)
       .u64(record.by_uid)
@@ -34,7 +35,7 @@ void encode(cbor::Writer& out, const EnrollmentRecord& record) {
   if (record.root) out.bytes(record.root->key).text(record.root->application);
   out.end();
   out.u64(record.generation).bytes(record.left).bytes(record.policy_digest);
-  out.boolean(record.ends_now).end();
+  out.boolean(record.ends_now).bytes(record.node).end();
 }
 
 void decode(cbor::Reader& in, EnrollmentRecord& record) {
@@ -45,7 +46,8 @@ void decode(cbor::Reader& in, EnrollmentRecord& record) {
     else
       in.refuse(cbor::Fault::out_of_range);
   };
-  in.array_of(13);
+  const uint64_t count = in.array();
+  if (count != parts && count != parts - 1) in.refuse(cbor::Fault::out_of_range);
   const uint64_t state = in.u64();
   if (state > static_cast<uint64_t>(EnrollmentState::left)) in.refuse(cbor::Fault::out_of_range);
   record.state = static_cast<EnrollmentState>(state);
@@ -67,6 +69,7 @@ void decode(cbor::Reader& in, EnrollmentRecord& record) {
   copy(record.left);
   copy(record.policy_digest);
   record.ends_now = in.boolean();
+  if (count == parts) copy(record.node);
   in.end();
 }
 
@@ -96,9 +99,9 @@ std::string_view name_of(EnrollmentState state) {
   return "?";
 }
 
-Result<Enrollment> Enrollment::open(const std::string& state_dir) {
+Result<Enrollment> Enrollment::open(const std::string& state_dir, const token::Digest& node) {
   const std::string path = fmt::format("{}/{}", state_dir, file_name);
-  Enrollment enrollment(state_dir);
+  Enrollment enrollment(state_dir, node);
   const Result<std::string> file = read_state_file(path);
   if (!file && file.error().sys == ENOENT) return enrollment;
   if (!file) return std::unexpected(file.error());
@@ -121,6 +124,7 @@ Result<Enrollment> Enrollment::open(const std::string& state_dir) {
 // In memory once it is on disk. A write that failed may have come to stand there all the same, so
 // what was is written over it.
 Status Enrollment::write(EnrollmentRecord next) {
+  next.node = node_;
   const auto put = [this](const EnrollmentRecord& record) {
     std::vector<uint8_t> bytes;
     cbor::Writer out(bytes);
@@ -143,6 +147,27 @@ Status Enrollment::write(EnrollmentRecord next) {
 // answer, or has come after it.
 Status Enrollment::settle(const BundleRecord* in_force, const token::Digest& policy_digest,
                           uint64_t now_s) {
+  if (is_anothers()) {
+    log::error("enrollment_of_another", {{"root", hex(record_.anchor)},
+                                         {"was", hex(record_.node)},
+                                         {"is", hex(node_)},
+                                         {"effect", "this node has left that enrollment"},
+                                         {"next_step", "enroll anew, or put its key back"}});
+    EnrollmentRecord next = record_;
+    // What that node had left it has left as it did; a request that was out is as good as one.
+    if (next.state != EnrollmentState::left) {
+      next = {.state = EnrollmentState::left,
+              .since_s = now_s,
+              .anchor = record_.anchor,
+              .tenants = {},
+              .spent = record_.spent,
+              .left = record_.anchor,
+              .policy_digest = policy_digest};
+    }
+    if (Status ok = write(std::move(next)); !ok) return ok;
+  } else if (record_.state != EnrollmentState::unenrolled && record_.node != node_) {
+    if (Status ok = write(record_); !ok) return ok;  // an earlier build's
+  }
   if (record_.state == EnrollmentState::left &&
       state(policy_digest) == EnrollmentState::unenrolled) {
     EnrollmentRecord next;
@@ -166,6 +191,11 @@ Status Enrollment::settle(const BundleRecord* in_force, const token::Digest& pol
     return take_back();
   accept(true, now_s, record_.by_uid);
   return {};
+}
+
+bool Enrollment::is_anothers() const {
+  return record_.state != EnrollmentState::unenrolled && record_.node != token::Digest{} &&
+         record_.node != node_;
 }
 
 EnrollmentState Enrollment::state(const token::Digest& policy_digest) const {
@@ -198,7 +228,8 @@ token::Anchor Enrollment::anchor_of(const EnrollmentRecord& record, const token:
 }
 
 std::optional<token::Anchor> Enrollment::root() const {
-  if (record_.state != EnrollmentState::enrolled || !record_.root) return std::nullopt;
+  if (record_.state != EnrollmentState::enrolled || !record_.root || is_anothers())
+    return std::nullopt;
   return anchor_of(record_, *record_.root);
 }
 

@@ -12,7 +12,9 @@
 // node becomes enrolled: that at which policy.json is replaced. A request is pending until it is
 // answered or given up; that its time is over makes it useless, and the node no less pending.
 //
-// `left` ends by itself when another policy comes into force. Thread: the event loop's.
+// `left` ends by itself when another policy comes into force. The record names the node that it is
+// of: one that has lost its key is another, and has left what that was enrolled under. Thread: the
+// event loop's.
 #pragma once
 
 #include <cstdint>
@@ -51,17 +53,19 @@ struct EnrollmentRecord {
   token::Digest left{};
   token::Digest policy_digest{};
   bool ends_now = false;
+  token::Digest node{};  // its key's thumbprint; none in records of earlier builds
 
   bool operator==(const EnrollmentRecord&) const = default;
 };
 
 class Enrollment {
  public:
-  // Errors: invalid / enrollment_damaged.
-  static Result<Enrollment> open(const std::string& state_dir);
+  // `node`: the thumbprint of this node's key. Errors: invalid / enrollment_damaged.
+  static Result<Enrollment> open(const std::string& state_dir, const token::Digest& node);
   // After a start: whether an offer was taken, and whether a policy that was left is gone. Where
-  // the file was lost, a policy that came under an enrollment is as good as left. `in_force`: the
-  // bundle of the policy in force, whose digest that is.
+  // the record is another node's it has left; where the file was lost, a policy that came under an
+  // enrollment is as good as left. `in_force`: the bundle of the policy in force, whose digest that
+  // is.
   Status settle(const BundleRecord* in_force, const token::Digest& policy_digest, uint64_t now_s);
 
   EnrollmentState state(const token::Digest& policy_digest) const;
@@ -105,11 +109,14 @@ class Enrollment {
   Status end(const token::Digest& policy_digest, bool now, uint64_t now_s, uint32_t uid);
 
  private:
-  explicit Enrollment(std::string state_dir) : state_dir_(std::move(state_dir)) {}
+  Enrollment(std::string state_dir, const token::Digest& node)
+      : state_dir_(std::move(state_dir)), node_(node) {}
+  bool is_anothers() const;
   Status write(EnrollmentRecord next);
   static token::Anchor anchor_of(const EnrollmentRecord& record, const token::SignerKey& key);
 
   std::string state_dir_;
+  token::Digest node_;
   EnrollmentRecord record_;
 };
 

@@ -56,6 +56,7 @@ struct Options {
   log::Level log_level = log::Level::info;
   uint32_t verify_workers = std::max(1U, std::thread::hardware_concurrency());
   bool verify_uring = true;
+  std::string node_key;  // a "pkcs11:" URI; empty: a file in the state directory
 };
 
 int parse_options(int argc, char** argv, Options& options) {
@@ -69,6 +70,10 @@ int parse_options(int argc, char** argv, Options& options) {
   app.add_option("--state-dir", options.node.state_dir,
                  "where the policy in force and the node's key are kept")
       ->capture_default_str();
+  app.add_option("--node-key", options.node_key,
+                 "the node's own key, on a PKCS#11 token: a pkcs11: URI with module-path and\n"
+                 "pin-source; default: node.key in the state directory")
+      ->type_name("URI");
   app.add_option("--pin-dir", options.node.plane.kernel.pin_dir,
                  "directory on a bpffs for our pins")
       ->capture_default_str();
@@ -198,10 +203,11 @@ class Daemon {
     if (!signals) return pass_on(signals);
     signals_ = std::move(*signals);
 
-    Result<std::unique_ptr<Tokens>> tokens = Tokens::open(options_.node.state_dir);
+    Result<std::unique_ptr<Tokens>> tokens =
+        Tokens::open(options_.node.state_dir, options_.node_key);
     if (!tokens) return pass_on(tokens);
     tokens_ = std::move(*tokens);
-    Result<Enrollment> enrollment = Enrollment::open(options_.node.state_dir);
+    Result<Enrollment> enrollment = Enrollment::open(options_.node.state_dir, tokens_->key());
     if (!enrollment) return pass_on(enrollment);
     enrollment_.emplace(std::move(*enrollment));
     // What counts for nothing does not keep an enrolled node from starting.

@@ -89,10 +89,11 @@ Tokens::Tokens(std::string state_dir, Identity identity, Spent spent, const Wall
   believe(std::move(revoked));
 }
 
-Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir) {
+Result<std::unique_ptr<Tokens>> Tokens::open(const std::string& state_dir,
+                                             const std::string& key_uri) {
   const Result<Identity::Moment> now = Identity::Moment::now();
   if (!now) return std::unexpected(now.error());
-  Result<Identity> identity = Identity::open(state_dir, *now);
+  Result<Identity> identity = Identity::open(state_dir, *now, key_uri);
   if (!identity) return pass_on(identity);
   const WallClock clock(wall_now_ns(), boot_now_ns(), identity->wall_floor_ms() / 1000);
   bool whole = false;
@@ -122,7 +123,7 @@ Status Tokens::read_anchors(const std::string& path, bool again) {
                 path + " is gone; what it said still holds",
                 "to believe nobody, write an empty list: anchors: []");
   }
-  if (anchors.find(token::thumbprint(identity_.key().public_key())) != nullptr)
+  if (anchors.find(identity_.key().key()) != nullptr)
     return fail(ErrorKind::invalid, "anchors_syntax", path + " lists the node's own key",
                 "leave it out: it signs what the node makes, and nothing else");
   file_anchors_ = std::move(anchors);
@@ -190,16 +191,9 @@ void Tokens::believe(token::Revocations revoked) {
           now_s < *anchor.retires_s ? token::KeyState::retiring : token::KeyState::verify_only;
     next->anchors.add(std::move(anchor));
   };
-  token::Anchor own;
-  own.issuer = identity_.name();
-  own.key = identity_.key().public_key();
-  own.thumbprint = token::thumbprint(own.key);
-  own.for_tokens = true;
-  own.own = true;
-  own.tenants = {"*"};
-  own.operations = {"*"};
+  const token::Digest named_for = key();  // no bundle makes an anchor of it
   // Its own first, so that nothing makes it another's.
-  add(std::move(own));
+  add(token::own_anchor(identity_.name(), identity_.epoch_key().public_key()));
   const token::Anchors& standing = standing_anchors();
   // Also while its signer is revoked: what is taken back from somebody widens nothing for others.
   signatures_needed_ = standing.signatures_needed || bundle_anchors_.anchors.signatures_needed;
@@ -211,7 +205,7 @@ void Tokens::believe(token::Revocations revoked) {
     for (const token::Anchor& each : bundle_anchors_.anchors.all())
       if (standing.find(each.thumbprint) == nullptr &&
           each.thumbprint != next->anchors.all().front().thumbprint &&
-          token::what_goes_beyond(each, signer) == nullptr)
+          each.thumbprint != named_for && token::what_goes_beyond(each, signer) == nullptr)
         add(each);
   }
   next->revoked = std::move(revoked);
@@ -596,7 +590,7 @@ Result<std::string> Tokens::use_token(const LeaseView& lease,
                          .expires = claims.expires,
                          .epoch = identity_.epoch()};
   const Result<std::vector<std::vector<uint8_t>>> made =
-      token::issue(identity_.key(), head, std::span(&claims, 1));
+      token::issue(identity_.epoch_key(), head, std::span(&claims, 1));
   if (!made) return std::unexpected(made.error());
   return token::to_text(made->front());
 }
@@ -718,6 +712,27 @@ Value Tokens::anchor_value(const token::Anchor& anchor, const token::Beliefs& no
             retires ? Value(human_duration((std::max(*anchor.retires_s, now_s) - now_s) * ns_per_s))
                     : Value());
   return value;
+}
+
+Result<std::vector<uint8_t>> Tokens::sign_report(const token::ReportFor& target,
+                                                 std::span<const uint8_t> content) const {
+  if (identity_.certificate().empty())
+    return fail(ErrorKind::unavailable, "no_certificate",
+                "the node's own key could not sign for its epoch key when the epoch began",
+                "see the log; once the key is back: systemctl restart holdfastd");
+  return token::sign_report(identity_.epoch_key(), identity_.epoch(), identity_.certificate(),
+                            target, wall_now_ns() / ns_per_s, content);
+}
+
+Value Tokens::identity() const {
+  const std::vector<uint8_t>& certificate = identity_.certificate();
+  return Value::map(
+      {{"node", identity_.name()},
+       {"epoch", identity_.epoch()},
+       {"key", hex(identity_.key().key())},
+       {"kept", identity_.is_on_token() ? "pkcs11" : "file"},
+       {"epoch_key", hex(identity_.epoch_key().key())},
+       {"certificate", certificate.empty() ? Value() : Value(Value::Bytes(certificate))}});
 }
 
 Value Tokens::trust(uint64_t cursor, size_t limit,

@@ -21,6 +21,7 @@
 #include "userspace/daemon/node.hpp"
 #include "userspace/daemon/spent.hpp"
 #include "userspace/token/checker.hpp"
+#include "userspace/token/node_identity.hpp"
 #include "userspace/token/signed.hpp"
 #include "userspace/wire/cbor.hpp"
 #include "userspace/wire/peer.hpp"
@@ -50,7 +51,9 @@ class WallClock {
 
 class Tokens {
  public:
-  static Result<std::unique_ptr<Tokens>> open(const std::string& state_dir);
+  // `key_uri`: of the node's key, if that is on a PKCS#11 token.
+  static Result<std::unique_ptr<Tokens>> open(const std::string& state_dir,
+                                              const std::string& key_uri = {});
 
   // Whose keys may sign: read anew from the file. Without one nobody may, but for the node itself.
   // `again`: a file that is there no more is an error, and takes nothing back.
@@ -133,13 +136,21 @@ class Tokens {
 
   const std::string& node() const { return identity_.name(); }
   uint64_t epoch() const { return identity_.epoch(); }
+  token::Digest key() const { return identity_.key().key(); }  // that the node is named for
   bool is_own_key(const token::Digest& thumbprint) const {
-    return thumbprint == token::thumbprint(identity_.key().public_key());
+    return thumbprint == identity_.key().key() || thumbprint == identity_.epoch_key().key();
   }
-  // PKCS#10 by the node's key, for its name and with this password.
-  std::string certificate_request(const std::string& password) const {
-    return identity_.key().certificate_request(identity_.name(), password);
+  // PKCS#10 by the node's key, for its name and with this password. Errors: those of signing, of a
+  // key on a token.
+  Result<std::string> certificate_request(const std::string& password) const {
+    return token::certificate_request(identity_.key(), identity_.name(), password);
   }
+  // What this node says of itself, under its epoch key's signature. Errors: unavailable /
+  // no_certificate.
+  Result<std::vector<uint8_t>> sign_report(const token::ReportFor& target,
+                                           std::span<const uint8_t> content) const;
+  // Who this node is, and the key with which it signs, certified by its own.
+  cbor::Value identity() const;
 
   // Whether a token is believed, is of this kind, and belongs to who presents it. Refusals are
   // counted by reason, and logged. Errors: denied, with the reason as code; what was wrong before

@@ -298,6 +298,11 @@ Verbs::Answer Verbs::read(const wire::Peer& peer, const wire::Request& request) 
     if (Status ok = request.args.only_keys({}); !ok) return pass_on(ok);
     return enrollment_value(enrollment_, node_);
   }
+  if (request.verb == "node.identity") {
+    if (Status ok = request.args.only_keys({}); !ok) return pass_on(ok);
+    return tokens_.identity();
+  }
+  if (request.verb == "node.report") return node_report(peer, request.args);
   if (request.verb == "drops.read") return drops_read();
   if (request.verb == "flows.list") return flows_list(request.args);
   if (request.verb == "explain") return explain(request.args);
@@ -329,7 +334,8 @@ Status Verbs::in_scope(const wire::Principal& signer, const wire::Request& reque
   const std::string_view verb = request.verb;
   const Value& args = request.args;
   if (signer.covers_all() || brings_its_own_signature(request) ||
-      reach_of(verb) == Reach::proving || verb == "lease.grant" || verb == "tenant.list")
+      reach_of(verb) == Reach::proving || verb == "lease.grant" || verb == "tenant.list" ||
+      verb == "node.identity")
     return {};
   if (verb == "lease.list" || verb == "flows.list" || verb.starts_with("tenant.")) {
     const Result<std::string_view> tenant =

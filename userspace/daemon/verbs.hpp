@@ -100,6 +100,7 @@ class Verbs {
   // `enrolling`: the header of the bundle that answers a request, or nullptr.
   Result<PushOutcome> put_in_force(const wire::Peer& peer, const BelievedBundle& bundle,
                                    Policy policy, const token::SignedHeader* enrolling);
+  Answer node_report(const wire::Peer& peer, const cbor::Value& args) const;
   Answer enroll_begin(const wire::Peer& peer, const cbor::Value& args);
   Answer enroll_finish(const wire::Peer& peer, const wire::Request& request);
   Status may_accept_again() const;

@@ -25,7 +25,8 @@ _holdfast() {
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
-        --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll) ((++i)) ;;
+        --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll | --identity | --out | --verify | --challenge | \
+        --for) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -33,7 +34,8 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll | --identity | \
+      --out | --verify) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -44,12 +46,12 @@ _holdfast() {
     --verb) candidates="lease.grant lease.renew lease.revoke tenant.enable tenant.disable bundle.push trust.revoke trust.restore trust.rotate" ;;
     --ttl | --life) candidates="30s 60s 2m 5m" ;;
     --kinds) candidates="lease policy tenant node interface trust peer bearer enroll" ;;
-    --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read drops.follow flows.list explain trust.show watch peer.list bearer.list enroll.show" ;;
+    --scope) candidates="status lease.list lease.show route.list tenant.list bundle.show drops.read drops.follow flows.list explain trust.show watch peer.list bearer.list enroll.show node.identity node.report" ;;
     --kind) candidates="grant renew use" ;;
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
     --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
-      --issued-before | --after | --name | --env | --anchor)
+      --issued-before | --after | --name | --env | --anchor | --challenge | --for)
       return
       ;;
     *)
@@ -69,7 +71,7 @@ _holdfast() {
         "enroll begin") flags+=" --anchor --ttl --tenant" ;;
         "enroll finish" | "enroll fingerprint") files=1 ;;
         "enroll end") flags+=" --now" ;;
-        node) candidates="drain disable quarantine resume release detach" ;;
+        node) candidates="identity report drain disable quarantine resume release detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
           flags+=" --from --token --holder-key --holder --ttl --grace"
@@ -80,6 +82,8 @@ _holdfast() {
         doctor) flags+=" --pin-dir" ;;
         explain) candidates="tcp udp icmp_echo" flags+=" --from --syn --ack --source-mac" ;;
         "explain "*) flags+=" --from --syn --ack --source-mac" ;;
+        "node identity") flags+=" --out" ;;
+        "node report") flags+=" --sign --out --verify --node --challenge --for" ;;
         "node detach") flags+=" --yes" ;;
         "lease show") candidates=$(_holdfast_ask 1 lease ls --limit 200) ;;
         "lease release"*)
@@ -111,7 +115,7 @@ _holdfast() {
           flags+=" --holder-key --lease --generation --from"
           ;;
         "token inspect") files=1 flags+=" --anchors" ;;
-        "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --node --epoch --at" ;;
+        "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --identity --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
         watch) flags+=" --tenant --kinds --from --reconnect" ;;
       esac

@@ -132,11 +132,37 @@ Result<std::vector<uint8_t>> SecretKey::sign(std::span<const uint8_t> message) c
   return signature;
 }
 
-std::string SecretKey::certificate_request(const std::string& name,
-                                           const std::string& password) const {
-  // libsodium keeps the seed in front of the public key.
-  const Pkey key(
-      EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, nullptr, secret_.data(), public_.size()));
+namespace {
+
+// What `request` says, under a signature: OpenSSL has no part in who signs.
+Status sign_request(X509_REQ* request, const Signer& signer) {
+  X509_ALGOR* algorithm = X509_ALGOR_new();
+  CHECK(algorithm != nullptr);
+  CHECK(X509_ALGOR_set0(algorithm, OBJ_nid2obj(NID_ED25519), V_ASN1_UNDEF, nullptr) == 1);
+  CHECK(X509_REQ_set1_signature_algo(request, algorithm) == 1);
+  X509_ALGOR_free(algorithm);
+  unsigned char* der = nullptr;
+  const int size = i2d_re_X509_REQ_tbs(request, &der);
+  CHECK(size > 0);
+  const Result<Signature> signature = sign_plainly(signer, {der, static_cast<size_t>(size)});
+  OPENSSL_free(der);
+  if (!signature) return std::unexpected(signature.error());
+  ASN1_BIT_STRING* bits = ASN1_BIT_STRING_new();
+  CHECK(bits != nullptr);
+  CHECK(ASN1_BIT_STRING_set(bits, const_cast<unsigned char*>(signature->data()),
+                            static_cast<int>(signature->size())) == 1);
+  // All bits of the last byte count, zeros too.
+  bits->flags = (bits->flags & ~0x07L) | ASN1_STRING_FLAG_BITS_LEFT;
+  X509_REQ_set0_signature(request, bits);
+  return {};
+}
+
+}  // namespace
+
+Result<std::string> certificate_request(const Signer& signer, const std::string& name,
+                                        const std::string& password) {
+  const PublicKey& raw = signer.public_key();
+  const Pkey key(EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, raw.data(), raw.size()));
   const Request request(X509_REQ_new());
   const Bio bio(BIO_new(BIO_s_mem()));
   CHECK(key && request && bio);
@@ -150,11 +176,11 @@ std::string SecretKey::certificate_request(const std::string& name,
   CHECK(X509_REQ_set_pubkey(request.get(), key.get()) == 1);
   CHECK(X509_REQ_add1_attr_by_NID(request.get(), NID_pkcs9_challengePassword, MBSTRING_UTF8,
                                   bytes(password), static_cast<int>(password.size())) == 1);
-  CHECK(X509_REQ_sign(request.get(), key.get(), nullptr) > 0);
+  if (Status ok = sign_request(request.get(), signer); !ok) return pass_on(ok);
   CHECK(PEM_write_bio_X509_REQ(bio.get(), request.get()) == 1);
   char* text = nullptr;
   const long size = BIO_get_mem_data(bio.get(), &text);
-  return {text, static_cast<size_t>(size)};
+  return std::string(text, static_cast<size_t>(size));
 }
 
 namespace {

@@ -63,9 +63,6 @@ class SecretKey : public Signer {
 
   const PublicKey& public_key() const override { return public_; }
   Result<std::vector<uint8_t>> sign(std::span<const uint8_t> message) const override;
-  // PKCS#10 (RFC 2986), in PEM: what has a certificate made of it. Subject CN=`name`; `password` is
-  // its challengePassword, so that it belongs to one request only.
-  std::string certificate_request(const std::string& name, const std::string& password) const;
   // The key itself, for whoever keeps it.
   std::span<const uint8_t, 32> seed() const { return std::span(secret_).first<32>(); }
 
@@ -77,6 +74,12 @@ class SecretKey : public Signer {
 
 // SubjectPublicKeyInfo in PEM, as `openssl pkey -pubout` writes it. Errors: invalid / key_syntax.
 Result<PublicKey> parse_public_key(std::string_view pem);
+
+// PKCS#10 (RFC 2986), in PEM: what has a certificate made of a key. Subject CN=`name`; `password`
+// is its challengePassword, so that it belongs to one request only. Errors: those of
+// sign_plainly().
+Result<std::string> certificate_request(const Signer& signer, const std::string& name,
+                                        const std::string& password);
 
 struct CertificateRequest {
   PublicKey key{};

@@ -30,18 +30,57 @@ enum Private : uint8_t {
   nonce = 6,
   root_key = 7,
   root_application = 8,
+  certificate = 9,
 };
 
 struct PurposeWords {
   std::string_view name;
   std::string_view type;
   std::string_view context;
+  bool expires = false;
+  // What there is in the private map, in its order.
+  bool epoch = false;
+  bool challenge = false;
+  bool sequence = false;
+  bool generation = false;
+  bool nonce = false;
+  bool root = false;  // and its application, if there is one
+  bool certificate = false;
 };
 constexpr std::array<PurposeWords, purposes> words{{
-    {"request", "application/holdfast-request+cose", "holdfast request v1"},
-    {"bundle", "application/holdfast-bundle+cose", "holdfast bundle v1"},
-    {"operator grant", "application/holdfast-operator-grant+cose", "holdfast operator-grant v1"},
-    {"enrollment bundle", "application/holdfast-enrollment+cose", "holdfast enrollment v1"},
+    {.name = "request",
+     .type = "application/holdfast-request+cose",
+     .context = "holdfast request v1",
+     .epoch = true,
+     .challenge = true,
+     .sequence = true},
+    {.name = "bundle",
+     .type = "application/holdfast-bundle+cose",
+     .context = "holdfast bundle v1",
+     .expires = true,
+     .generation = true},
+    {.name = "operator grant",
+     .type = "application/holdfast-operator-grant+cose",
+     .context = "holdfast operator-grant v1",
+     .expires = true},
+    {.name = "enrollment bundle",
+     .type = "application/holdfast-enrollment+cose",
+     .context = "holdfast enrollment v1",
+     .expires = true,
+     .generation = true,
+     .nonce = true,
+     .root = true},
+    {.name = "node's epoch key",
+     .type = "application/holdfast-epoch-key+cose",
+     .context = "holdfast epoch-key v1",
+     .epoch = true,
+     .root = true},
+    {.name = "node's report",
+     .type = "application/holdfast-report+cose",
+     .context = "holdfast report v1",
+     .epoch = true,
+     .challenge = true,
+     .certificate = true},
 }};
 
 const PurposeWords& words_of(Purpose purpose) {
@@ -56,29 +95,25 @@ std::vector<uint8_t> encode_header(Purpose purpose, const SignedHeader& header) 
       .i64(algorithms[static_cast<size_t>(header.algorithm)])
       .u64(kid)
       .bytes(header.key);
-  const bool stored = purpose != Purpose::request;
-  out.u64(cwt_claims).map(stored ? 3 : 2).u64(aud).text(header.audience);
-  if (stored) out.u64(exp).u64(header.expires_s);
+  const PurposeWords& has = words_of(purpose);
+  out.u64(cwt_claims).map(has.expires ? 3 : 2).u64(aud).text(header.audience);
+  if (has.expires) out.u64(exp).u64(header.expires_s);
   out.u64(iat).u64(header.issued_s).end();
-  out.u64(typ).text(words_of(purpose).type);
+  out.u64(typ).text(has.type);
+  const bool packed = header.unpacked_bytes.has_value();
+  const bool application = has.root && !header.root.application.empty();
   out.i64(private_label);
-  const uint64_t packed = header.unpacked_bytes ? 1 : 0;
-  if (!stored) {
-    out.map(3 + packed).u64(epoch).u64(header.epoch);
-    out.u64(challenge).bytes(header.challenge).u64(sequence).u64(header.sequence);
-  } else if (purpose == Purpose::bundle) {
-    out.map(1 + packed).u64(generation).u64(header.generation);
-  } else if (purpose == Purpose::enrollment) {
-    out.map((header.root.application.empty() ? 3 : 4) + packed);
-    out.u64(generation).u64(header.generation);
-  } else {
-    out.map(packed);
-  }
-  if (header.unpacked_bytes) out.u64(unpacked).u64(*header.unpacked_bytes);
-  if (purpose == Purpose::enrollment) {
-    out.u64(nonce).bytes(header.nonce).u64(root_key).bytes(header.root.key);
-    if (!header.root.application.empty()) out.u64(root_application).text(header.root.application);
-  }
+  out.map(static_cast<size_t>(has.epoch) + has.challenge + has.sequence + has.generation + packed +
+          has.nonce + has.root + application + has.certificate);
+  if (has.epoch) out.u64(epoch).u64(header.epoch);
+  if (has.challenge) out.u64(challenge).bytes(header.challenge);
+  if (has.sequence) out.u64(sequence).u64(header.sequence);
+  if (has.generation) out.u64(generation).u64(header.generation);
+  if (packed) out.u64(unpacked).u64(*header.unpacked_bytes);
+  if (has.nonce) out.u64(nonce).bytes(header.nonce);
+  if (has.root) out.u64(root_key).bytes(header.root.key);
+  if (application) out.u64(root_application).text(header.root.application);
+  if (has.certificate) out.u64(certificate).bytes(header.certificate);
   out.end().end();
   return bytes;
 }
@@ -129,6 +164,11 @@ bool read_header(std::span<const uint8_t> bytes, SignedHeader& header, std::stri
       case nonce: copy(header.nonce); break;
       case root_key: copy(header.root.key); break;
       case root_application: header.root.application = in.text(); break;
+      case certificate: {
+        const std::span<const uint8_t> from = in.bytes();
+        header.certificate.assign(from.begin(), from.end());
+        break;
+      }
       default: in.refuse(cbor::Fault::out_of_range);
     }
   }
@@ -173,7 +213,7 @@ Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, 
                                          std::span<const uint8_t> content, size_t pack_from) {
   header.algorithm = signer.algorithm();
   header.key = signer.key();
-  if (purpose == Purpose::enrollment)
+  if (words_of(purpose).root)
     header.root = {.key = signer.public_key(), .application = std::string(signer.application())};
   header.unpacked_bytes.reset();
   std::vector<uint8_t> packed;

@@ -30,16 +30,18 @@ enum class Purpose : uint8_t {
   bundle,          // the desired state of a node, delivered by anybody
   operator_grant,  // what a person's key may ask for, for some hours
   enrollment,      // the first bundle of a node, for what it asked by `enroll begin`
+  epoch_key,       // with what a node signs, by the key that it is named for
+  report,          // what a node has and is, for who asked
 };
-constexpr size_t purposes = 4;
+constexpr size_t purposes = 6;
 std::string_view name_of(Purpose purpose);
 
 struct SignedHeader {
   Algorithm algorithm = Algorithm::ed25519;
   Digest key{};          // the signer's thumbprint
-  std::string audience;  // the node's name
+  std::string audience;  // the node's name; of reports, whom it is for
   uint64_t issued_s = 0;
-  // Of requests.
+  // Of requests; of a node's epoch key and reports the first, of reports the challenge too.
   uint64_t epoch = 0;
   Challenge challenge{};
   uint64_t sequence = 0;
@@ -48,8 +50,10 @@ struct SignedHeader {
   // Of bundles and enrollments.
   uint64_t generation = 0;
   // Of enrollments: the request's, and the key that signs, of which the node knows the thumbprint.
+  // Of epoch keys the latter: the node's name is its thumbprint.
   Digest nonce{};
   SignerKey root = {};
+  std::vector<uint8_t> certificate = {};  // of reports: of the epoch key that signs
 
   std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
 
@@ -64,8 +68,8 @@ struct SignedObject {
   std::span<const uint8_t> signature;
 };
 
-// `header.key`, and of an enrollment `root`, are taken from the signer. A content from `pack_from`
-// bytes on is compressed, if that makes it smaller.
+// `header.key`, and of enrollments and epoch keys `root`, are taken from the signer. A content from
+// `pack_from` bytes on is compressed, if that makes it smaller.
 Result<std::vector<uint8_t>> make_signed(const Signer& signer, Purpose purpose, SignedHeader header,
                                          std::span<const uint8_t> content,
                                          size_t pack_from = SIZE_MAX);

@@ -300,8 +300,12 @@ Result<std::vector<uint8_t>> from_text(std::string_view text) {
   return token;
 }
 
+std::string node_name_of(const Digest& thumbprint) {
+  return "ni:///sha-256;" + to_text(thumbprint);
+}
+
 std::string node_name(const PublicKey& key) {
-  return "ni:///sha-256;" + to_text(thumbprint(key));
+  return node_name_of(thumbprint(key));
 }
 
 }  // namespace holdfast::token

@@ -226,5 +226,7 @@ Result<std::vector<uint8_t>> from_text(std::string_view text);
 
 // "ni:///sha-256;..." (RFC 6920) of a key: how tokens name the node that has it.
 std::string node_name(const PublicKey& key);
+// The same, of its thumbprint: both have 32 bytes, so each has a name of its own.
+std::string node_name_of(const Digest& thumbprint);
 
 }  // namespace holdfast::token

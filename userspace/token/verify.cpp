@@ -19,7 +19,9 @@ bool allows(const std::vector<std::string>& names, std::string_view name) {
 }
 
 Checked<void> check_key(const Anchor* anchor, const Head& head, const Revocations& revoked) {
-  if (anchor == nullptr) return refuse(Refusal::unknown_key);
+  if (anchor == nullptr)
+    return refuse(Refusal::unknown_key,
+                  head.issuer == head.audience ? "not the one with which the node signs now" : "");
   if (!is_live(*anchor) || revoked.has_key(anchor->thumbprint))
     return refuse(Refusal::key_not_live);
   if (!anchor->for_tokens || (anchor->own && head.kind != Kind::use))

@@ -22,7 +22,7 @@ COMMANDS = [
     "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
     "peer ls", "peer suspend", "peer resume", "bearer create", "bearer ls", "bearer revoke", "trust show",
     "trust revoke", "trust restore", "trust rotate",
-    "watch", "node drain", "node disable", "node quarantine", "node resume", "node release",
+    "watch", "node identity", "node report", "node drain", "node disable", "node quarantine", "node resume", "node release",
     "enroll begin", "enroll finish", "enroll end", "enroll show", "enroll fingerprint",
 ]
 
@@ -43,14 +43,18 @@ USAGE = [
     "trust rotate a b --after 0s", "trust rotate a b --after 500ms", "trust rotate a b c",
     "enroll", "enroll begin", "enroll begin --anchor 00ff",
     f"enroll begin --anchor {64 * '0'} --ttl 25h", f"enroll begin --anchor {64 * 'A'}", "enroll finish", "enroll end x",
-    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
+    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "node identity x", "node report", "node report --sign --verify x", "node report --verify x", "node report --sign --node n",
+    "node report --sign --challenge 00", f"node report --sign --challenge {64 * 'G'}", "node report --verify x --node n --out y",
+    "node report --verify x --node n --challenge 0", "node report --out x", f"node report --sign --for {257 * 'x'}", "token verify x --identity y --node n",
+    "token verify x --identity y --operation o --resource r", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
 ]
 
 NEEDS_DAEMON = [
     "status", "lease ls", "lease show 00ff", "lease grant acme/shop/prod --endpoint web --ttl 90s",
     "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
     "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "peer ls", "peer suspend 1000", "peer resume all",
-    "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node drain", "node release",
+    "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node identity",
+    f"node report --sign --challenge {64 * '0'}", "node drain", "node release",
     "trust show", "trust revoke holder:uid:1", "trust restore holder:uid:1", f"trust rotate {64 * '0'} {64 * '1'} --after 5s",
     f"enroll begin --anchor {64 * '0'}", "enroll end --now", "enroll show",
     "explain tcp 10.0.0.1:1 -> 10.0.0.2:2", "explain icmp_echo fd00::1 fd00::2 --from veth0",

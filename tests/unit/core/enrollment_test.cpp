@@ -27,6 +27,7 @@ token::Digest name_of(const token::SignerKey& key) {
 }
 
 const token::SignerKey root = key_of(3);
+const token::Digest node_key = digest_of(40);
 const token::Digest nonce = digest_of(1);
 const token::Digest before = digest_of(50);  // policies
 const token::Digest after = digest_of(51);
@@ -49,7 +50,7 @@ BundleRecord bundle_of(const token::SignerKey& key, uint64_t generation) {
 }
 
 Enrollment open_in(const Directory& state) {
-  Result<Enrollment> opened = Enrollment::open(state.path());
+  Result<Enrollment> opened = Enrollment::open(state.path(), node_key);
   EXPECT_TRUE(opened) << opened.error().text();
   return std::move(*opened);
 }
@@ -215,6 +216,48 @@ TEST(Enrollment, LeavesAtTermAndThenAtOnce) {
   EXPECT_EQ(code_of(open_in(state).judge(header_of(), now_s)), "enroll_spent");
 }
 
+// A node that has lost its key is another one, and was never enrolled.
+TEST(Enrollment, ARecordOfAnotherNodeIsOneThatLeft) {
+  const BundleRecord own = bundle_of(root, 5);
+  const Directory state;
+  Enrollment made = pending_in(state);
+  ASSERT_TRUE(made.offer(header_of()));
+  made.accept(true, now_s, 0);
+  EXPECT_EQ(made.record().node, node_key);
+  const std::string enrolled = state.read("enrollment");
+  Enrollment same = open_in(state);
+  ASSERT_TRUE(same.settle(&own, after, now_s + 5));
+  EXPECT_EQ(same.state(after), EnrollmentState::enrolled);
+  EXPECT_TRUE(same.root());
+
+  Result<Enrollment> other = Enrollment::open(state.path(), digest_of(41));
+  ASSERT_TRUE(other);
+  EXPECT_FALSE(other->root());  // not even until it is settled
+  ASSERT_TRUE(other->settle(&own, after, now_s + 5));
+  EXPECT_EQ(other->state(after), EnrollmentState::left);
+  EXPECT_TRUE(other->has_left(after));
+  EXPECT_FALSE(other->ends_leases());
+  EXPECT_EQ(code_of(other->may_lease(&own, after)), "enrollment_ended");
+  EXPECT_EQ(code_of(other->judge(header_of(), now_s)), "enroll_spent");
+  EXPECT_EQ(other->record().node, digest_of(41));
+  // With its key back it has left all the same; with the record of then, it is enrolled.
+  Enrollment back = open_in(state);
+  ASSERT_TRUE(back.settle(&own, after, now_s + 6));
+  EXPECT_EQ(back.state(after), EnrollmentState::left);
+  state.write("enrollment", enrolled);
+  EXPECT_TRUE(open_in(state).root());
+
+  // A request by another's key is as good as an enrollment under it: nothing opens by itself.
+  const Directory asked;
+  pending_in(asked);
+  Result<Enrollment> next = Enrollment::open(asked.path(), digest_of(41));
+  ASSERT_TRUE(next);
+  ASSERT_TRUE(next->settle(nullptr, before, now_s));
+  EXPECT_EQ(next->state(before), EnrollmentState::left);
+  EXPECT_EQ(code_of(next->judge(header_of(), now_s)), "not_pending");
+  EXPECT_EQ(next->state(after), EnrollmentState::unenrolled);
+}
+
 TEST(Enrollment, WhatCannotBeWrittenIsNotSo) {
   const Directory state;
   Enrollment made = pending_in(state);
@@ -252,7 +295,7 @@ TEST(Enrollment, EveryDamageIsFound) {
   EXPECT_EQ(open_in(state).record(), made.record());
   const auto opened = [&](const std::string& text) {
     state.write("enrollment", text);
-    return code_of(Enrollment::open(state.path()));
+    return code_of(Enrollment::open(state.path(), node_key));
   };
   EXPECT_EQ(opened(good + "x"), "enrollment_damaged");
   for (size_t at = 0; at < good.size(); ++at) {

@@ -31,7 +31,7 @@ Value request() {
                      {"expires_s", now_s + 3600},
                      {"generation_floor", 4},
                      {"tenants", Value::array({"acme/shop/prod"})},
-                     {"csr", node_key().certificate_request(node, hex(nonce_of(1)))}});
+                     {"csr", *certificate_request(node_key(), node, hex(nonce_of(1)))}});
 }
 
 Result<EnrollmentRequest> parsed(const Value& value) {
@@ -75,9 +75,9 @@ TEST(Enrollment, AnothersCertificateRequestIsRefused) {
   const std::string node = node_name(node_key().public_key());
   const std::string nonce = hex(nonce_of(1));
   const std::vector<std::pair<const char*, std::string>> wrong{
-      {"by another key", key_of(8).certificate_request(node, nonce)},
-      {"for another name", node_key().certificate_request("ni:///sha-256;other", nonce)},
-      {"for another request", node_key().certificate_request(node, hex(nonce_of(2)))},
+      {"by another key", *certificate_request(key_of(8), node, nonce)},
+      {"for another name", *certificate_request(node_key(), "ni:///sha-256;other", nonce)},
+      {"for another request", *certificate_request(node_key(), node, hex(nonce_of(2)))},
       {"none", "x"},
   };
   for (const auto& [why, csr] : wrong) {
@@ -88,7 +88,7 @@ TEST(Enrollment, AnothersCertificateRequestIsRefused) {
 }
 
 TEST(CertificateRequest, SaysWhatWasSignedAndNothingElse) {
-  const std::string pem = node_key().certificate_request("a name", "a password");
+  const std::string pem = *certificate_request(node_key(), "a name", "a password");
   const Result<CertificateRequest> read = parse_certificate_request(pem);
   ASSERT_TRUE(read) << read.error().text();
   EXPECT_EQ(read->key, node_key().public_key());

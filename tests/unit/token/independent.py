@@ -363,6 +363,54 @@ def make_signed(seed, purpose, audience, issued, private, content, expires=None)
     return encode([header, {}, content, signature])
 
 
+def take_signed(data, purpose, privates):
+    """What make_signed() made for this purpose, with these labels under PRIVATE: what it says, and check(key) for who signed."""
+    reader = Reader(data, 1 << 20)
+    reader.array(4)
+    header = reader.bytes()
+    list(reader.keys(0))
+    content, signature = reader.bytes(), reader.bytes(64)
+    reader.finish()
+    if len(header) > 1024:
+        raise Malformed
+    reader = Reader(header, 1024)
+    said = {"content": content, "private": {}}
+    for key in reader.exactly(1, 4, 15, 16, PRIVATE):
+        if key == 1 and reader.integer() != -19:
+            raise Refused("wrong_algorithm")
+        if key == 4:
+            said["key"] = reader.bytes(32)
+        if key == 15:
+            said["audience"], said["issued"] = [reader.text() if each == 3 else reader.unsigned() for each in reader.exactly(3, 6)]
+        if key == 16 and reader.text() != f"application/holdfast-{purpose}+cose":
+            raise Refused("wrong_purpose")
+        if key == PRIVATE:
+            for each in reader.exactly(*privates):
+                said["private"][each] = reader.unsigned() if each in (1, 3, 4, 5) else reader.bytes()
+    reader.finish()
+    signed = encode(["Signature1", header, f"holdfast {purpose} v1".encode(), content])
+    return said, lambda key: thumbprint(key) == said["key"] and is_signed(key, signed, signature)
+
+
+def epoch_key_of(certificate, node):
+    """With what the node of that name signs, and in which epoch."""
+    said, is_by = take_signed(certificate, "epoch-key", (1, 7))
+    own = said["private"][7]
+    if len(own) != 32 or len(said["content"]) != 32:
+        raise Malformed
+    if said["audience"] != node or node_name(own) != node:
+        raise Refused("wrong_node")
+    if not is_by(own):
+        raise Refused("bad_signature")
+    return said["content"], said["private"][1]
+
+
+def own_anchors(certificate, node):
+    """Who signs the use tokens of that node, as verify() takes it."""
+    key, _ = epoch_key_of(certificate, node)
+    return {thumbprint(key): {"issuer": node, "key": key, "state": "current", "uses": ["token"], "tenants": ["*"], "operations": ["*"]}}
+
+
 def read_header(data):
     reader = Reader(data, 512)
     found = {}

@@ -37,6 +37,21 @@ constexpr std::string_view golden_enrollment =
     "89a60cdc171a0898d1374243b6fe92f944800b551a9927bbae62fb25ee53854c0b63215ad4821f1a45089887"
     "cdb07a06";
 
+constexpr std::string_view golden_epoch_key =
+    "845893a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa203"
+    "726e693a2f2f2f7368612d3235363b6e6f6465061a6b49d2001078236170706c69636174696f6e2f686f6c64"
+    "666173742d65706f63682d6b65792b636f73653a00010000a20104075820ed4928c628d1c2c6eae903389059"
+    "95612959273a5c63f93636c14614ac8737d1a04561206b65795840bff13fdcf7e8a7d9ff76565aa1cd43fb8b"
+    "ec98ec232cadd5a74f65b9f65995e0bde473b578586f5fcf9b38911aa79eef8f0d985dd8635d810f4dae27b3"
+    "79460d";
+constexpr std::string_view golden_report =
+    "845895a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa203"
+    "726e693a2f2f2f7368612d3235363b6e6f6465061a6b49d2001078206170706c69636174696f6e2f686f6c64"
+    "666173742d7265706f72742b636f73653a00010000a30104025820000102030405060708090a0b0c0d0e0f10"
+    "1112131415161718191a1b1c1d1e1f0943010203a04861207265706f72745840f6285e4da0cdc884cebaaea2"
+    "cda6a783969248795199c7df055dd741c5d955b9aec104d87d9ff9ea529382c5dec544f7af76a1e1b33acdcb"
+    "5a46f275d0949b0d";
+
 std::vector<uint8_t> from_hex(std::string_view hex) {
   std::vector<uint8_t> bytes(hex.size() / 2);
   for (size_t i = 0; i < bytes.size(); ++i)
@@ -50,10 +65,13 @@ std::span<const uint8_t> bytes_of(std::string_view text) {
 
 SignedHeader header_of(Purpose purpose) {
   SignedHeader header{.audience = "ni:///sha-256;node", .issued_s = now_s};
-  if (purpose == Purpose::request) {
+  const bool live = purpose == Purpose::request || purpose == Purpose::report;
+  if (live || purpose == Purpose::epoch_key) {
     header.epoch = 4;
-    header.sequence = 7;
-    for (uint8_t i = 0; i < header.challenge.size(); ++i) header.challenge[i] = i;
+    if (purpose == Purpose::request) header.sequence = 7;
+    if (purpose == Purpose::report) header.certificate = {1, 2, 3};
+    if (live)
+      for (uint8_t i = 0; i < header.challenge.size(); ++i) header.challenge[i] = i;
   } else {
     header.expires_s = now_s + 3600;
     if (purpose == Purpose::bundle || purpose == Purpose::enrollment) header.generation = 12;
@@ -82,13 +100,16 @@ std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
   return {content->begin(), content->end()};
 }
 
-constexpr Purpose all[] = {Purpose::request, Purpose::bundle, Purpose::operator_grant,
-                           Purpose::enrollment};
+constexpr Purpose all[] = {Purpose::request,    Purpose::bundle,    Purpose::operator_grant,
+                           Purpose::enrollment, Purpose::epoch_key, Purpose::report};
+static_assert(std::size(all) == purposes);
 
 TEST(Signed, IsWhatTheOtherImplementationMakes) {
   EXPECT_EQ(signed_by(3, Purpose::request, "what is asked"), from_hex(golden_request));
   EXPECT_EQ(signed_by(3, Purpose::bundle, "a policy"), from_hex(golden_bundle));
   EXPECT_EQ(signed_by(3, Purpose::enrollment, "a policy"), from_hex(golden_enrollment));
+  EXPECT_EQ(signed_by(3, Purpose::epoch_key, "a key"), from_hex(golden_epoch_key));
+  EXPECT_EQ(signed_by(3, Purpose::report, "a report"), from_hex(golden_report));
   EXPECT_EQ(opened(from_hex(golden_request), Purpose::request), "what is asked");
   EXPECT_EQ(opened(from_hex(golden_bundle), Purpose::bundle), "a policy");
   EXPECT_EQ(opened(from_hex(golden_enrollment), Purpose::enrollment), "a policy");
@@ -101,7 +122,8 @@ TEST(Signed, SaysWhatItsHeaderSays) {
     ASSERT_TRUE(object) << object.error().text();
     SignedHeader expected = header_of(purpose);
     expected.key = thumbprint(key_of(3).public_key());
-    if (purpose == Purpose::enrollment) expected.root = {.key = key_of(3).public_key()};
+    if (purpose == Purpose::enrollment || purpose == Purpose::epoch_key)
+      expected.root = {.key = key_of(3).public_key()};
     EXPECT_EQ(object->header, expected);
   }
 }
