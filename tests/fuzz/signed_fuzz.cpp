@@ -13,8 +13,8 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace holdfast::token;
   const std::span<const uint8_t> bytes(data, size);
-  for (const Purpose purpose :
-       {Purpose::request, Purpose::bundle, Purpose::operator_grant, Purpose::enrollment}) {
+  for (const Purpose purpose : {Purpose::request, Purpose::bundle, Purpose::operator_grant,
+                                Purpose::enrollment, Purpose::preempt, Purpose::admission}) {
     const auto object = take_apart_signed(bytes, purpose);
     if (!object) continue;
     // No input was signed by this key.

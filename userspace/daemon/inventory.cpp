@@ -186,6 +186,8 @@ Value lease_value(const LeaseView& lease) {
   Value resources = Value::array();
   for (const std::string& name : lease.resources) resources.push(name);
   const uint64_t now = boot_now_ns();
+  const bool in_grace =
+      lease.state == LeaseState::grace_running || lease.state == LeaseState::checkpoint_reported;
   return Value::map(
       {{"id", format_lease_id(lease.id)},
        {"state", name_of(lease.state)},
@@ -196,6 +198,7 @@ Value lease_value(const LeaseView& lease) {
        {"granted_at", wall_of(lease.granted_boot_ns)},
        {"expires_at", wall_of(lease.deadline_boot_ns)},
        {"remaining_ns", lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0},
+       {"grace_ends_at", in_grace ? Value(wall_of(lease.deadline_boot_ns)) : Value()},
        {"generation", lease.generation}});
 }
 

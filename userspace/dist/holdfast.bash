@@ -25,7 +25,7 @@ _holdfast() {
       --endpoint | --egress | --peer | --holder | --ttl | --grace | --generation | --from | --token | --tenant | --limit | \
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
-        --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll) ((++i)) ;;
+        --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll | --reason | --note | --out | --file | --admission) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -33,7 +33,7 @@ _holdfast() {
 
   local candidates="" files=0
   case "$prev" in
-    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll) files=1 ;;
+    --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll | --out | --file | --admission) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -49,18 +49,18 @@ _holdfast() {
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
     --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
-      --issued-before | --name | --env | --anchor)
+      --issued-before | --name | --env | --anchor | --reason | --note)
       return
       ;;
     *)
       local flags="--json --socket --sign-key --grant --bearer-file --help"
       case "${words[*]}" in
         "") candidates="status doctor lease route tenant bundle token trust enroll operator peer bearer watch drops flows explain node" flags+=" --version" ;;
-        lease) candidates="ls show grant renew revoke release" ;;
+        lease) candidates="ls show grant renew revoke preempt checkpoint release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
         bundle) candidates="check push show diff sign" ;;
-        token) candidates="issue inspect verify" ;;
+        token) candidates="issue admit inspect verify" ;;
         trust) candidates="show revoke restore" ;;
         "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
         "trust restore") candidates="key: head: token: holder: issuer:" flags+=" --tenant" ;;
@@ -71,7 +71,7 @@ _holdfast() {
         node) candidates="drain disable quarantine resume release detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
-          flags+=" --from --token --holder-key --holder --ttl --grace"
+          flags+=" --from --token --admission --holder-key --holder --ttl --grace"
           ;;
         "lease grant "*) flags+=" --endpoint --egress --each --peer --holder --ttl --grace" ;;
         "tenant disable" | "tenant enable") candidates=$(_holdfast_ask 1 tenant ls) ;;
@@ -94,6 +94,14 @@ _holdfast() {
           candidates=$(_holdfast_ask 1 lease ls --limit 200)
           flags+=" --grace"
           ;;
+        "lease preempt"*)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
+          flags+=" --reason --grace --key --generation --node --life --out --file"
+          ;;
+        "lease checkpoint"*)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
+          flags+=" --note --keep-grace --holder-key"
+          ;;
         "bundle push") files=1 flags+=" --dry-run" ;;
         "bundle check" | "bundle diff") files=1 ;;
         "bundle sign"*) files=1 flags+=" --key --node --anchors --enroll --life" ;;
@@ -109,6 +117,7 @@ _holdfast() {
           flags+=" --key --issuer --node --epoch --kind --life --ttl --endpoint --egress --operation --peer --holder"
           flags+=" --holder-key --lease --generation --from"
           ;;
+        "token admit"*) files=1 flags+=" --reason --key --life" ;;
         "token inspect") files=1 flags+=" --anchors" ;;
         "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --node --epoch --at" ;;
         drops) flags+=" --follow" ;;

@@ -42,6 +42,8 @@ constexpr std::array<PurposeWords, purposes> words{{
     {"bundle", "application/holdfast-bundle+cose", "holdfast bundle v1"},
     {"operator grant", "application/holdfast-operator-grant+cose", "holdfast operator-grant v1"},
     {"enrollment bundle", "application/holdfast-enrollment+cose", "holdfast enrollment v1"},
+    {"preempt", "application/holdfast-preempt+cose", "holdfast preempt v1"},
+    {"admission", "application/holdfast-admission+cose", "holdfast admission v1"},
 }};
 
 const PurposeWords& words_of(Purpose purpose) {

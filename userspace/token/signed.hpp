@@ -30,8 +30,10 @@ enum class Purpose : uint8_t {
   bundle,          // the desired state of a node, delivered by anybody
   operator_grant,  // what a person's key may ask for, for some hours
   enrollment,      // the first bundle of a node, for what it asked by `enroll begin`
+  preempt,         // that a lease has to end, by a scheduler
+  admission,       // that a grant token may be used, by a scheduler
 };
-constexpr size_t purposes = 4;
+constexpr size_t purposes = 6;
 std::string_view name_of(Purpose purpose);
 
 struct SignedHeader {

@@ -82,8 +82,8 @@ std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
   return {content->begin(), content->end()};
 }
 
-constexpr Purpose all[] = {Purpose::request, Purpose::bundle, Purpose::operator_grant,
-                           Purpose::enrollment};
+constexpr Purpose all[] = {Purpose::request,    Purpose::bundle,  Purpose::operator_grant,
+                           Purpose::enrollment, Purpose::preempt, Purpose::admission};
 
 TEST(Signed, IsWhatTheOtherImplementationMakes) {
   EXPECT_EQ(signed_by(3, Purpose::request, "what is asked"), from_hex(golden_request));
