@@ -16,7 +16,7 @@ import time
 from base64 import urlsafe_b64encode
 
 import pytest
-from control import Control, Refused, encode
+from control import SIGNED_REQUEST, Control, Refused, encode
 from issuer import Issuer, as_bytes, as_uid, trust
 from lab import A, B, Lab, nanoseconds, policy, wait_until
 from packets import Probe, denied, passes, syn
@@ -251,19 +251,23 @@ def test_what_tightens_needs_nothing_more(lab: Lab) -> None:
 def test_purposes_are_kept_apart(lab: Lab) -> None:
     """L5: a scheduler's object in another's place, and another's in its place, for every pair."""
     uses = ["request", "bundle", "operator", "schedule", "token"]
-    trust(lab, anchor(uses=uses, operations=["*"]))
+    other = Issuer(lab, "other.example")
+    trust(lab, anchor(uses=uses, operations=["*"]), other.anchor())
     lease, node, now = lab.grant(A, "web"), lab.ask("status")["node"], int(time.time())
     grant = {"key": independent.public_of(STRANGER), "name": "ann", "verbs": ["*"], "tenants": ["*"]}
-    token = as_bytes(Issuer(lab, "other.example").tokens(A, "--endpoint", "echo")[0])
+    token = as_bytes(other.tokens(A, "--endpoint", "echo")[0])
     objects = {
         "preempt": preempt(lab, lease),
         "admission": admission(lab, token),
         "bundle": bundle(node, policy(99)),
         "operator-grant": independent.make_signed(SEED, "operator-grant", node, now, {}, encode(grant), now + 60),
     }
-    with Control(lab.socket_path) as plain:
+    with connect(lab, uid=0) as control, Control(lab.socket_path) as plain:
+        objects["request"] = control.seal(encode({"verb": "status", "args": {}}))
         places = {
             "preempt": lambda each: plain.call("lease.preempt", {"preempt": each}),
+            "admission": lambda each: plain.call("lease.grant", {"token": token, "admission": each}),
+            "request": lambda each: plain.send(SIGNED_REQUEST, each),
             "bundle": lambda each: plain.call("bundle.push", {"signed": True, "dry_run": True}, each),
             "operator-grant": lambda each: plain.call("operator.present", {"grant": each}),
         }
@@ -274,7 +278,8 @@ def test_purposes_are_kept_apart(lab: Lab) -> None:
                         put(each)
         assert lab.leases()[lease["id"]]["state"] == "active"
         places["preempt"](objects["preempt"])
-    assert lab.leases() == {}
+        assert lab.leases() == {}
+        assert places["admission"](objects["admission"])["tenant"] == A
 
 
 def test_preempts_by_the_command_line(lab: Lab) -> None:
