@@ -316,7 +316,7 @@ HF_ABI_ASSERT(sizeof(struct drop_event) == 88, "drop_event is ABI");
 /* ---- lease records: cold, index = slot ---------------------------------------------------------------- */
 
 enum hf_holder_kind { HF_HOLDER_UID = 1, HF_HOLDER_CGROUP = 2, HF_HOLDER_KEY = 3 };
-enum hf_lease_phase { HF_PHASE_ACTIVE = 1, HF_PHASE_GRACE = 2, HF_PHASE_FENCED = 3 };
+enum hf_lease_phase { HF_PHASE_ACTIVE = 1, HF_PHASE_GRACE = 2, HF_PHASE_FENCED = 3, HF_PHASE_CHECKPOINT = 4 };
 enum hf_resource_kind { HF_RESOURCE_ENDPOINT = 1, HF_RESOURCE_EGRESS = 2 };
 
 /* All that adopting a lease after a crash needs, and its peer prefix, which the data plane reads. Written

@@ -285,6 +285,7 @@ class PolicyReader {
   void read_tenants(const Node& node, const Path& path);
   void read_tenant(const Node& node, const Path& path);
   void read_tenant_limits(const Node& node, const Path& path, Tenant& tenant);
+  void read_admission(const Node& node, const Path& path, Tenant& tenant);
   void read_port(const Node& node, const Path& path, Tenant& tenant, PortRuns& runs);
   std::optional<MacAddress> read_mac(const Node& node, const Path& path);
   void read_port_addresses(const Node& node, const Path& path, TenantPort& port, PortRuns& runs);
@@ -729,9 +730,10 @@ void PolicyReader::read_tenants(const Node& node, const Path& path) {
 }
 
 void PolicyReader::read_tenant(const Node& node, const Path& path) {
-  std::array fields = {Field{"id", "id: 1"}, Field{"name", "name: acme/shop/prod"}, Field{"limits"},
-                       Field{"ports"}, Field{"endpoints"}};
-  auto& [id, name, limits, ports, endpoints] = fields;
+  std::array fields = {Field{"id", "id: 1"}, Field{"name", "name: acme/shop/prod"},
+                       Field{"limits"},      Field{"admission"},
+                       Field{"ports"},       Field{"endpoints"}};
+  auto& [id, name, limits, admission, ports, endpoints] = fields;
   read_map(node, path, fields);
   policy_.tenants.emplace_back();
   Tenant& tenant = policy_.tenants.back();
@@ -763,6 +765,7 @@ void PolicyReader::read_tenant(const Node& node, const Path& path) {
   tenant.leases_max = std::min(tenant_leases_default, policy_.leases_max);
   tenant.flows_max = tenant_flows_default;
   if (limits.value != nullptr) read_tenant_limits(*limits.value, {&path, "limits"}, tenant);
+  if (admission.value != nullptr) read_admission(*admission.value, {&path, "admission"}, tenant);
 
   TenantPorts tenant_ports;
   if (ports.value != nullptr) {
@@ -796,6 +799,15 @@ void PolicyReader::read_tenant(const Node& node, const Path& path) {
       }
     }
   }
+}
+
+void PolicyReader::read_admission(const Node& node, const Path& path, Tenant& tenant) {
+  const auto text = read_text(node, path, "none or required");
+  if (!text) return;
+  if (*text != "none" && *text != "required")
+    error(node, path, fmt::format("{} is no kind of admission", quote_text(*text)),
+          "none: a grant token is enough; required: a scheduler has to admit it");
+  tenant.admission_required = *text == "required";
 }
 
 void PolicyReader::read_tenant_limits(const Node& node, const Path& path, Tenant& tenant) {

@@ -84,6 +84,8 @@ Json tenant_json(const Tenant& tenant) {
   Json out = {{"id", tenant.id},
               {"name", tenant.name},
               {"limits", {{"leases", tenant.leases_max}, {"flows", tenant.flows_max}}}};
+  // Only then: policies of before have the digest that they had.
+  if (tenant.admission_required) out["admission"] = "required";
   Json& ports = out["ports"] = Json::array();
   for (const TenantPort& port : tenant.ports) ports.push_back(port_json(port));
   Json& endpoints = out["endpoints"] = Json::array();
@@ -217,12 +219,17 @@ void match_by_name(const std::vector<T>& from, const std::vector<T>& to, Visit v
   }
 }
 
+std::string admission_text(const Tenant& tenant) {
+  return tenant.admission_required ? "required" : "none";
+}
+
 void diff_tenants(const Tenant* from, const Tenant* to, Diff& diff) {
   static const Tenant nobody;
   const std::string& name = (to != nullptr ? to : from)->name;
   auto whole = [&](const Tenant& tenant) {
-    return fmt::format("tenant {} id {} leases {} flows {}", tenant.name, tenant.id,
-                       tenant.leases_max, tenant.flows_max);
+    return fmt::format("tenant {} id {} leases {} flows {}{}", tenant.name, tenant.id,
+                       tenant.leases_max, tenant.flows_max,
+                       tenant.admission_required ? " admission required" : "");
   };
   if (from == nullptr) {
     diff.added(whole(*to));
@@ -232,6 +239,8 @@ void diff_tenants(const Tenant* from, const Tenant* to, Diff& diff) {
     diff.changed(fmt::format("tenant id {} name", to->id), from->name, to->name);
     diff.changed(fmt::format("tenant {} leases", name), from->leases_max, to->leases_max);
     diff.changed(fmt::format("tenant {} flows", name), from->flows_max, to->flows_max);
+    diff.changed(fmt::format("tenant {} admission", name), admission_text(*from),
+                 admission_text(*to));
   }
   const Tenant& before = from == nullptr ? nobody : *from;
   const Tenant& after = to == nullptr ? nobody : *to;

@@ -65,6 +65,7 @@ struct Tenant {
   std::string name;  // "org/app/env"
   uint32_t leases_max = 0;
   uint32_t flows_max = 0;
+  bool admission_required = false;  // of a grant token, by a scheduler
   std::vector<TenantPort> ports;
   std::vector<Endpoint> endpoints;
   bool operator==(const Tenant&) const = default;

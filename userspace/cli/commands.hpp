@@ -20,6 +20,14 @@ using Outcome = Result<ExitCode>;
 // A policy and anchors, not packed, with a signature around them.
 constexpr size_t bundle_bytes_max = policy_bytes_max + (size_t{2} << 20);
 
+// What became of a lease that was to end, as the daemon answers it.
+void print_ending(Session& session, const cbor::Value& reply);
+// What --grace says, if it was given.
+Result<std::optional<uint64_t>> grace_option(const std::string& text);
+
+// The one token that a file holds.
+Result<std::vector<uint8_t>> read_token(const std::string& path);
+
 // A .pub file of OpenSSH's, or PEM.
 Result<token::SignerKey> read_signer_key(const std::string& path);
 
@@ -47,7 +55,8 @@ struct GrantWords {
   std::string grace;
   bool each = false;
   std::string from;        // a file, or "-"; then none of the others but holder, ttl and grace
-  std::string token;       // a file, or "-"; then none of the others but holder_key
+  std::string token;       // a file, or "-"; then none of the others but holder_key and admission
+  std::string admission;   // a file; comes with the token
   std::string holder_key;  // a file; proved first
 };
 Outcome run_lease_grant(Session& session, const GrantWords& words);
@@ -68,6 +77,20 @@ struct EndWords {
 };
 Outcome run_lease_revoke(Session& session, const EndWords& words);
 Outcome run_lease_release(Session& session, const EndWords& words);
+
+struct PreemptWords {
+  std::string id, reason, grace, key, node, out, life = "5m";
+  std::optional<uint64_t> generation;
+  std::string file;  // or "-"; then none of the others
+};
+Outcome run_lease_preempt(Session& session, const PreemptWords& words);
+
+struct CheckpointWords {
+  std::string id, note;
+  std::string holder_key;  // a file; proved first
+  bool keep_grace = false;
+};
+Outcome run_lease_checkpoint(Session& session, const CheckpointWords& words);
 
 Outcome run_route_ls(Session& session);
 Outcome run_tenant_ls(Session& session);
@@ -136,6 +159,11 @@ struct TokenCheckWords {
   std::string presenter;   // empty: whoever asks
   std::string holder_key;  // a file; proved first
 };
+struct TokenAdmitWords {
+  std::string file;  // or "-"; one grant token
+  std::string key, reason, life = "5m";
+};
+Outcome run_token_admit(Session& session, const TokenAdmitWords& words);
 Outcome run_token_inspect(Session& session, const TokenCheckWords& words);
 Outcome run_token_verify(Session& session, const TokenCheckWords& words);
 

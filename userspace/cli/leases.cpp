@@ -1,4 +1,4 @@
-// lease ls, show, grant, renew, revoke, release.
+// lease ls, show, grant, renew, revoke, release, checkpoint.
 #include <fmt/format.h>
 
 #include "policy/address.hpp"
@@ -8,6 +8,7 @@
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
+#include "userspace/token/schedule.hpp"
 #include "userspace/token/token.hpp"
 
 namespace holdfast::cli {
@@ -31,12 +32,16 @@ Result<uint64_t> term_option(const std::string& text) {
   return ns;
 }
 
+}  // namespace
+
 Result<std::optional<uint64_t>> grace_option(const std::string& text) {
   if (text.empty()) return std::optional<uint64_t>();
   Result<uint64_t> ns = duration_option("--grace", text);
   if (!ns) return pass_on(ns);
   return std::optional(*ns);
 }
+
+namespace {
 
 // What one lease and a file of them share.
 Result<BulkDefaults> defaults_of(const GrantWords& words) {
@@ -106,14 +111,18 @@ Result<GrantBody> body_from_file(Session& session, const GrantWords& words,
   return body;
 }
 
-// The one token that a file holds, presented.
-Result<Value> by_token(Session& session, std::string_view verb, const std::string& path) {
-  Result<std::string> text = read_file(path, 3 * token::token_bytes_max);
-  if (!text) return pass_on(text);
-  while (text->ends_with('\n')) text->pop_back();
-  Result<std::vector<uint8_t>> token = token::from_text(*text);
-  if (!token) return pass_on(token, shown_name(path));
-  return session.call(verb, Value::map({{"token", std::move(*token)}}));
+// The token that a file holds, presented, and with it a scheduler's admission, if there is one.
+Result<Value> by_token(Session& session, std::string_view verb, const std::string& path,
+                       const std::string& admission_path) {
+  Result<std::vector<uint8_t>> token = read_token(path);
+  if (!token) return pass_on(token);
+  Value args = Value::map({{"token", std::move(*token)}});
+  if (!admission_path.empty()) {
+    const Result<std::string> text = read_file(admission_path, token::schedule_bytes_max);
+    if (!text) return std::unexpected(text.error());
+    args.set("admission", Value::Bytes(text->begin(), text->end()));
+  }
+  return session.call(verb, args);
 }
 
 // What its holder shows to services that ask this node.
@@ -136,19 +145,32 @@ Outcome end_leases(Session& session, const EndWords& words, std::string_view ver
       worst = std::max(worst, session.report(reply.error()));
       continue;
     }
-    if (session.json()) {
-      session.print_json(*reply);
-      continue;
-    }
-    const bool grace = text_of(*reply, "state") == "grace_running";
-    session.print(grace ? fmt::format("{}: in its grace, which ends in {} at the latest\n",
-                                      printable(text_of(*reply, "id")), human_duration(*grace_ns))
-                        : fmt::format("{}: torn down\n", printable(text_of(*reply, "id"))));
+    print_ending(session, *reply);
   }
   return worst;
 }
 
 }  // namespace
+
+Result<std::vector<uint8_t>> read_token(const std::string& path) {
+  Result<std::string> text = read_file(path, 3 * token::token_bytes_max);
+  if (!text) return pass_on(text);
+  while (text->ends_with('\n')) text->pop_back();
+  Result<std::vector<uint8_t>> token = token::from_text(*text);
+  if (!token) return pass_on(token, shown_name(path));
+  return token;
+}
+
+void print_ending(Session& session, const Value& reply) {
+  if (session.json()) return session.print_json(reply);
+  const std::string id = printable(text_of(reply, "id"));
+  const std::string state = printable(text_of(reply, "state"));
+  if (part_of(reply, "grace_ends_at").is_null())
+    session.print(fmt::format("{}: {}\n", id, state == "torndown" ? "torn down" : state));
+  else
+    session.print(fmt::format("{}: {}: its grace ends {}, at {}\n", id, state, expires_in(reply),
+                              local_time(printable(text_of(reply, "grace_ends_at")))));
+}
 
 Outcome run_lease_ls(Session& session, const ListWords& words) {
   Table table = lease_table();
@@ -209,7 +231,7 @@ Outcome run_lease_grant(Session& session, const GrantWords& words) {
       return usage("--token says all about the lease, and the command line says something too",
                    "leave out the tenant and every other option");
     if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
-    Result<Value> lease = by_token(session, "lease.grant", words.token);
+    Result<Value> lease = by_token(session, "lease.grant", words.token, words.admission);
     if (!lease) return pass_on(lease);
     if (session.json()) {
       session.print_json(*lease);
@@ -220,6 +242,8 @@ Outcome run_lease_grant(Session& session, const GrantWords& words) {
     }
     return ExitCode::done;
   }
+  if (!words.admission.empty())
+    return usage("--admission is of a grant token, and there is no --token", "give both");
   if (!words.holder_key.empty())
     return usage("--holder-key proves whose a token is, and there is no --token",
                  "name its holder with --holder key:THUMBPRINT");
@@ -254,7 +278,7 @@ Outcome run_lease_renew(Session& session, const RenewWords& words) {
   if (words.generation) args.set("generation", *words.generation);
   if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
   Result<Value> lease = words.token.empty() ? session.call("lease.renew", args)
-                                            : by_token(session, "lease.renew", words.token);
+                                            : by_token(session, "lease.renew", words.token, {});
   if (!lease) return pass_on(lease);
   if (session.json()) {
     session.print_json(*lease);
@@ -277,6 +301,16 @@ Outcome run_lease_revoke(Session& session, const EndWords& words) {
 Outcome run_lease_release(Session& session, const EndWords& words) {
   if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
   return end_leases(session, words, "lease.release", std::nullopt);
+}
+
+Outcome run_lease_checkpoint(Session& session, const CheckpointWords& words) {
+  if (Status ok = session.prove(words.holder_key); !ok) return pass_on(ok);
+  Value args = Value::map({{"id", words.id}, {"keep_grace", words.keep_grace}});
+  if (!words.note.empty()) args.set("note", words.note);
+  Result<Value> reply = session.call("lease.checkpoint", args);
+  if (!reply) return pass_on(reply);
+  print_ending(session, *reply);
+  return ExitCode::done;
 }
 
 }  // namespace holdfast::cli

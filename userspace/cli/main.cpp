@@ -23,8 +23,11 @@ struct Words {
   GrantWords grant;
   RenewWords renew;
   EndWords end;
+  PreemptWords preempt;
+  CheckpointWords checkpoint;
   PacketWords packet;
   TokenIssueWords issue;
+  TokenAdmitWords admit;
   TokenCheckWords check;
   TrustWords trust;
   RotateWords rotate;
@@ -63,6 +66,46 @@ CLI::App* noun(CLI::App& app, const char* name, const char* what) {
   CLI::App* made = app.add_subcommand(name, what);
   made->require_subcommand(1);
   return made;
+}
+
+void add_preempt(CLI::App& lease, Words& words, Run& run) {
+  CLI::App* preempt = lease.add_subcommand("preempt",
+                                           "End a lease by a scheduler's signature, which the "
+                                           "journal keeps; whoever has it may bring it");
+  PreemptWords& p = words.preempt;
+  preempt->add_option("ID", p.id, "The lease");
+  preempt->add_option("--reason", p.reason, "Why; at most 256 bytes")->type_name("TEXT");
+  preempt
+      ->add_option(
+          "--grace", p.grace,
+          "How long its holder has to save what is to be saved; default: as the lease says")
+      ->type_name("DURATION");
+  preempt
+      ->add_option(
+          "--key", p.key,
+          "The scheduler's Ed25519 key, in PEM, of OpenSSH's, or a pkcs11: URI; its anchor\n"
+          "has the use schedule")
+      ->type_name("KEY");
+  preempt
+      ->add_option("--generation", p.generation,
+                   "The lease's, now: no other one ends; default: asked of the node")
+      ->type_name("NUMBER");
+  preempt->add_option("--node", p.node, "The node's name; default: the one that runs here")
+      ->type_name("NAME");
+  preempt->add_option("--life", p.life, "How long it may be brought, 300s at most; default: 5m")
+      ->type_name("DURATION");
+  preempt->add_option("--out", p.out, "Only write what was signed; - is standard output")
+      ->type_name("FILE");
+  preempt->add_option("--file", p.file, "Bring what --out wrote; - is standard input")
+      ->type_name("FILE");
+  preempt->callback([&] { run = [&](Session& s) { return run_lease_preempt(s, words.preempt); }; });
+  examples(
+      preempt,
+      "  holdfast lease preempt 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --reason 'job 17 comes first' \\\n"
+      "      --grace 10s --key scheduler.pem\n"
+      "  holdfast lease preempt 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --reason maintenance \\\n"
+      "      --generation 3 --node 'ni:///sha-256;...' --key scheduler.pem --out job17.preempt\n"
+      "  holdfast lease preempt --file job17.preempt");
 }
 
 void add_lease(CLI::App& app, Words& words, Run& run) {
@@ -116,6 +159,10 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
       ->type_name("FILE");
   grant->add_option("--token", g.token, "What a grant token says; a file, or - for stdin")
       ->type_name("FILE");
+  grant
+      ->add_option("--admission", g.admission,
+                   "A scheduler's admission of the token, where the policy requires one")
+      ->type_name("FILE");
   grant->add_option("--holder-key", g.holder_key, holder_key_help)->type_name("KEY");
   grant->callback([&] { run = [&](Session& s) { return run_lease_grant(s, words.grant); }; });
   examples(
@@ -155,6 +202,27 @@ void add_lease(CLI::App& app, Words& words, Run& run) {
   release->add_option("--holder-key", words.end.holder_key, holder_key_help)->type_name("KEY");
   release->callback([&] { run = [&](Session& s) { return run_lease_release(s, words.end); }; });
   examples(release, "  holdfast lease release 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de");
+
+  CheckpointWords& c = words.checkpoint;
+  CLI::App* checkpoint = lease->add_subcommand(
+      "checkpoint",
+      "In the grace of one's own lease: all is saved, and the rest of the grace is not needed");
+  checkpoint->add_option("ID", c.id, "The lease")->required();
+  checkpoint
+      ->add_option(
+          "--note", c.note,
+          "Kept with it in the journal, and told to who watches: where it was saved, or a\n"
+          "digest of it; at most 256 bytes")
+      ->type_name("TEXT");
+  checkpoint->add_flag("--keep-grace", c.keep_grace, "The lease goes on until its grace ends");
+  checkpoint->add_option("--holder-key", c.holder_key, holder_key_help)->type_name("KEY");
+  checkpoint->callback(
+      [&] { run = [&](Session& s) { return run_lease_checkpoint(s, words.checkpoint); }; });
+  examples(checkpoint,
+           "  holdfast lease checkpoint 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --note snapshot-17\n"
+           "  holdfast lease checkpoint 5f0c1e6bb2f64d6c8f8d2f7a40a1c3de --keep-grace");
+
+  add_preempt(*lease, words, run);
 }
 
 void add_policy(CLI::App& app, Words& words, Run& run) {
@@ -399,6 +467,25 @@ void add_token(CLI::App& app, Words& words, Run& run) {
       "      --node 'ni:///sha-256;...' --epoch 1\n"
       "  holdfast token issue --from tokens.yaml --key cp.pem --issuer cp.example \\\n"
       "      --node 'ni:///sha-256;...' --epoch 1 --life 5m");
+
+  TokenAdmitWords& a = words.admit;
+  CLI::App* admit = token->add_subcommand(
+      "admit", "Sign that a grant token may be used, as a scheduler; the journal keeps it");
+  admit->add_option("FILE", a.file, "The token, - is standard input")->required();
+  admit->add_option("--reason", a.reason, "Why; at most 256 bytes")->required()->type_name("TEXT");
+  admit
+      ->add_option(
+          "--key", a.key,
+          "The scheduler's Ed25519 key, in PEM, of OpenSSH's, or a pkcs11: URI; its anchor\n"
+          "has the use schedule")
+      ->required()
+      ->type_name("KEY");
+  admit->add_option("--life", a.life, "How long it may be brought, 300s at most; default: 5m")
+      ->type_name("DURATION");
+  admit->callback([&] { run = [&](Session& s) { return run_token_admit(s, words.admit); }; });
+  examples(admit,
+           "  holdfast token admit token --reason 'job 17' --key scheduler.pem > admission\n"
+           "  holdfast lease grant --token token --admission admission");
 
   TokenCheckWords& c = words.check;
   CLI::App* inspect =

@@ -17,7 +17,8 @@ constexpr size_t digest_shown = 12;
 
 Colour colour_of_state(std::string_view state) {
   if (state == "active" || state == "enabled" || state == "live") return Colour::green;
-  if (state == "grace_running" || state == "draining") return Colour::yellow;
+  if (state == "grace_running" || state == "checkpoint_reported" || state == "draining")
+    return Colour::yellow;
   if (state == "fenced" || state == "disabled" || state == "quarantined") return Colour::red;
   return Colour::dim;
 }
@@ -321,6 +322,8 @@ std::string render_lease(const Value& lease, const Style& style) {
   facts.add("granted", local_time(safe(lease, "granted_at")));
   facts.add("expires",
             fmt::format("{}, at {}", expires_in(lease), local_time(safe(lease, "expires_at"))));
+  if (!part_of(lease, "grace_ends_at").is_null())
+    facts.add("grace ends", local_time(safe(lease, "grace_ends_at")));
   facts.add("generation", fmt::format("{}", number_of(lease, "generation")));
   return facts.render(style);
 }

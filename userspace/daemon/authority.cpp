@@ -43,7 +43,9 @@ constexpr Verb verbs[] = {
     {"session.bearer", Reach::proving},
     {"lease.renew", Reach::own_lease},
     {"lease.release", Reach::own_lease},
+    {"lease.checkpoint", Reach::own_lease},
     {"lease.revoke", Reach::tightening},
+    {"lease.preempt", Reach::tightening},
     {"tenant.disable", Reach::tightening},
     {"trust.revoke", Reach::tightening},
     {"trust.rotate", Reach::tightening},
@@ -91,6 +93,7 @@ std::vector<std::string_view> reading_verbs() {
 }
 
 bool brings_its_own_signature(const wire::Request& request) {
+  if (request.verb == "lease.preempt") return true;
   if (request.verb == "bundle.push")
     return request.args.get_bool_or("signed", false).value_or(false);
   return request.args.has("token") &&

@@ -4,8 +4,9 @@
 // brought it; what widens stands on a challenge of the last five minutes. Without a signature it is
 // who connected: reading takes group holdfast, changing takes group holdfast-operator, ending
 // enforcement takes root, and so does beginning or ending an enrollment, signed or not. A holder
-// may renew and release its own lease, and whoever has a token for it may be granted one, or renew
-// it. A connection that has shown a bearer token may read what that is for, and nothing else.
+// may renew and release its own lease and report its checkpoint, and whoever has a token for it may
+// be granted one, or renew it. A connection that has shown a bearer token may read what that is
+// for, and nothing else.
 #pragma once
 
 #include <string_view>
@@ -31,7 +32,7 @@ Reach reach_of(std::string_view verb);
 bool is_reading(std::string_view verb);
 std::vector<std::string_view> reading_verbs();
 
-// What a token or a signed bundle says, it says for its signer, whoever brings it.
+// What a token, a signed bundle or a preempt says, it says for its signer, whoever brings it.
 bool brings_its_own_signature(const wire::Request& request);
 
 // Errors: denied, with the cause as code. A signer's tenants are not looked at: in_scope() does.

@@ -186,6 +186,9 @@ Value lease_value(const LeaseView& lease) {
   Value resources = Value::array();
   for (const std::string& name : lease.resources) resources.push(name);
   const uint64_t now = boot_now_ns();
+  const std::string expires = wall_of(lease.deadline_boot_ns);
+  const bool in_grace =
+      lease.state == LeaseState::grace_running || lease.state == LeaseState::checkpoint_reported;
   return Value::map(
       {{"id", format_lease_id(lease.id)},
        {"state", name_of(lease.state)},
@@ -194,8 +197,9 @@ Value lease_value(const LeaseView& lease) {
        {"holder", holder_name(lease.holder)},
        {"peer", lease.peer ? Value(format_prefix(*lease.peer)) : Value()},
        {"granted_at", wall_of(lease.granted_boot_ns)},
-       {"expires_at", wall_of(lease.deadline_boot_ns)},
+       {"expires_at", expires},
        {"remaining_ns", lease.deadline_boot_ns > now ? lease.deadline_boot_ns - now : 0},
+       {"grace_ends_at", in_grace ? Value(expires) : Value()},
        {"generation", lease.generation}});
 }
 

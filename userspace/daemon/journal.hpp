@@ -22,17 +22,18 @@ namespace holdfast {
 // Everything that is recorded: a noun and what happened to it. The list is the vocabulary of
 // `watch`.
 constexpr std::string_view journal_actions[] = {
-    "lease.grant",         "lease.renew",         "lease.revoke_warning",
-    "lease.grace_running", "lease.expired",       "lease.forced_teardown",
-    "lease.torndown",      "lease.failed_closed", "lease.fenced",
-    "policy.apply",        "policy.bundle",       "tenant.disable",
-    "tenant.enable",       "node.drain",          "node.disable",
-    "node.quarantine",     "node.resume",         "node.release",
-    "interface.dark",      "interface.back",      "trust.anchors",
-    "trust.revoke",        "trust.restore",       "trust.rotate",
-    "trust.retired",       "peer.suspend",        "peer.resume",
-    "bearer.create",       "bearer.revoke",       "enroll.begin",
-    "enroll.finish",       "enroll.end",
+    "lease.grant",         "lease.renew",           "lease.revoke_warning",
+    "lease.grace_running", "lease.preempted",       "lease.checkpoint_reported",
+    "lease.expired",       "lease.forced_teardown", "lease.torndown",
+    "lease.failed_closed", "lease.fenced",          "policy.apply",
+    "policy.bundle",       "tenant.disable",        "tenant.enable",
+    "node.drain",          "node.disable",          "node.quarantine",
+    "node.resume",         "node.release",          "interface.dark",
+    "interface.back",      "trust.anchors",         "trust.revoke",
+    "trust.restore",       "trust.rotate",          "trust.retired",
+    "peer.suspend",        "peer.resume",           "bearer.create",
+    "bearer.revoke",       "enroll.begin",          "enroll.finish",
+    "enroll.end",
 };
 
 // One of these; another one does not compile.
@@ -53,8 +54,7 @@ class Journal {
   void record(JournalAction action, std::initializer_list<log::Field> fields) {
     record(log::Level::info, action, fields);
   }
-  void record(log::Level level, JournalAction action, std::initializer_list<log::Field> fields) {
-    std::vector<log::Field> all(fields);
+  void record(log::Level level, JournalAction action, std::vector<log::Field> all) {
     all.insert(all.end(), asked_by_.begin(), asked_by_.end());
     log::write(level, action.name, all);
     if (listener_) listener_(action, all);

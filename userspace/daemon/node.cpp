@@ -72,6 +72,7 @@ std::string_view name_of(LeaseState state) {
   switch (state) {
     case LeaseState::active: return "active";
     case LeaseState::grace_running: return "grace_running";
+    case LeaseState::checkpoint_reported: return "checkpoint_reported";
     case LeaseState::expired: return "expired";
     case LeaseState::draining: return "draining";
     case LeaseState::fenced: return "fenced";

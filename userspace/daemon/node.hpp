@@ -56,7 +56,7 @@ struct Actor {
   }
 };
 
-enum class LeaseState { active, grace_running, expired, draining, fenced };
+enum class LeaseState { active, grace_running, checkpoint_reported, expired, draining, fenced };
 std::string_view name_of(LeaseState state);
 
 // A lease as it is shown.
@@ -103,10 +103,26 @@ struct LeaseOrigin {
   uint64_t issued_s = 0;
 };
 
+// A scheduler's word on a lease, as it is recorded.
+struct Scheduling {
+  std::string scheduler;
+  std::string key;  // that signed, its thumbprint in digits
+  std::string reason;
+  std::string object;  // what was signed, as text
+};
+
 // What a token says of the lease it makes, beyond the request.
 struct ByToken {
   LeaseId id;  // follows from the token's, so that a repeated grant finds its lease
   std::function<Status()> spend;  // durably; called when all is bound and nothing open
+  std::optional<Scheduling> admission = {};
+};
+
+// That a lease has to end.
+struct Preemption {
+  uint64_t generation = 0;           // the lease's, as the scheduler knew it
+  std::optional<uint64_t> grace_ns;  // without one the lease's own
+  Scheduling by;
 };
 
 // There is none, or none that may be told of.
@@ -150,6 +166,13 @@ class Node {
   // grace the lease's own is taken.
   void revoke(const LeaseId& id, std::optional<uint64_t> grace_ns, Done done);
   void release(const Actor& actor, const LeaseId& id, Done done);
+  // In its grace a lease's holder says that it has saved what it was to save, with a note of its
+  // own; that ends the grace, unless `keep_grace`. Errors: conflict / not_in_grace.
+  void checkpoint(const Actor& actor, const LeaseId& id, std::string_view note, bool keep_grace,
+                  Done done);
+  // As revoke(), by a scheduler. In a grace that runs already the end can only come nearer, also
+  // for the generation before it. Errors besides: conflict / generation_mismatch.
+  void preempt(const LeaseId& id, const Preemption& said, Done done);
   // Ends all leases that are meant, at once; how many. Their teardown follows.
   size_t revoke_all(const std::function<bool(const abi::lease_record&)>& is_meant);
   // The same for those that stand on a key of these issuers (as in lease_record), for which nobody
@@ -263,16 +286,20 @@ class Node {
   // same.
   Status shorten(uint32_t first_slot, uint64_t deadline_boot_ns);
 
-  // Closes the slots at once; the rest follows after a grace period. `outcome`: torndown,
-  // failed_closed.
-  void tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done);
+  // Closes the slots at once; then `say_why` may put on record what for; the rest follows after a
+  // grace period. `outcome`: torndown, failed_closed.
+  void tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done,
+                 const std::function<void()>& say_why = {});
+  void end_lease(uint32_t first_slot, std::optional<uint64_t> grace_ns, Done done,
+                 const std::function<void()>& say_why = {});
   void forget(const std::shared_ptr<const std::vector<uint32_t>>& slots, size_t from,
               std::string_view outcome, Done done);
   void settle(uint32_t slot, const Status& proved);
   void teardown_finished(const std::vector<uint32_t>& slots, std::string_view outcome,
                          const Done& done);
   void journal_leases(JournalAction action, std::span<const uint32_t> slots);
-  void journal_grants(std::span<const uint32_t> first_slots, uint64_t now_boot_ns);
+  void journal_grants(std::span<const uint32_t> first_slots, uint64_t now_boot_ns,
+                      const Scheduling* admission);
   Status read_state();
   Status widen(JournalAction action, uint32_t uid);
   bool leases_may_live() const { return standing_.state < NodeState::disabled; }

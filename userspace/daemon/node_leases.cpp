@@ -29,6 +29,17 @@ std::string lease_text(const abi::lease_record& record) {
   return format_lease_id(LeaseId::of(record));
 }
 
+bool in_grace(const abi::lease_record& record) {
+  return record.phase == abi::HF_PHASE_GRACE || record.phase == abi::HF_PHASE_CHECKPOINT;
+}
+
+std::unexpected<Error> generation_mismatch(const abi::lease_record& record, uint64_t generation) {
+  return fail(ErrorKind::conflict, "generation_mismatch",
+              fmt::format("lease {} is at generation {}, not {}", lease_text(record),
+                          record.generation, generation),
+              "somebody renewed it in between; look at it and decide again");
+}
+
 // Another program took our table, or some of its elements, away.
 bool lost_in_nft(const Error& error) {
   return error.code == "nft_table_missing" || error.sys == ENOENT;
@@ -226,12 +237,13 @@ Result<Grant> Node::grant(const Actor& actor,
                 plane_->slots.slot(term.slot).tenant);
     firsts.push_back(term.slot);
   }
-  journal_grants(firsts, now);
+  journal_grants(firsts, now, token != nullptr && token->admission ? &*token->admission : nullptr);
   arm_expiry_timer();
   return granted;
 }
 
-void Node::journal_grants(std::span<const uint32_t> first_slots, uint64_t now_boot_ns) {
+void Node::journal_grants(std::span<const uint32_t> first_slots, uint64_t now_boot_ns,
+                          const Scheduling* admission) {
   if (first_slots.size() > leases_recorded_each_max) {
     std::map<uint64_t, size_t> leases;
     for (const uint32_t slot : first_slots) ++leases[plane_->slots.record(slot).tenant_id];
@@ -243,14 +255,19 @@ void Node::journal_grants(std::span<const uint32_t> first_slots, uint64_t now_bo
   }
   for (const uint32_t slot : first_slots) {
     const LeaseView lease = view(slot);
-    journal_.record("lease.grant",
-                    {{"lease", format_lease_id(lease.id)},
-                     {"tenant", lease.tenant},
-                     {"resources", lease.resources},
-                     {"holder", holder_name(lease.holder)},
-                     {"generation", lease.generation},
-                     {"expires_at", wall_of(lease.deadline_boot_ns)},
-                     {"term", human_duration(lease.deadline_boot_ns - now_boot_ns)}});
+    std::vector<log::Field> fields{{"lease", format_lease_id(lease.id)},
+                                   {"tenant", lease.tenant},
+                                   {"resources", lease.resources},
+                                   {"holder", holder_name(lease.holder)},
+                                   {"generation", lease.generation},
+                                   {"expires_at", wall_of(lease.deadline_boot_ns)},
+                                   {"term", human_duration(lease.deadline_boot_ns - now_boot_ns)}};
+    if (admission != nullptr)
+      fields.insert(fields.end(), {{"scheduler", admission->scheduler},
+                                   {"scheduler_key", admission->key},
+                                   {"reason", admission->reason},
+                                   {"admission", admission->object}});
+    journal_.record(log::Level::info, "lease.grant", std::move(fields));
   }
 }
 
@@ -285,11 +302,8 @@ Result<LeaseView> Node::renew(const Actor& actor, const LeaseId& id, uint64_t tt
   if (Status ok = check_holder(actor, *slot); !ok) return pass_on(ok);
   const abi::lease_record& record = plane_->slots.record(*slot);
   if (generation && *generation != record.generation)
-    return fail(ErrorKind::conflict, "generation_mismatch",
-                fmt::format("lease {} is at generation {}, not {}", lease_text(record),
-                            record.generation, *generation),
-                "somebody renewed it in between; look at it and decide again");
-  if (record.phase == abi::HF_PHASE_GRACE)
+    return generation_mismatch(record, *generation);
+  if (in_grace(record))
     return fail(ErrorKind::conflict, "being_revoked",
                 fmt::format("lease {} is being revoked", lease_text(record)),
                 "grant a new one after it ended");
@@ -423,23 +437,52 @@ void Node::journal_leases(JournalAction action, std::span<const uint32_t> slots)
 void Node::revoke(const LeaseId& id, std::optional<uint64_t> grace, Done done) {
   const Result<uint32_t> slot = find_live(id);
   if (!slot) return done(std::unexpected(slot.error()));
-  const uint64_t grace_ns = grace.value_or(plane_->slots.record(*slot).grace_ms * ns_per_ms);
+  end_lease(*slot, grace, std::move(done));
+}
+
+void Node::end_lease(uint32_t first_slot, std::optional<uint64_t> grace, Done done,
+                     const std::function<void()>& say_why) {
+  const abi::lease_record& record = plane_->slots.record(first_slot);
+  const uint64_t grace_ns = grace.value_or(record.grace_ms * ns_per_ms);
   const uint64_t ends = boot_now_ns() + std::min(grace_ns, lease_term_max_ns);
-  const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(*slot));
-  if (grace_ns == 0) return tear_down(slots_of(*slot), "torndown", std::move(done));
-  const std::string tenant = owner_name(plane_->slots.record(*slot).tenant_id);
-  journal_.record(
-      "lease.revoke_warning",
-      {{"lease", format_lease_id(id)}, {"tenant", tenant}, {"grace", human_duration(grace_ns)}});
+  const uint64_t deadline = abi::hf_gate_deadline_boot_ns(plane_->slots.gate(first_slot));
+  if (grace_ns == 0) return tear_down(slots_of(first_slot), "torndown", std::move(done), say_why);
+  const std::string lease = lease_text(record);
+  const std::string tenant = owner_name(record.tenant_id);
+  if (say_why) say_why();
+  // A grace that runs already gets no longer.
+  if (in_grace(record) && ends >= deadline) return done({});
+  journal_.record("lease.revoke_warning",
+                  {{"lease", lease}, {"tenant", tenant}, {"grace", human_duration(grace_ns)}});
   // Grace is a shorter term: the kernel ends it, whatever becomes of us. It never passes the
   // lease's end. In its grace it is not renewed, so that comes first.
-  for (const uint32_t s : slots_of(*slot)) plane_->slots.set_phase(s, abi::HF_PHASE_GRACE);
-  const Status ok = shorten(*slot, std::min(ends, deadline));
+  if (!in_grace(record))
+    for (const uint32_t s : slots_of(first_slot)) plane_->slots.set_phase(s, abi::HF_PHASE_GRACE);
+  const Status ok = shorten(first_slot, std::min(ends, deadline));
   if (ok || ok.error().code != lease_closed_code)
-    journal_.record("lease.grace_running", {{"lease", format_lease_id(id)},
-                                            {"tenant", tenant},
-                                            {"expires_at", wall_of(std::min(ends, deadline))}});
+    journal_.record(
+        "lease.grace_running",
+        {{"lease", lease}, {"tenant", tenant}, {"expires_at", wall_of(std::min(ends, deadline))}});
   done(ok);
+}
+
+void Node::preempt(const LeaseId& id, const Preemption& said, Done done) {
+  const Result<uint32_t> slot = find_live(id);
+  if (!slot) return done(std::unexpected(slot.error()));
+  const abi::lease_record& record = plane_->slots.record(*slot);
+  // The grace has raised it by one: the same preempt, of which the answer was lost, still fits.
+  const bool fits = said.generation == record.generation ||
+                    (in_grace(record) && said.generation + 1 == record.generation);
+  if (!fits) return done(generation_mismatch(record, said.generation));
+  end_lease(*slot, said.grace_ns, std::move(done), [this, &said, &record] {
+    journal_.record("lease.preempted", {{"lease", lease_text(record)},
+                                        {"tenant", owner_name(record.tenant_id)},
+                                        {"generation", said.generation},
+                                        {"scheduler", said.by.scheduler},
+                                        {"scheduler_key", said.by.key},
+                                        {"reason", said.by.reason},
+                                        {"preempt", said.by.object}});
+  });
 }
 
 void Node::release(const Actor& actor, const LeaseId& id, Done done) {
@@ -449,8 +492,34 @@ void Node::release(const Actor& actor, const LeaseId& id, Done done) {
   tear_down(slots_of(*slot), "torndown", std::move(done));
 }
 
-void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done) {
+void Node::checkpoint(const Actor& actor, const LeaseId& id, std::string_view note, bool keep_grace,
+                      Done done) {
+  const Result<uint32_t> slot = find_live(id);
+  if (!slot) return done(std::unexpected(slot.error()));
+  if (Status ok = check_holder(actor, *slot); !ok) return done(ok);
+  const abi::lease_record& record = plane_->slots.record(*slot);
+  if (!in_grace(record))
+    return done(fail(ErrorKind::conflict, "not_in_grace",
+                     fmt::format("lease {} is not in its grace", lease_text(record)),
+                     "report it once the lease is revoked with a grace: holdfast watch tells"));
+  const auto report = [&] {
+    journal_.record("lease.checkpoint_reported", {{"lease", lease_text(record)},
+                                                  {"tenant", owner_name(record.tenant_id)},
+                                                  {"holder", holder_name(holder_of(record))},
+                                                  {"generation", record.generation},
+                                                  {"note", note}});
+  };
+  const std::vector<uint32_t> slots = slots_of(*slot);
+  for (const uint32_t each : slots) plane_->slots.set_phase(each, abi::HF_PHASE_CHECKPOINT);
+  if (!keep_grace) return tear_down(slots, "torndown", std::move(done), report);
+  report();
+  done({});
+}
+
+void Node::tear_down(std::vector<uint32_t> slots, std::string_view outcome, Done done,
+                     const std::function<void()>& say_why) {
   plane_->slots.close(slots);  // first, and nothing before it
+  if (say_why) say_why();
   // From here on nothing is bound there, and nobody finds their leases.
   for (const uint32_t slot : slots) {
     draining_[slot] = true;
@@ -708,6 +777,8 @@ LeaseView Node::view(uint32_t first_slot) const {
     out.state = LeaseState::expired;
   } else if (record.phase == abi::HF_PHASE_GRACE) {
     out.state = LeaseState::grace_running;
+  } else if (record.phase == abi::HF_PHASE_CHECKPOINT) {
+    out.state = LeaseState::checkpoint_reported;
   }
   if (plane_->slots.slot(first_slot).flags & abi::HF_SLOT_PEER)
     out.peer = Prefix{address_of(record.peer), static_cast<uint8_t>(record.peer_prefix_bits)};

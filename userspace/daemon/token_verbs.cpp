@@ -39,7 +39,7 @@ Verbs::Answer Verbs::with_use_token(const LeaseId& id, const std::vector<std::st
 }
 
 Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
-  if (Status ok = args.only_keys({"token"}); !ok) return pass_on(ok);
+  if (Status ok = args.only_keys({"token", "admission"}); !ok) return pass_on(ok);
   const Result<std::span<const uint8_t>> bytes = args.get_bytes("token");
   if (!bytes) return std::unexpected(bytes.error());
   const Result<token::Verified> grant = tokens_.judge(*bytes, token::Kind::grant, presenter);
@@ -51,6 +51,8 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
     if (node_.lease(id)) return with_use_token(id, claims.operations);
     return tokens_.refuse(token::Refusal::already_used, format_lease_id(id), presenter);
   }
+  Result<std::optional<Scheduling>> admission = admission_of(presenter, args, *grant);
+  if (!admission) return pass_on(admission);
 
   GrantRequest request;
   request.tenant = claims.tenant;
@@ -68,11 +70,12 @@ Verbs::Answer Verbs::grant_by_token(const Actor& presenter, const Value& args) {
   request.ttl_ns = std::min(claims.ttl_s * ns_per_s, time_left_ns(*grant));
 
   bool spent = false;
-  const ByToken by_token{.id = id, .spend = [&] {
-                           const Status ok = tokens_.spend(*grant);
-                           spent = ok.has_value();
-                           return ok;
-                         }};
+  const auto spend = [&] {
+    const Status ok = tokens_.spend(*grant);
+    spent = ok.has_value();
+    return ok;
+  };
+  const ByToken by_token{.id = id, .spend = spend, .admission = std::move(*admission)};
   bool taken = false;
   const auto next = [&](GrantRequest& out) -> Result<bool> {
     if (std::exchange(taken, true)) return false;

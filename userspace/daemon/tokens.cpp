@@ -154,8 +154,9 @@ bool Tokens::is_revoked(const token::Digest& key) const {
   return beliefs_.load()->revoked.has_key(key);
 }
 
-bool Tokens::is_revoked_before(std::string_view issuer, uint64_t issued_s) const {
-  return issued_s < beliefs_.load()->revoked.issued_before_s(issuer, "");
+bool Tokens::is_revoked_before(std::string_view issuer, uint64_t issued_s,
+                               std::string_view tenant) const {
+  return issued_s < beliefs_.load()->revoked.issued_before_s(issuer, tenant);
 }
 
 bool Tokens::is_dead(const token::Digest& key) const {
@@ -343,6 +344,10 @@ Result<std::shared_ptr<const token::Anchor>> Tokens::signer(const token::Digest&
     return deny("key_not_for_operators", "the key that signed may sign other things, no grants");
   if (purpose == token::Purpose::bundle && !anchor->for_bundles)
     return deny("key_not_for_bundles", "the key that signed may sign other things, no bundles");
+  const bool schedules = purpose == token::Purpose::preempt || purpose == token::Purpose::admission;
+  if (schedules && !anchor->for_schedules)
+    return deny("key_not_for_schedules",
+                "the key that signed may sign other things, and is no scheduler's");
   return std::shared_ptr<const token::Anchor>(now, anchor);
 }
 
@@ -356,6 +361,9 @@ Status Tokens::judge_dates(const token::SignedHeader& header, token::Purpose pur
   if (header.audience != identity_.name())
     return deny("wrong_audience", fmt::format("the {} is for {}", what, header.audience),
                 "one for this node: holdfast status shows its name");
+  // With a clock in doubt it closes all the same: the generation that it names says when it was
+  // made.
+  if (clock_in_doubt() && purpose == token::Purpose::preempt) return {};
   if (clock_in_doubt())
     return deny("clock_suspect",
                 fmt::format("the node's clock is in doubt, and a {} is dated", what),
@@ -651,6 +659,7 @@ Value uses_of(const token::Anchor& anchor) {
   if (anchor.for_requests) uses.push("request");
   if (anchor.for_bundles) uses.push("bundle");
   if (anchor.for_operators) uses.push("operator");
+  if (anchor.for_schedules) uses.push("schedule");
   return uses;
 }
 

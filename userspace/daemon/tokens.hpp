@@ -98,8 +98,9 @@ class Tokens {
   // Whether what widens has to be signed, by root too.
   bool signatures_needed() const;
   bool is_revoked(const token::Digest& key) const;
-  // Whether all that this issuer had issued by then is revoked.
-  bool is_revoked_before(std::string_view issuer, uint64_t issued_s) const;
+  // Whether all that this issuer had issued by then is revoked, or that about this tenant.
+  bool is_revoked_before(std::string_view issuer, uint64_t issued_s,
+                         std::string_view tenant = "") const;
   // An anchor that is there and may sign nothing any more.
   bool is_dead(const token::Digest& key) const;
   // How long a term may be that stands on this issuer (issuer_of()), by its anchor's `life`.
@@ -114,7 +115,7 @@ class Tokens {
   Status judge_pinned(const token::SignedObject& object, const token::Anchor& root,
                       uint64_t life_max_s) const;
   // The anchor of a key that may sign such things now. Errors: denied / unknown_key, key_not_live,
-  // key_not_for_requests, key_not_for_bundles, key_not_for_operators.
+  // key_not_for_requests, key_not_for_bundles, key_not_for_operators, key_not_for_schedules.
   Result<std::shared_ptr<const token::Anchor>> signer(const token::Digest& key,
                                                       token::Purpose purpose) const;
 

@@ -32,6 +32,7 @@ constexpr size_t names_told_max = 4;    // so many verbs and tenants
 constexpr size_t flows_per_reply = 1000;
 constexpr size_t followers_max = 64;     // of readers, and as many of operators
 constexpr size_t uid_followers_max = 8;  // of one reader
+constexpr size_t note_bytes_max = 256;   // of a checkpoint: it goes to everybody who watches
 constexpr size_t grant_items_max = abi::HF_SLOTS_MAX;
 // Bearer tokens that expire while nobody asks, and keys that retire: how long one may be outlived.
 constexpr uint64_t trust_period_ns = ns_per_s;
@@ -417,6 +418,9 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
   Answer answer = Value();
   if (request.verb == "lease.revoke" || request.verb == "lease.release")
     return lease_end(peer, request, std::move(responder));
+  if (request.verb == "lease.checkpoint")
+    return lease_checkpoint(peer, request, std::move(responder));
+  if (request.verb == "lease.preempt") return lease_preempt(peer, request, std::move(responder));
   if (request.verb == "lease.grant" || request.verb == "lease.renew") {
     if (Status ok = may_lease(); !ok) {
       log::notice(request.verb == "lease.grant" ? "grant_refused" : "renewal_refused",
@@ -477,11 +481,15 @@ void Verbs::change(const wire::Peer& peer, wire::Request request, wire::Responde
     }
   }
   if (answer) return responder.answer(*answer);
-  // A token or a bundle whose signature is not believed: whoever brings it is told no more.
-  // Counted when this is over: what comes of it was not asked for.
-  if (brings_its_own_signature(request) && answer.error().code == "denied")
-    loop_.defer([this, peer, why = answer.error()] { offence(peer, wire::Offence::proof, why); });
+  if (brings_its_own_signature(request)) count_disbelief(peer, answer.error());
   responder.fail(answer.error());
+}
+
+// Whoever brings it is told no more than that. Counted when this is over: what comes of it was not
+// asked for.
+void Verbs::count_disbelief(const wire::Peer& peer, const Error& why) {
+  if (why.code == "denied")
+    loop_.defer([this, peer, why] { offence(peer, wire::Offence::proof, why); });
 }
 
 // ---- leases
@@ -627,14 +635,41 @@ void Verbs::lease_end(const wire::Peer& peer, const wire::Request& request,
   }
   auto waiting = std::make_shared<wire::Responder>(std::move(responder));
   const auto done = [this, waiting, id = *id](const Status& ok) {
-    if (!ok) return waiting->fail(ok.error());
-    // Still listed: its grace runs.
-    const bool graceful = node_.lease(id).has_value();
-    waiting->answer(Value::map(
-        {{"id", format_lease_id(id)}, {"state", graceful ? "grace_running" : "torndown"}}));
+    ok ? waiting->answer(ending_value(id)) : waiting->fail(ok.error());
   };
   if (request.verb == "lease.release") return node_.release(actor_of(peer, request), *id, done);
   node_.revoke(*id, grace, done);
+}
+
+void Verbs::lease_checkpoint(const wire::Peer& peer, const wire::Request& request,
+                             wire::Responder responder) {
+  const Value& args = request.args;
+  if (Status ok = args.only_keys({"id", "note", "keep_grace"}); !ok)
+    return responder.fail(ok.error());
+  const Result<std::string_view> text = args.get_text("id");
+  if (!text) return responder.fail(text.error());
+  const Result<LeaseId> id = parse_lease_id(*text);
+  if (!id) return responder.fail(id.error());
+  const Result<std::string_view> note = args.get_text_or("note", "");
+  if (!note) return responder.fail(note.error());
+  const Result<bool> keep_grace = args.get_bool_or("keep_grace", false);
+  if (!keep_grace) return responder.fail(keep_grace.error());
+  if (note->size() > note_bytes_max)
+    return responder.fail(Error{
+        ErrorKind::invalid, "note_too_long", 0, fmt::format("the note has {} bytes", note->size()),
+        fmt::format("at most {}: of what is longer, its digest", note_bytes_max)});
+  auto waiting = std::make_shared<wire::Responder>(std::move(responder));
+  node_.checkpoint(actor_of(peer, request), *id, *note, *keep_grace,
+                   [this, waiting, id = *id](const Status& ok) {
+                     ok ? waiting->answer(ending_value(id)) : waiting->fail(ok.error());
+                   });
+}
+
+// What became of a lease that was to end: it is still listed while its grace runs.
+Value Verbs::ending_value(const LeaseId& id) const {
+  const Result<LeaseView> lease = node_.lease(id);
+  if (!lease) return Value::map({{"id", format_lease_id(id)}, {"state", "torndown"}});
+  return lease_value(*lease);
 }
 
 // ---- reading

@@ -2,6 +2,7 @@
 // may do what: authority.hpp.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,6 +21,14 @@
 #include "userspace/wire/server.hpp"
 
 namespace holdfast {
+
+// A preempt that was believed, and what became of it.
+struct Preempted {
+  token::Digest digest{};  // of its signed bytes
+  LeaseId lease;
+  std::optional<Status> outcome;  // none while the lease is torn down
+  bool had_grace = false;
+};
 
 class Verbs {
  public:
@@ -67,6 +76,10 @@ class Verbs {
   Answer lease_grant(const wire::Peer& peer, const wire::Request& request);
   Answer lease_renew(const wire::Peer& peer, const wire::Request& request);
   Answer grant_by_token(const Actor& presenter, const cbor::Value& args);
+  // By which a grant token is admitted. Errors: denied / admission_required, or what is wrong with
+  // the one there is.
+  Result<std::optional<Scheduling>> admission_of(const Actor& presenter, const cbor::Value& args,
+                                                 const token::Verified& grant) const;
   Answer renew_by_token(const Actor& presenter, const cbor::Value& args);
   Answer prove_key(wire::Peer& peer, const cbor::Value& args) const;
   Answer present_grant(wire::Peer& peer, const cbor::Value& args);
@@ -90,6 +103,15 @@ class Verbs {
   cbor::Value bearers_status() const;
   Answer with_use_token(const LeaseId& id, const std::vector<std::string>& operations);
   void lease_end(const wire::Peer& peer, const wire::Request& request, wire::Responder responder);
+  void lease_checkpoint(const wire::Peer& peer, const wire::Request& request,
+                        wire::Responder responder);
+  cbor::Value ending_value(const LeaseId& id) const;
+  void lease_preempt(const wire::Peer& peer, const wire::Request& request,
+                     wire::Responder responder);
+  Answer preempted_value(const Preempted& preempted) const;
+  void remember_preempt(std::shared_ptr<const Preempted> preempted);
+  // Counts a token, a bundle or the like whose signature is not believed against who brings it.
+  void count_disbelief(const wire::Peer& peer, const Error& why);
   Answer bundle_push(const wire::Peer& peer, const wire::Request& request);
   Answer push_signed(const wire::Peer& peer, const wire::Request& request, std::string_view file,
                      bool dry_run);
@@ -140,7 +162,8 @@ class Verbs {
     std::shared_ptr<wire::Responder> responder;
   };
   std::vector<Follower> followers_;
-  wire::Timer trust_timer_;  // what ends by time, while nobody asks
+  std::deque<std::shared_ptr<const Preempted>> preempted_;  // the last ones, the oldest first
+  wire::Timer trust_timer_;                                 // what ends by time, while nobody asks
   uint64_t bearer_good_ = 0;
   std::map<std::string_view, uint64_t> bearer_refused_;  // by code, of which there are a few
   uint64_t started_boot_ns_;

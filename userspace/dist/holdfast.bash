@@ -26,7 +26,7 @@ _holdfast() {
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
         --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll | --identity | --out | --verify | --challenge | \
-        --for) ((++i)) ;;
+        --for | --reason | --note | --file | --admission) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -35,7 +35,7 @@ _holdfast() {
   local candidates="" files=0
   case "$prev" in
     --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll | --identity | \
-      --out | --verify) files=1 ;;
+      --out | --verify | --file | --admission) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -51,18 +51,18 @@ _holdfast() {
     --grace) candidates="0s 5s 10s 30s" ;;
     --holder) candidates="uid: cgroup: key:" ;;
     --egress | --peer | --generation | --limit | --source-mac | --issuer | --node | --epoch | --operation | --resource | --lease | --at | \
-      --issued-before | --after | --name | --env | --anchor | --challenge | --for)
+      --issued-before | --after | --name | --env | --anchor | --challenge | --for | --reason | --note)
       return
       ;;
     *)
       local flags="--json --socket --sign-key --grant --bearer-file --help"
       case "${words[*]}" in
         "") candidates="status doctor lease route tenant bundle token trust enroll operator peer bearer watch drops flows explain node" flags+=" --version" ;;
-        lease) candidates="ls show grant renew revoke release" ;;
+        lease) candidates="ls show grant renew revoke preempt checkpoint release" ;;
         route) candidates="ls" ;;
         tenant) candidates="ls disable enable" ;;
         bundle) candidates="check push show diff sign" ;;
-        token) candidates="issue inspect verify" ;;
+        token) candidates="issue admit inspect verify" ;;
         trust) candidates="show revoke restore rotate" ;;
         "trust revoke") candidates="key: head: token: holder: issuer:" flags+=" --tenant --issued-before" ;;
         "trust restore") candidates="key: head: token: holder: issuer: retire:" flags+=" --tenant" ;;
@@ -74,7 +74,7 @@ _holdfast() {
         node) candidates="identity report drain disable quarantine resume release detach" ;;
         "lease grant")
           candidates=$(_holdfast_ask 1 tenant ls)
-          flags+=" --from --token --holder-key --holder --ttl --grace"
+          flags+=" --from --token --admission --holder-key --holder --ttl --grace"
           ;;
         "lease grant "*) flags+=" --endpoint --egress --each --peer --holder --ttl --grace" ;;
         "tenant disable" | "tenant enable") candidates=$(_holdfast_ask 1 tenant ls) ;;
@@ -99,6 +99,14 @@ _holdfast() {
           candidates=$(_holdfast_ask 1 lease ls --limit 200)
           flags+=" --grace"
           ;;
+        "lease preempt"*)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
+          flags+=" --reason --grace --key --generation --node --life --out --file"
+          ;;
+        "lease checkpoint"*)
+          candidates=$(_holdfast_ask 1 lease ls --limit 200)
+          flags+=" --note --keep-grace --holder-key"
+          ;;
         "bundle push") files=1 flags+=" --dry-run" ;;
         "bundle check" | "bundle diff") files=1 ;;
         "bundle sign"*) files=1 flags+=" --key --node --anchors --enroll --life" ;;
@@ -114,6 +122,7 @@ _holdfast() {
           flags+=" --key --issuer --node --epoch --kind --life --ttl --endpoint --egress --operation --peer --holder"
           flags+=" --holder-key --lease --generation --from"
           ;;
+        "token admit"*) files=1 flags+=" --reason --key --life" ;;
         "token inspect") files=1 flags+=" --anchors" ;;
         "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --identity --node --epoch --at" ;;
         drops) flags+=" --follow" ;;

@@ -21,7 +21,8 @@ constexpr std::array<std::pair<std::string_view, KeyState>, 4> states{{
     {"revoked", KeyState::revoked},
 }};
 
-constexpr std::array<std::string_view, 4> known_uses{"token", "request", "bundle", "operator"};
+constexpr std::array<std::string_view, 5> known_uses{"token", "request", "bundle", "operator",
+                                                     "schedule"};
 
 class Reader : FileReader {
  public:
@@ -108,6 +109,7 @@ class Reader : FileReader {
     anchor.for_requests = is_for("request");
     anchor.for_bundles = is_for("bundle");
     anchor.for_operators = is_for("operator");
+    anchor.for_schedules = is_for("schedule");
     if (anchor.for_tokens && !anchor.application.empty())
       return refuse(uses, "a security key signs no tokens", "it may sign requests and bundles");
     Result<std::vector<std::string>> tenants = texts(*found->at("tenants"), "tenants");

@@ -81,6 +81,14 @@ constexpr std::array<PurposeWords, purposes> words{{
      .epoch = true,
      .challenge = true,
      .certificate = true},
+    {.name = "preempt",
+     .type = "application/holdfast-preempt+cose",
+     .context = "holdfast preempt v1",
+     .expires = true},
+    {.name = "admission",
+     .type = "application/holdfast-admission+cose",
+     .context = "holdfast admission v1",
+     .expires = true},
 }};
 
 const PurposeWords& words_of(Purpose purpose) {

@@ -32,8 +32,10 @@ enum class Purpose : uint8_t {
   enrollment,      // the first bundle of a node, for what it asked by `enroll begin`
   epoch_key,       // with what a node signs, by the key that it is named for
   report,          // what a node has and is, for who asked
+  preempt,         // that a lease has to end, by a scheduler
+  admission,       // that a grant token may be used, by a scheduler
 };
-constexpr size_t purposes = 6;
+constexpr size_t purposes = 8;
 std::string_view name_of(Purpose purpose);
 
 struct SignedHeader {

@@ -34,6 +34,7 @@ struct Anchor {
   bool for_requests = false;   // signed frames on control.sock, of these verbs
   bool for_bundles = false;    // the node's desired state
   bool for_operators = false;  // grants of some of its verbs to persons' keys
+  bool for_schedules = false;  // which leases have to end, and which grant tokens may be used
   bool own = false;  // the node's key: it signs use tokens, of leases it has, and no others
   std::vector<std::string> tenants;         // exactly these; "*": every one
   std::vector<std::string> operations;      // likewise

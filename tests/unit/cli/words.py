@@ -17,7 +17,8 @@ def run(*words, stdin=""):
 
 
 COMMANDS = [
-    "status", "doctor", "lease ls", "lease show", "lease grant", "lease renew", "lease revoke", "lease release",
+    "status", "doctor", "lease ls", "lease show", "lease grant", "lease renew", "lease revoke", "lease release", "lease preempt",
+    "lease checkpoint", "token admit",
     "route ls", "tenant ls", "tenant disable", "tenant enable", "bundle check", "bundle push", "bundle show",
     "bundle diff", "token issue", "token inspect", "token verify", "drops", "flows", "explain", "node detach",
     "peer ls", "peer suspend", "peer resume", "bearer create", "bearer ls", "bearer revoke", "trust show",
@@ -37,6 +38,10 @@ USAGE = [
     "token issue a --from x --key k --issuer i --node n --epoch 1", "token inspect",
     "token verify x", "token verify x --operation o", "token verify x --operation o --resource r --anchors y",
     "token issue a --endpoint b --key k --issuer i --node n", "lease grant --token x --each", "lease renew 0 --token x",
+    "lease preempt", "lease preempt 00ff --reason x --key k", f"lease preempt {32 * '0'} --reason x",
+    f"lease preempt {32 * '0'} --reason x --key k --life 301s", f"lease preempt {32 * '0'} --reason x --key k --grace 5",
+    f"lease preempt {32 * '0'} --file x", "lease preempt --file x --out y", "lease checkpoint", "lease checkpoint 00ff --note",
+    "lease grant acme/shop/prod --endpoint web --admission x", "token admit x", "token admit x --reason y --key k --life 0s",
     "peer", "peer suspend", "peer suspend root", "peer suspend -1", "peer resume 1x", "peer resume 4294967296", "bearer",
     "bearer create", "bearer create --name n --env e", "bearer create --name n --env e --scope status --ttl 90", "bearer revoke",
     "trust", "trust revoke", "trust rotate", "trust rotate a", "trust rotate a b --after 90", "trust rotate a b --after 331s",
@@ -51,7 +56,7 @@ USAGE = [
 
 NEEDS_DAEMON = [
     "status", "lease ls", "lease show 00ff", "lease grant acme/shop/prod --endpoint web --ttl 90s",
-    "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "route ls", "tenant ls",
+    "lease renew 00ff", "lease revoke 00ff 00fe --grace 5s", "lease release 00ff", "lease checkpoint 00ff --note x", "route ls", "tenant ls",
     "tenant disable acme/shop/prod", "bundle show", "drops", "drops --follow", "flows", "watch", "peer ls", "peer suspend 1000", "peer resume all",
     "bearer create --name n --env e --scope status", "bearer ls", "bearer revoke n", "node identity",
     f"node report --sign --challenge {64 * '0'}", "node drain", "node release",

@@ -39,6 +39,7 @@ tenants:
   - id: 42
     name: acme/shop/prod
     limits: {leases: 1024, flows: 4096}
+    admission: required
     ports:
       - {name: web0, interface: veth-a, mac: 02:00:00:00:00:0a, addresses: [10.1.4.0/30, "fe80::1", 10.1.0.2]}
       - {name: web1, interface: veth-b, mac: 02:00:00:00:00:0b, addresses: ["fd00:1::2"]}
@@ -66,6 +67,7 @@ tenants:
   EXPECT_EQ(tenant.name, "acme/shop/prod");
   EXPECT_EQ(tenant.leases_max, 1024U);
   EXPECT_EQ(tenant.flows_max, 4096U);
+  EXPECT_TRUE(tenant.admission_required);
   ASSERT_EQ(tenant.ports.size(), 2U);
   EXPECT_EQ(tenant.ports[0].name, "web0");
   EXPECT_EQ(tenant.ports[0].interface, "veth-a");
@@ -97,6 +99,22 @@ TEST(ParsePolicy, Defaults) {
   EXPECT_EQ(policy->leases_max, 65536U);
   EXPECT_EQ(policy->tenants[0].leases_max, 65536U);
   EXPECT_EQ(policy->tenants[0].flows_max, 16384U);
+  EXPECT_FALSE(policy->tenants[0].admission_required);
+}
+
+TEST(ParsePolicy, Admission) {
+  const auto with = [](std::string_view word) {
+    return parse_policy(
+        fmt::format("{}tenants:\n- id: 1\n  name: a/b/c\n  admission: {}\n", head, word), "p.yaml");
+  };
+  EXPECT_TRUE(with("required")->tenants[0].admission_required);
+  EXPECT_FALSE(with("none")->tenants[0].admission_required);
+  for (const char* word : {"yes", "Required", "[]", "''"}) {
+    const Result<Policy> policy = with(word);
+    ASSERT_FALSE(policy) << word;
+    EXPECT_NE(policy.error().message.find("tenants[0].admission"), std::string::npos)
+        << policy.error().message;
+  }
 }
 
 TEST(ParsePolicy, YamlAndJsonMeanTheSame) {

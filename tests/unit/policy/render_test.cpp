@@ -183,6 +183,9 @@ TEST(DiffPolicies, TellsEachChange) {
          p.tenants[0].flows_max = 64;
        },
        {"~ tenant acme/shop/prod leases 65536 -> 5", "~ tenant acme/shop/prod flows 16384 -> 64"}},
+      {"tenant admission",
+       [](Policy& p) { p.tenants[0].admission_required = true; },
+       {"~ tenant acme/shop/prod admission none -> required"}},
       {"tenant renamed",
        [](Policy& p) { p.tenants[0].name = "acme/shop/test"; },
        {"~ tenant id 1 name acme/shop/prod -> acme/shop/test"}},

@@ -11,10 +11,10 @@ std::string anchor_text(std::string_view rest) {
 }
 
 TEST(AnchorsFile, SaysWhoMaySignWhat) {
-  const auto anchors =
-      Anchors::parse(anchor_text("    state: retiring\n    uses: [token, operator]\n    tenants: "
-                                 "[a/b/c]\n    operations: ['*']\n    life: 2m\n"),
-                     "f");
+  const auto anchors = Anchors::parse(
+      anchor_text("    state: retiring\n    uses: [token, operator, schedule]\n    tenants: "
+                  "[a/b/c]\n    operations: ['*']\n    life: 2m\n"),
+      "f");
   ASSERT_TRUE(anchors) << anchors.error().text();
   const Anchor* anchor = anchors->find(thumbprint(key_of(1).public_key()));
   ASSERT_NE(anchor, nullptr);
@@ -25,6 +25,7 @@ TEST(AnchorsFile, SaysWhoMaySignWhat) {
   EXPECT_EQ(anchor->operations, std::vector<std::string>{"*"});
   EXPECT_EQ(anchor->life_max_s, 120U);
   EXPECT_TRUE(anchor->for_operators);
+  EXPECT_TRUE(anchor->for_schedules);
   EXPECT_FALSE(anchor->for_requests);
   EXPECT_FALSE(anchors->signatures_needed);
 }

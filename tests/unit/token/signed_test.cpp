@@ -101,7 +101,8 @@ std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
 }
 
 constexpr Purpose all[] = {Purpose::request,    Purpose::bundle,    Purpose::operator_grant,
-                           Purpose::enrollment, Purpose::epoch_key, Purpose::report};
+                           Purpose::enrollment, Purpose::epoch_key, Purpose::report,
+                           Purpose::preempt,    Purpose::admission};
 static_assert(std::size(all) == purposes);
 
 TEST(Signed, IsWhatTheOtherImplementationMakes) {
