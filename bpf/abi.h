@@ -20,7 +20,7 @@ namespace holdfast::abi {
 #endif
 
 enum {
-  HF_ABI_VERSION = 4,
+  HF_ABI_VERSION = 5,
   HF_TENANTS_MAX = 4096,   /* index into `tenants`; a flow and a fragment table each */
   HF_FRAGMENTS_MAX = 1024, /* datagrams in pieces, of one tenant: its LRU table takes 180 KiB */
   HF_SLOTS_MAX = 1 << 20,  /* the largest --leases-max: 32 MiB of slots, 192 MiB of records, 4 MiB of filter */

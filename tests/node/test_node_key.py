@@ -392,6 +392,8 @@ def test_a_report_is_the_nodes(node: Node, kept: str) -> None:
     for whose in (shown["key"], shown["node"]):
         assert lab.try_cli("node", "report", "--verify", anybody, "--node", whose).returncode == 0
 
+    assert lab.try_cli("node", "report", "--verify", anybody, *mine, "--epoch", shown["epoch"]).returncode == 0
+    assert report_refused(lab, anybody, *mine, "--epoch", shown["epoch"] + 1) == "stale_epoch"
     other = "ni:///sha-256;" + independent.to_text(bytes(32))
     assert report_refused(lab, anybody, "--node", other) == "wrong_node"
     assert report_refused(lab, anybody, "--node", shown["node"], "--challenge", "5e" * 32) == "wrong_challenge"

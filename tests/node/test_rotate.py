@@ -84,8 +84,9 @@ def nothing_lost(lab: Lab, probe: Probe) -> Iterator[None]:
 
     def send() -> None:
         nonlocal sent
-        while not stop.wait(0.005):
+        while not stop.wait(0.005 * SLOW):
             lab.send("client", [probe.frame()])
+            capture.drain()  # what nobody takes is lost on the way
             sent += 1
 
     with watching(lab, probe) as capture:
@@ -204,8 +205,27 @@ def test_what_show_tells(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     assert "retiring, 3m" in text and "left" in text and "ROTATABLE" in text, text
 
 
+def test_an_end_that_something_else_comes_upon(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
+    """Whatever changes trust at the moment of the end: the leases end, the end is told, once."""
+    old, new = pair
+    old_key, new_key = key_of(old), key_of(new)
+    lease = granted(lab, one(old, A, "--ttl", "300s", life="300s"))
+    with Control(lab.socket_path) as control, Watcher(lab.socket_path, kinds=["trust"]) as watcher:
+        watcher.snapshot()
+        with pytest.raises(Refused) as error:
+            while True:
+                control.call("trust.rotate", {"old": old_key, "new": new_key, "after_s": 2})
+        assert error.value.code == "key_not_live"
+        assert watcher.until_named("trust.retired")["leases_ended"] == 1
+        wait_until(lambda: lease["id"] not in lab.leases(), 10, "the lease is torn down")
+        lab.cli("trust", "revoke", "holder:uid:4242")
+        lab.cli("trust", "restore", "holder:uid:4242")
+        watcher.until_named("trust.restore")
+        assert sum(event["event"] == "trust.retired" for event in watcher.events) == 1
+
+
 WIDE = {
-    "uses": ["token", "request", "bundle", "operator"], "verbs": ["lease.grant", "lease.list"], "operations": ["connect", "read"],
+    "uses": ["token", "request", "bundle", "operator", "schedule"], "verbs": ["lease.grant", "lease.list"], "operations": ["connect", "read"],
     "tenants": ["*"], "life": "2m",
 }  # fmt: skip
 
@@ -213,11 +233,12 @@ WIDE = {
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"uses": ["request", "bundle", "operator"]}, "the use token"),
-        ({"uses": ["token", "bundle", "operator"]}, "the use request"),
-        ({"uses": ["token", "request", "operator"]}, "the use bundle"),
-        ({"uses": ["token", "request", "bundle"]}, "the use operator"),
-        ({"tenants": [A], "uses": ["token", "request", "operator"]}, "the use bundle, tenant *"),
+        ({"uses": ["request", "bundle", "operator", "schedule"]}, "the use token"),
+        ({"uses": ["token", "bundle", "operator", "schedule"]}, "the use request"),
+        ({"uses": ["token", "request", "operator", "schedule"]}, "the use bundle"),
+        ({"uses": ["token", "request", "bundle", "schedule"]}, "the use operator"),
+        ({"uses": ["token", "request", "bundle", "operator"]}, "the use schedule"),
+        ({"tenants": [A], "uses": ["token", "request", "operator", "schedule"]}, "the use bundle, tenant *"),
         ({"operations": ["connect"]}, "operation read"),
         ({"operations": ["connect"], "verbs": ["lease.list"]}, "operation read, verb lease.grant"),
         ({"life": "119s"}, "a life of 2m"),

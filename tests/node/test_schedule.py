@@ -339,6 +339,8 @@ def test_a_checkpoint_that_keeps_its_grace(lab: Lab) -> None:
         before = user.call("lease.preempt", {"preempt": preempt(lab, lease, grace="60s")})
     kept = checkpoint(lab, lease, keep_grace=True)
     assert kept["state"] == "checkpoint_reported" and kept["grace_ends_at"][:18] == before["grace_ends_at"][:18]
+    assert checkpoint(lab, lease, keep_grace=True)["state"] == "checkpoint_reported"
+    assert len(re.findall(f"lease.checkpoint_reported lease={lease['id']}", lab.log)) == 1, "it is told once"
     lab.kill()
     lab.start()
     assert lab.leases()[lease["id"]]["state"] == "checkpoint_reported"

@@ -215,6 +215,7 @@ struct ReportWords {
   std::string node;       // its name, its key's thumbprint, or a file with its public key
   std::string challenge;  // 64 hexadecimal digits
   std::string audience;   // whom it is for
+  uint64_t epoch = 0;     // of --verify; any, if it is 0
 };
 Outcome run_node_report(Session& session, const ReportWords& words);
 // `verb`: drain, disable, quarantine, resume or release.

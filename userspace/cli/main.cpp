@@ -696,6 +696,11 @@ void add_node_report(CLI::App& node, Words& words, Run& run) {
       ->add_option("--for", r.audience,
                    "Whom it is for, default: the user who asks; of --verify: whom it has to be for")
       ->type_name("NAME");
+  report
+      ->add_option("--epoch", r.epoch,
+                   "Of --verify: the node's epoch; what signed in an earlier one may have become\n"
+                   "known since")
+      ->type_name("NUMBER");
   report->callback([&] { run = [&](Session& s) { return run_node_report(s, words.report); }; });
   examples(
       report,

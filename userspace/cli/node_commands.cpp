@@ -175,6 +175,11 @@ Outcome verify_report(Session& session, const ReportWords& words) {
   const Result<token::Report> report =
       token::check_report({reinterpret_cast<const uint8_t*>(file->data()), file->size()}, *node);
   if (!report) return std::unexpected(Error(report.error()).in(name));
+  if (words.epoch != 0 && words.epoch != report->by.epoch)
+    return fail(ErrorKind::denied, "stale_epoch",
+                fmt::format("{}: it is of epoch {}, and --epoch is {}", name, report->by.epoch,
+                            words.epoch),
+                "have one signed now: holdfast node report --sign");
   if (*challenge && **challenge != report->challenge)
     return fail(ErrorKind::denied, "wrong_challenge",
                 fmt::format("{}: it answers the challenge {}", name, hex(report->challenge)),
@@ -200,6 +205,8 @@ Outcome verify_report(Session& session, const ReportWords& words) {
 Outcome run_node_report(Session& session, const ReportWords& words) {
   if (words.sign == !words.verify.empty())
     return usage("node report: sign one, or verify one?", "give --sign, or --verify FILE");
+  if (words.sign && words.epoch != 0)
+    return usage("--epoch is for --verify", "the node signs in the epoch that it is in");
   return words.sign ? ask_for_report(session, words) : verify_report(session, words);
 }
 

@@ -509,6 +509,8 @@ void Node::checkpoint(const Actor& actor, const LeaseId& id, std::string_view no
                                                   {"generation", record.generation},
                                                   {"note", note}});
   };
+  // It is told once.
+  if (keep_grace && record.phase == abi::HF_PHASE_CHECKPOINT) return done({});
   const std::vector<uint32_t> slots = slots_of(*slot);
   for (const uint32_t each : slots) plane_->slots.set_phase(each, abi::HF_PHASE_CHECKPOINT);
   if (!keep_grace) return tear_down(slots, "torndown", std::move(done), report);

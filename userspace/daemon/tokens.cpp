@@ -187,9 +187,11 @@ void Tokens::believe(token::Revocations revoked) {
     const token::Anchor* was = before ? before->anchors.find(anchor.thumbprint) : nullptr;
     anchor.used_s = was != nullptr ? was->used_s : std::make_shared<std::atomic<uint64_t>>(0);
     anchor.retires_s = revoked.retires_s(anchor.thumbprint);
-    if (anchor.retires_s && token::is_live(anchor))
-      anchor.state =
-          now_s < *anchor.retires_s ? token::KeyState::retiring : token::KeyState::verify_only;
+    if (anchor.retires_s && token::is_live(anchor)) {
+      const bool over = *anchor.retires_s <= now_s;
+      anchor.state = over ? token::KeyState::verify_only : token::KeyState::retiring;
+      if (over && was != nullptr && token::is_live(*was)) retired_.push_back(anchor);
+    }
     next->anchors.add(std::move(anchor));
   };
   const token::Digest named_for = key();  // no bundle makes an anchor of it
@@ -313,13 +315,13 @@ Result<uint64_t> Tokens::rotate(const token::Digest& old_key, const token::Diges
 
 std::vector<token::Anchor> Tokens::retire_due() {
   const std::shared_ptr<const token::Beliefs> now = beliefs_.load();
-  if (now->revoked.retiring().empty()) return {};
+  if (now->revoked.retiring().empty()) return std::exchange(retired_, {});
   const uint64_t now_s = clock_.unset_s(boot_now_ns());
-  std::vector<token::Anchor> due;
-  for (const token::Anchor& each : now->anchors.all())
-    if (each.retires_s && *each.retires_s <= now_s && token::is_live(each)) due.push_back(each);
-  if (!due.empty()) believe(now->revoked);
-  return due;
+  if (std::ranges::any_of(now->anchors.all(), [now_s](const token::Anchor& each) {
+        return each.retires_s && *each.retires_s <= now_s && token::is_live(each);
+      }))
+    believe(now->revoked);
+  return std::exchange(retired_, {});
 }
 
 void Tokens::note_use(const token::Digest& key) const {

@@ -33,19 +33,23 @@ namespace holdfast {
 class WallClock {
  public:
   WallClock(uint64_t wall_ns, uint64_t boot_ns, uint64_t floor_s)
-      : offset_ns_(static_cast<int64_t>(wall_ns - boot_ns)), floor_s_(floor_s) {}
+      : offset_ns_(static_cast<int64_t>(wall_ns - boot_ns)),
+        begin_ns_(boot_ns),
+        floor_s_(floor_s) {}
 
   // What is wrong with it, if anything is.
   std::optional<std::string> doubt(uint64_t wall_ns, uint64_t boot_ns) const;
-  // What it would be if nobody had set it since, and no time that is before one that has been:
+  // What it would be if nobody had set it since, and had it been no time before one that has been:
   // what ends by it can be put off by nobody. Seconds.
   uint64_t unset_s(uint64_t boot_ns) const {
-    return std::max(floor_s_,
-                    static_cast<uint64_t>(offset_ns_ + static_cast<int64_t>(boot_ns)) / ns_per_s);
+    const int64_t wall_ns = offset_ns_ + static_cast<int64_t>(boot_ns);
+    return std::max(floor_s_ + (boot_ns - begin_ns_) / ns_per_s,
+                    static_cast<uint64_t>(wall_ns) / ns_per_s);
   }
 
  private:
   int64_t offset_ns_;
+  uint64_t begin_ns_;
   uint64_t floor_s_;
 };
 
@@ -211,6 +215,7 @@ class Tokens {
   std::optional<token::Anchors> root_;  // that one, instead of the file's
   BundleAnchors bundle_anchors_;
   bool signatures_needed_ = false;
+  std::vector<token::Anchor> retired_;  // and not told by retire_due() yet
   std::atomic<std::shared_ptr<const token::Beliefs>> beliefs_;
   uint64_t believed_ = 0;
   std::array<uint64_t, token::refusals> refused_{};

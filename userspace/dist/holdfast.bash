@@ -83,7 +83,7 @@ _holdfast() {
         explain) candidates="tcp udp icmp_echo" flags+=" --from --syn --ack --source-mac" ;;
         "explain "*) flags+=" --from --syn --ack --source-mac" ;;
         "node identity") flags+=" --out" ;;
-        "node report") flags+=" --sign --out --verify --node --challenge --for" ;;
+        "node report") flags+=" --sign --out --verify --node --challenge --for --epoch" ;;
         "node detach") flags+=" --yes" ;;
         "lease show") candidates=$(_holdfast_ask 1 lease ls --limit 200) ;;
         "lease release"*)

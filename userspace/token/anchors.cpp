@@ -186,6 +186,7 @@ std::vector<std::string> what_is_missing(const Anchor& anchor, const Anchor& in)
   use(anchor.for_requests, in.for_requests, "request");
   use(anchor.for_bundles, in.for_bundles, "bundle");
   use(anchor.for_operators, in.for_operators, "operator");
+  use(anchor.for_schedules, in.for_schedules, "schedule");
   names(anchor.tenants, in.tenants, "tenant");
   names(anchor.operations, in.operations, "operation");
   names(anchor.verbs, in.verbs, "verb");

@@ -4,7 +4,6 @@
 #include <unordered_map>
 
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,18 +17,14 @@ constexpr uint64_t wake_id = 0;
 class EpollTransport final : public Transport {
  public:
   EpollTransport(UniqueFd epoll, int wake) : epoll_(std::move(epoll)), wake_(wake) {}
-  ~EpollTransport() override {
-    for (auto& [number, group] : groups_) unmap(group);
-  }
 
   std::string_view name() const override { return "epoll"; }
 
   Status add_group(uint16_t number) override {
-    void* memory = ::mmap(nullptr, buffers_per_uid * buffer_bytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return fail_sys(errno, "memory", "mapping receive buffers");
+    Result<Mapped<uint8_t>> memory = map_memory(buffers_per_uid * buffer_bytes);
+    if (!memory) return std::unexpected(memory.error());
     Group& group = groups_[number];
-    group.memory = static_cast<uint8_t*>(memory);
+    group.memory = std::move(*memory);
     for (uint16_t i = 0; i < buffers_per_uid; ++i) group.free.push_back(i);
     return {};
   }
@@ -100,7 +95,7 @@ class EpollTransport final : public Transport {
 
  private:
   struct Group {
-    uint8_t* memory = nullptr;
+    Mapped<uint8_t> memory;
     std::vector<uint16_t> free;
     std::vector<uint32_t> starved;
   };
@@ -112,8 +107,6 @@ class EpollTransport final : public Transport {
     std::span<const uint8_t> sending;
     uint32_t events = EPOLLIN;
   };
-
-  static void unmap(Group& group) { ::munmap(group.memory, buffers_per_uid * buffer_bytes); }
 
   void watch(uint32_t id, Watched& watched) {
     const uint32_t events = (watched.wanted && !watched.starved ? uint32_t{EPOLLIN} : 0) |
@@ -146,7 +139,7 @@ class EpollTransport final : public Transport {
       return watch(id, watched);
     }
     const uint16_t buffer = group.free.back();
-    uint8_t* at = group.memory + buffer * buffer_bytes;
+    uint8_t* at = group.memory.get() + buffer * buffer_bytes;
     const ssize_t got = ::recv(watched.fd, at, buffer_bytes, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return events.on_closed(id);

@@ -30,7 +30,6 @@ class UringTransport final : public Transport {
   explicit UringTransport(int wake) : wake_(wake) {}
   ~UringTransport() override {
     if (open_) ::io_uring_queue_exit(&ring_);
-    for (auto& [number, group] : groups_) unmap(group);
   }
 
   Status open() {
@@ -50,25 +49,18 @@ class UringTransport final : public Transport {
   std::string_view name() const override { return "io_uring"; }
 
   Status add_group(uint16_t number) override {
-    Group group;
-    constexpr size_t ring_bytes = buffers_per_uid * sizeof(io_uring_buf);
-    void* ring =
-        ::mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    void* memory = ::mmap(nullptr, buffers_per_uid * buffer_bytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (ring == MAP_FAILED || memory == MAP_FAILED)
-      return fail_sys(errno, "memory", "mapping receive buffers");
-    group.ring = static_cast<io_uring_buf_ring*>(ring);
-    group.memory = static_cast<uint8_t*>(memory);
+    Result<Mapped<uint8_t>> ring = map_memory(buffers_per_uid * sizeof(io_uring_buf));
+    if (!ring) return std::unexpected(ring.error());
+    Result<Mapped<uint8_t>> memory = map_memory(buffers_per_uid * buffer_bytes);
+    if (!memory) return std::unexpected(memory.error());
+    Group group{.ring = std::move(*ring), .memory = std::move(*memory)};
     io_uring_buf_reg registered{};
-    registered.ring_addr = reinterpret_cast<uint64_t>(ring);
+    registered.ring_addr = reinterpret_cast<uint64_t>(group.ring.get());
     registered.ring_entries = buffers_per_uid;
     registered.bgid = number;
-    if (const int err = ::io_uring_register_buf_ring(&ring_, &registered, 0); err != 0) {
-      unmap(group);
+    if (const int err = ::io_uring_register_buf_ring(&ring_, &registered, 0); err != 0)
       return fail_sys(-err, "io_uring", "registering receive buffers");
-    }
-    ::io_uring_buf_ring_init(group.ring);
+    ::io_uring_buf_ring_init(group.entries());
     for (uint16_t i = 0; i < buffers_per_uid; ++i) put(group, i);
     groups_.emplace(number, std::move(group));
     return {};
@@ -142,9 +134,11 @@ class UringTransport final : public Transport {
 
  private:
   struct Group {
-    io_uring_buf_ring* ring = nullptr;
-    uint8_t* memory = nullptr;
-    std::vector<uint32_t> starved;
+    Mapped<uint8_t> ring;  // of io_uring_buf
+    Mapped<uint8_t> memory;
+    std::vector<uint32_t> starved = {};
+
+    io_uring_buf_ring* entries() const { return reinterpret_cast<io_uring_buf_ring*>(ring.get()); }
   };
   struct Watched {
     int fd = -1;
@@ -154,15 +148,10 @@ class UringTransport final : public Transport {
     bool sending = false;
   };
 
-  static void unmap(Group& group) {
-    ::munmap(group.memory, buffers_per_uid * buffer_bytes);
-    ::munmap(group.ring, buffers_per_uid * sizeof(io_uring_buf));
-  }
-
   static void put(Group& group, uint16_t buffer) {
-    ::io_uring_buf_ring_add(group.ring, group.memory + buffer * buffer_bytes, buffer_bytes, buffer,
-                            ::io_uring_buf_ring_mask(buffers_per_uid), 0);
-    ::io_uring_buf_ring_advance(group.ring, 1);
+    ::io_uring_buf_ring_add(group.entries(), group.memory.get() + buffer * buffer_bytes,
+                            buffer_bytes, buffer, ::io_uring_buf_ring_mask(buffers_per_uid), 0);
+    ::io_uring_buf_ring_advance(group.entries(), 1);
   }
 
   io_uring_sqe* entry() {
@@ -218,9 +207,9 @@ class UringTransport final : public Transport {
                 Events& events) {
     if (result > 0 && has_buffer) {
       if (!watched.armed && watched.wanted) arm(id, watched);
-      return events.on_datagram(
-          id, buffer,
-          {groups_.at(watched.group).memory + buffer * buffer_bytes, static_cast<size_t>(result)});
+      return events.on_datagram(id, buffer,
+                                {groups_.at(watched.group).memory.get() + buffer * buffer_bytes,
+                                 static_cast<size_t>(result)});
     }
     if (has_buffer) give_back(watched.group, buffer);
     if (result == -ENOBUFS) {

@@ -48,7 +48,7 @@ USAGE = [
     "trust rotate a b --after 0s", "trust rotate a b --after 500ms", "trust rotate a b c",
     "enroll", "enroll begin", "enroll begin --anchor 00ff",
     f"enroll begin --anchor {64 * '0'} --ttl 25h", f"enroll begin --anchor {64 * 'A'}", "enroll finish", "enroll end x",
-    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "node identity x", "node report", "node report --sign --verify x", "node report --verify x", "node report --sign --node n",
+    "watch --from 12", "watch --from x:y", "watch --kinds", "node frob", "node drain now", "node identity x", "node report", "node report --sign --verify x", "node report --verify x", "node report --sign --node n", "node report --sign --epoch 1",
     "node report --sign --challenge 00", f"node report --sign --challenge {64 * 'G'}", "node report --verify x --node n --out y",
     "node report --verify x --node n --challenge 0", "node report --out x", f"node report --sign --for {257 * 'x'}", "token verify x --identity y --node n",
     "token verify x --identity y --operation o --resource r", "token verify x --anchors y --node n", "explain tcp 10.0.0.1:1", "explain tcp 10.0.0.1:1 -", "explain tcp 10.0.0.1 10.0.0.2",
