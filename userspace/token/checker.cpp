@@ -93,6 +93,8 @@ SparseArray<T>::SparseArray(size_t count) : count_(count) {
   void* memory = ::mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   CHECK(memory != MAP_FAILED);
+  // A huge page would be there whole for one entry; a kernel without them has none to refrain from.
+  ::madvise(memory, count * sizeof(T), MADV_NOHUGEPAGE);
   data_ = static_cast<T*>(memory);
 }
 template <typename T>
