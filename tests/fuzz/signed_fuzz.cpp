@@ -13,9 +13,9 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace holdfast::token;
   const std::span<const uint8_t> bytes(data, size);
-  for (const Purpose purpose :
-       {Purpose::request, Purpose::bundle, Purpose::operator_grant, Purpose::enrollment,
-        Purpose::epoch_key, Purpose::report, Purpose::preempt, Purpose::admission}) {
+  for (const Purpose purpose : {Purpose::request, Purpose::bundle, Purpose::operator_grant,
+                                Purpose::enrollment, Purpose::epoch_key, Purpose::report,
+                                Purpose::notice, Purpose::preempt, Purpose::admission}) {
     const auto object = take_apart_signed(bytes, purpose);
     if (!object) continue;
     // No input was signed by this key.

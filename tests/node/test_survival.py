@@ -35,8 +35,9 @@ def deadline_s(lease: dict) -> float:
     return boot_s() + lease["remaining_ns"] / 1e9
 
 
-def counted_after(lab: Lab, probe: Probe, incapacitate, recover) -> tuple[int, int]:
-    """Packets that arrive while the daemon cannot act: before and after the deadline of a fresh lease."""
+def expires_alone(lab: Lab, probe: Probe, incapacitate: Callable[[], None], recover: Callable[[], None]) -> None:
+    """A fresh lease ends while the daemon cannot act: what comes before its deadline arrives, and nothing behind it."""
+    expired = lab.counter("lease_expired", "from_uplink")
     lease = lab.grant(A, probe_endpoint(probe), ttl=f"{2 * SLOW:g}s")
     end = deadline_s(lease)
     incapacitate()
@@ -48,8 +49,9 @@ def counted_after(lab: Lab, probe: Probe, incapacitate, recover) -> tuple[int, i
         wait_until(lambda: boot_s() >= end, 5)
         lab.send("client", [probe.frame()] * PACKETS)
         recover()
-        after = capture.count() - before
-    return before, after
+        wait_until(lambda: lab.counter("lease_expired", "from_uplink") - expired >= PACKETS, 5, "each is denied as expired")
+        assert (before, capture.count()) == (PACKETS, PACKETS)
+    assert lab.counter("lease_expired", "from_uplink") - expired == PACKETS
 
 
 def probe_endpoint(probe: Probe) -> str:
@@ -61,9 +63,7 @@ def test_expires_while_the_daemon_is_stopped(both_hooks: Lab, protocol: str, ver
     """G2: SIGSTOP. At the deadline the kernel denies, and says it was expiry."""
     lab = both_hooks
     probe, _ = probe_of(protocol, version)
-    expired = lab.counter("lease_expired", "from_uplink")
-    assert counted_after(lab, probe, lab.freeze, lab.thaw) == (PACKETS, 0)
-    assert lab.counter("lease_expired", "from_uplink") - expired == PACKETS
+    expires_alone(lab, probe, lab.freeze, lab.thaw)
     wait_until(lambda: lab.leases() == {}, what="the thawed daemon tears it down")
     denied(lab, probe, "no_lease", "from_uplink")
     lab.grant(A, probe_endpoint(probe))
@@ -75,9 +75,7 @@ def test_expires_while_the_daemon_is_dead(both_hooks: Lab, protocol: str, versio
     """G2, G3: SIGKILL. The lease holds to its deadline and not longer; the next daemon buries it."""
     lab = both_hooks
     probe, _ = probe_of(protocol, version)
-    expired = lab.counter("lease_expired", "from_uplink")
-    assert counted_after(lab, probe, lab.kill, lab.start) == (PACKETS, 0)
-    assert lab.counter("lease_expired", "from_uplink") - expired == PACKETS
+    expires_alone(lab, probe, lab.kill, lab.start)
     wait_until(lambda: lab.leases() == {}, what="the successor does not adopt the dead")
     denied(lab, probe, "no_lease", "from_uplink")
     lab.grant(A, probe_endpoint(probe))

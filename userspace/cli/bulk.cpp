@@ -15,6 +15,7 @@
 #include "policy/decide.hpp"
 #include "userspace/base/check.hpp"
 #include "userspace/base/unique_fd.hpp"
+#include "userspace/base/write_all.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/wire/cbor.hpp"
 
@@ -355,6 +356,13 @@ Result<GrantBody> parse_bulk(const std::string& text, std::string_view file,
 
 std::string shown_name(const std::string& path) {
   return path == "-" ? "standard input" : path;
+}
+
+Status write_file(const std::string& path, std::span<const uint8_t> bytes) {
+  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+  if (!fd) return fail_sys(errno, "file_write", "opening " + path);
+  if (!write_all(fd.get(), bytes)) return fail_sys(errno, "file_write", "writing " + path);
+  return {};
 }
 
 Result<std::string> read_file(const std::string& path, size_t bytes_max) {

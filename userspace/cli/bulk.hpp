@@ -66,6 +66,8 @@ Result<GrantBody> parse_bulk(const std::string& text, std::string_view file,
 // A whole file, or the standard input for "-", of at most `bytes_max`. Errors: not_found /
 // file_missing, invalid / file_too_large, internal / file_read.
 Result<std::string> read_file(const std::string& path, size_t bytes_max);
+// What is no secret; a file that is there is replaced. Errors: file_write.
+Status write_file(const std::string& path, std::span<const uint8_t> bytes);
 
 // What messages call it: "-" is "standard input".
 std::string shown_name(const std::string& path);

@@ -203,6 +203,10 @@ struct WatchWords {
   std::vector<std::string> kinds;
   std::string from;  // INSTANCE:SEQ; empty: a snapshot first
   bool reconnect = false;
+  std::string node;      // who has to sign each frame: its name, its key's thumbprint, or a file
+  std::string audience;  // whom it signs for
+  std::string keep;      // a file that what is signed is appended to
+  std::string verify;    // a file of that kind, and no daemon is asked
 };
 Outcome run_watch(Session& session, const WatchWords& words);
 

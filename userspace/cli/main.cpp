@@ -652,11 +652,32 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
       ->type_name("INSTANCE:SEQ");
   watch->add_flag("--reconnect", w.reconnect,
                   "When the daemon goes, wait for it and go on; without, that ends it with 1");
+  watch
+      ->add_option("--node", w.node,
+                   "Have each frame signed by this node, and take no other: a name\n"
+                   "(ni:///sha-256;...), the thumbprint of the node's key, or a file with its "
+                   "public key")
+      ->type_name("NODE");
+  watch
+      ->add_option("--for", w.audience,
+                   "With --node: whom it signs for, default: the user who asks")
+      ->type_name("NAME");
+  watch
+      ->add_option("--keep", w.keep,
+                   "With --node: append what it signed to this file, as evidence for others")
+      ->type_name("FILE");
+  watch
+      ->add_option("--verify", w.verify,
+                   "What was kept in this file: whether it is that node's and nothing is missing,\n"
+                   "and what it says; needs no daemon; - is standard input")
+      ->type_name("FILE");
   watch->callback([&] { run = [&](Session& s) { return run_watch(s, words.watch); }; });
   examples(watch,
            "  holdfast watch\n"
            "  holdfast watch --tenant acme/shop/prod --kinds lease.grant,lease.expired\n"
-           "  holdfast watch --json --reconnect");
+           "  holdfast watch --json --reconnect\n"
+           "  holdfast watch --node 'ni:///sha-256;...' --kinds lease --keep leases.notices\n"
+           "  holdfast watch --verify leases.notices --node 'ni:///sha-256;...'");
 }
 
 void add_node_identity(CLI::App& node, Words& words, Run& run) {

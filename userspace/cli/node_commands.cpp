@@ -1,22 +1,18 @@
 // node identity|report: who this node is and with what it signs; what it says of itself, and
 // whether it was it that said so.
 #include <algorithm>
-#include <cerrno>
 #include <span>
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include "userspace/base/clock.hpp"
 #include "userspace/base/hex.hpp"
-#include "userspace/base/unique_fd.hpp"
 #include "userspace/cli/bulk.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
-#include "userspace/token/node_identity.hpp"
+#include "userspace/cli/statements.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -24,20 +20,6 @@ namespace {
 using cbor::Value;
 
 constexpr size_t report_bytes_max = size_t{2} << 20;  // as it comes from a node, at most half
-constexpr size_t audience_bytes_max = 256;
-
-// What is signed and no secret: to a file, which is replaced.
-Status write_file(const std::string& path, std::span<const uint8_t> bytes) {
-  const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (!fd) return fail_sys(errno, "file_write", "opening " + path);
-  while (!bytes.empty()) {
-    const ssize_t done = ::write(fd.get(), bytes.data(), bytes.size());
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0) return fail_sys(errno, "file_write", "writing " + path);
-    bytes = bytes.subspan(static_cast<size_t>(done));
-  }
-  return {};
-}
 
 std::string render_identity(const Value& reply, const Style& style) {
   Facts facts;
@@ -53,39 +35,12 @@ std::string render_identity(const Value& reply, const Style& style) {
   return facts.render(style);
 }
 
-// Whose a report has to be: a name, a thumbprint, or a file with a public key.
-Result<std::string> read_node_name(const std::string& named) {
-  if (named.starts_with("ni:")) return named;
-  if (const auto thumbprint = from_hex<sizeof(token::Digest)>(named))
-    return token::node_name_of(*thumbprint);
-  const Result<token::SignerKey> key = read_signer_key(named);
-  if (!key) return std::unexpected(Error(key.error()).in("--node"));
-  return token::node_name(key->key);
-}
-
-// Empty: none was named.
-Result<std::optional<token::Challenge>> read_challenge(const std::string& digits) {
-  if (digits.empty()) return std::nullopt;
-  const auto challenge = from_hex<sizeof(token::Challenge)>(digits);
-  if (!challenge)
-    return usage("--challenge: 64 hexadecimal digits, in lower case",
-                 "draw one: openssl rand -hex 32");
-  return challenge;
-}
-
-Result<token::Challenge> drawn_challenge() {
-  token::Challenge challenge{};
-  if (::getrandom(challenge.data(), challenge.size(), 0) != static_cast<ssize_t>(challenge.size()))
-    return fail_sys(errno, "random", "drawing a challenge");
-  return challenge;
-}
-
-Value report_json(const token::Report& report, const Value& content) {
+Value report_json(const token::Statement& report, const Value& content) {
   return Value::map({{"node", report.by.node},
                      {"epoch", report.by.epoch},
                      {"epoch_key", hex(token::thumbprint(report.by.key))},
-                     {"for", report.audience},
-                     {"challenge", hex(report.challenge)},
+                     {"for", report.target.audience},
+                     {"challenge", hex(report.target.challenge)},
                      {"issued", rfc3339_utc(report.issued_s * ns_per_s)},
                      {"report", content}});
 }
@@ -97,8 +52,8 @@ const Value& node_page(const Value& content) {
   return pages.empty() ? none : pages.front();
 }
 
-std::string render_report(const token::Report& report, const Value& content, std::string_view fresh,
-                          const Style& style) {
+std::string render_report(const token::Statement& report, const Value& content,
+                          std::string_view fresh, const Style& style) {
   const Value& node = node_page(content);
   const Value& status = part_of(content, "status");
   size_t tenants = 0;
@@ -106,9 +61,9 @@ std::string render_report(const token::Report& report, const Value& content, std
     tenants += list_of(page, "tenants").size();
   Facts facts;
   facts.add("node", fmt::format("{}, epoch {}", printable(report.by.node), report.by.epoch));
-  facts.add("for", printable(report.audience));
+  facts.add("for", printable(report.target.audience));
   facts.add("issued", local_time(rfc3339_utc(report.issued_s * ns_per_s)));
-  facts.add("challenge", fmt::format("{} ({})", hex(report.challenge), fresh));
+  facts.add("challenge", fmt::format("{} ({})", hex(report.target.challenge), fresh));
   facts.add("state", printable(text_of(part_of(node, "state"), "name")));
   facts.add("enrollment", printable(text_of(part_of(node, "enrollment"), "state")));
   const Value& policy = part_of(status, "policy");
@@ -127,8 +82,8 @@ Outcome ask_for_report(Session& session, const ReportWords& words) {
   if (!words.node.empty())
     return usage("--node says whose a report has to be, for --verify",
                  "leave it out: the node that is asked signs");
-  if (words.audience.size() > audience_bytes_max)
-    return usage("--for: a name of 1 to 256 bytes", "name whom the report is for");
+  const Result<std::string> audience = audience_or_self(words.audience);
+  if (!audience) return std::unexpected(audience.error());
   const Result<std::optional<token::Challenge>> given = read_challenge(words.challenge);
   if (!given) return std::unexpected(given.error());
   if (words.out.empty() && ::isatty(STDOUT_FILENO) == 1)
@@ -137,11 +92,9 @@ Outcome ask_for_report(Session& session, const ReportWords& words) {
   const Result<token::Challenge> challenge =
       *given ? Result<token::Challenge>(**given) : drawn_challenge();
   if (!challenge) return std::unexpected(challenge.error());
-  const std::string audience =
-      words.audience.empty() ? fmt::format("uid:{}", ::getuid()) : words.audience;
   const Result<Value> reply = session.call(
       "node.report", Value::map({{"challenge", Value::Bytes(challenge->begin(), challenge->end())},
-                                 {"for", audience}}));
+                                 {"for", *audience}}));
   if (!reply) return std::unexpected(reply.error());
   const Result<std::span<const uint8_t>> report = reply->get_bytes("report");
   if (!report) return std::unexpected(report.error());
@@ -152,9 +105,9 @@ Outcome ask_for_report(Session& session, const ReportWords& words) {
   if (Status ok = write_file(words.out, *report); !ok) return pass_on(ok);
   if (session.json())
     session.print_json(
-        Value::map({{"file", words.out}, {"for", audience}, {"challenge", hex(*challenge)}}));
+        Value::map({{"file", words.out}, {"for", *audience}, {"challenge", hex(*challenge)}}));
   else
-    session.print(fmt::format("signed for {}, over the challenge {}\n", printable(audience),
+    session.print(fmt::format("signed for {}, over the challenge {}\n", printable(*audience),
                               hex(*challenge)));
   return ExitCode::done;
 }
@@ -172,21 +125,22 @@ Outcome verify_report(Session& session, const ReportWords& words) {
   const Result<std::string> file = read_file(words.verify, report_bytes_max);
   if (!file) return std::unexpected(file.error());
   const std::string name = shown_name(words.verify);
-  const Result<token::Report> report =
-      token::check_report({reinterpret_cast<const uint8_t*>(file->data()), file->size()}, *node);
+  const Result<token::Statement> report =
+      token::check_statement(token::Purpose::report,
+                             {reinterpret_cast<const uint8_t*>(file->data()), file->size()}, *node);
   if (!report) return std::unexpected(Error(report.error()).in(name));
   if (words.epoch != 0 && words.epoch != report->by.epoch)
     return fail(ErrorKind::denied, "stale_epoch",
                 fmt::format("{}: it is of epoch {}, and --epoch is {}", name, report->by.epoch,
                             words.epoch),
                 "have one signed now: holdfast node report --sign");
-  if (*challenge && **challenge != report->challenge)
+  if (*challenge && **challenge != report->target.challenge)
     return fail(ErrorKind::denied, "wrong_challenge",
-                fmt::format("{}: it answers the challenge {}", name, hex(report->challenge)),
+                fmt::format("{}: it answers the challenge {}", name, hex(report->target.challenge)),
                 "it may be an old one: have one signed over yours");
-  if (!words.audience.empty() && words.audience != report->audience)
+  if (!words.audience.empty() && words.audience != report->target.audience)
     return fail(ErrorKind::denied, "wrong_audience",
-                fmt::format("{}: it is for {}", name, printable(report->audience)),
+                fmt::format("{}: it is for {}", name, printable(report->target.audience)),
                 "have one signed for you: holdfast node report --sign --for NAME");
   const Result<Value> content = cbor::decode(
       report->content, {.bytes_max = std::max(report->content.size(), report_bytes_max)});

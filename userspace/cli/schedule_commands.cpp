@@ -1,14 +1,11 @@
 // lease preempt, token admit: what a scheduler signs.
-#include <cerrno>
 #include <span>
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include "userspace/base/clock.hpp"
 #include "userspace/base/hex.hpp"
-#include "userspace/base/unique_fd.hpp"
 #include "userspace/cli/bulk.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
@@ -44,12 +41,7 @@ Status print_signed(Session& session, std::span<const uint8_t> bytes) {
 // To a file, or to who reads the standard output.
 Status write_out(Session& session, const std::string& path, std::span<const uint8_t> bytes) {
   if (path == "-") return print_signed(session, bytes);
-  const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (!file) return fail_sys(errno, "file_write", path);
-  errno = 0;  // of a short write
-  if (::write(file.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()))
-    return fail_sys(errno == 0 ? ENOSPC : errno, "file_write", path);
-  return {};
+  return write_file(path, bytes);
 }
 
 // That of the lease as the node has it now.

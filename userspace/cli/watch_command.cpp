@@ -1,19 +1,25 @@
-// watch: a snapshot of the node, then what happens on it, until Ctrl-C.
+// watch: a snapshot of the node, then what happens on it, until Ctrl-C; signed by the node, if that
+// is asked for, and kept.
 #include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <csignal>
 #include <optional>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "userspace/base/clock.hpp"
+#include "userspace/base/unique_fd.hpp"
+#include "userspace/base/write_all.hpp"
+#include "userspace/cli/bulk.hpp"
 #include "userspace/cli/commands.hpp"
 #include "userspace/cli/human.hpp"
 #include "userspace/cli/render.hpp"
+#include "userspace/cli/statements.hpp"
 
 namespace holdfast::cli {
 namespace {
@@ -21,6 +27,7 @@ namespace {
 using cbor::Value;
 
 constexpr uint64_t reconnect_period_ns = 500 * ns_per_ms;
+constexpr size_t kept_bytes_max = size_t{256} << 20;
 
 // What the signal handler touches.
 std::atomic<bool> ended{false};
@@ -74,9 +81,67 @@ Value with_cursor(const Value& event, const Value& cursor) {
   return out;
 }
 
+// Whole frames on the output.
+class FramePrinter {
+ public:
+  explicit FramePrinter(Session& session) : session_(session) {}
+
+  // Each at once: whoever reads this waits for it.
+  Status take(const Value& frame) {
+    const std::string type = text_of(frame, "type");
+    if (type == "snapshot") in_snapshot_ = true;
+    if (type == "snapshot_end") in_snapshot_ = false;
+    // Within a snapshot a cursor is nothing to go on from.
+    cursor_ = in_snapshot_ ? Value() : part_of(frame, "cursor");
+    if (type != "events") {
+      print(frame);
+    } else {
+      for (const Value& event : list_of(frame, "events")) print(with_cursor(event, cursor_));
+    }
+    return session_.flush();
+  }
+  // Behind the last frame; null, where there is nothing to go on from.
+  const Value& cursor() const { return cursor_; }
+
+ private:
+  void print(const Value& item) {
+    if (session_.json()) {
+      session_.print_json(item);
+    } else {
+      session_.print(render_watch(item, session_.style()));
+    }
+  }
+
+  Session& session_;
+  Value cursor_;
+  bool in_snapshot_ = false;
+};
+
+// A file of notices as they came, one behind the other (a CBOR sequence, RFC 8742).
+class Keeper {
+ public:
+  static Result<Keeper> open(const std::string& path) {
+    Keeper made;
+    made.path_ = path;
+    made.fd_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+    if (!made.fd_) return fail_sys(errno, "file_write", "opening " + path);
+    return made;
+  }
+
+  Status keep(std::span<const uint8_t> notice) {
+    if (!write_all(fd_.get(), notice)) return fail_sys(errno, "file_write", "writing " + path_);
+    return {};
+  }
+
+ private:
+  std::string path_;
+  UniqueFd fd_;
+};
+
 class Watcher {
  public:
-  Watcher(Session& session, const WatchWords& words) : session_(session), words_(words) {}
+  Watcher(Session& session, const WatchWords& words)
+      : session_(session), words_(words), printer_(session) {}
 
   Outcome run() {
     args_ = Value::map();
@@ -87,11 +152,12 @@ class Watcher {
       if (!cursor) return pass_on(cursor);
       args_.set("from", std::move(*cursor));
     }
+    if (Status ok = prepare_signed(); !ok) return pass_on(ok);
     end_on_signals();
     session_.note("watching; Ctrl-C ends it\n");
     for (;;) {
       const Status over = follow();
-      if (!written_) return std::unexpected(written_.error());
+      if (!taken_) return std::unexpected(taken_.error());
       if (ended) return ExitCode::done;
       if (!words_.reconnect || !may_come_back(over.error())) return std::unexpected(over.error());
       session_.note(fmt::format("{}; trying again\n", printable(over.error().message)));
@@ -102,17 +168,48 @@ class Watcher {
   }
 
  private:
+  Status prepare_signed() {
+    if (words_.node.empty() && (!words_.keep.empty() || !words_.audience.empty()))
+      return usage("--keep and --for are for what a node has signed",
+                   "give --node, a name that you know: holdfast status on the node shows it");
+    if (words_.node.empty()) return {};
+    Result<std::string> node = read_node_name(words_.node);
+    if (!node) return pass_on(node);
+    notices_.emplace(std::move(*node));
+    if (words_.keep.empty()) return {};
+    Result<Keeper> keeper = Keeper::open(words_.keep);
+    if (!keeper) return pass_on(keeper);
+    keeper_ = std::move(*keeper);
+    return {};
+  }
+
+  // A stream's own challenge, so that none of an earlier one is taken for one of this.
+  Status begin_signed() {
+    Result<std::string> audience = audience_or_self(words_.audience);
+    if (!audience) return pass_on(audience);
+    const Result<token::Challenge> challenge = drawn_challenge();
+    if (!challenge) return std::unexpected(challenge.error());
+    args_.set("sign", Value::map({{"challenge", Value::Bytes(challenge->begin(), challenge->end())},
+                                  {"for", *audience}}));
+    notices_->expect({.audience = std::move(*audience), .challenge = *challenge});
+    return {};
+  }
+
   // Never well: a stream ends by a signal or by an error.
   Status follow() {
     Result<wire::Client*> daemon = session_.daemon();
     if (!daemon) return pass_on(daemon);
+    if (notices_)
+      if (Status ok = begin_signed(); !ok) return ok;
     followed_fd = (*daemon)->fd();
     Status over;
     if (ended) {
       over = fail(ErrorKind::unavailable, "connection_closed", "ended");
     } else {
-      const Result<Value> last =
-          (*daemon)->follow("watch", args_, [this](const Value& frame) { return take(frame); });
+      const Result<Value> last = (*daemon)->follow("watch", args_, [this](const Value& frame) {
+        taken_ = take(frame);
+        return taken_.has_value();
+      });
       over = last ? Status(fail(ErrorKind::unavailable, "connection_closed",
                                 "the daemon ended the stream", "watch again"))
                   : Status(std::unexpected(last.error()));
@@ -128,41 +225,66 @@ class Watcher {
     return false;
   }
 
-  // Each frame at once: whoever reads this waits for it.
-  bool take(const Value& frame) {
-    const std::string type = text_of(frame, "type");
-    if (type == "snapshot") in_snapshot_ = true;
-    if (type == "snapshot_end") in_snapshot_ = false;
-    // Within a snapshot a cursor is nothing to go on from.
-    const Value cursor = in_snapshot_ ? Value() : part_of(frame, "cursor");
-    args_.set("from", cursor);
-    if (type != "events") {
-      print(frame);
-    } else {
-      for (const Value& event : list_of(frame, "events")) print(with_cursor(event, cursor));
-    }
-    written_ = session_.flush();
-    return written_.has_value();
+  Status take(const Value& frame) {
+    if (!notices_) return print(frame);
+    const Value::Bytes* notice = part_of(frame, "notice").as_bytes();
+    if (notice == nullptr)
+      return fail(ErrorKind::denied, "not_signed", "the daemon sent what it has not signed",
+                  "it may be an older one: holdfast status shows its version");
+    const Result<Value> said = notices_->open(*notice);
+    if (!said) return std::unexpected(said.error());
+    if (keeper_)
+      if (Status ok = keeper_->keep(*notice); !ok) return ok;
+    return print(*said);
   }
 
-  void print(const Value& item) {
-    if (session_.json()) {
-      session_.print_json(item);
-    } else {
-      session_.print(render_watch(item, session_.style()));
-    }
+  Status print(const Value& frame) {
+    const Status printed = printer_.take(frame);
+    args_.set("from", printer_.cursor());
+    return printed;
   }
 
   Session& session_;
   const WatchWords& words_;
+  FramePrinter printer_;
   Value args_;
-  bool in_snapshot_ = false;
-  Status written_;
+  std::optional<Notices> notices_;
+  std::optional<Keeper> keeper_;
+  Status taken_;
 };
+
+// What was kept, as far as it is what the node has signed.
+Outcome verify_kept(Session& session, const WatchWords& words) {
+  if (words.node.empty())
+    return usage("watch --verify: whose has it to be?",
+                 "give --node, a name that you know: holdfast status on the node shows it");
+  if (!words.keep.empty() || !words.audience.empty() || !words.from.empty() || words.reconnect ||
+      !words.kinds.empty() || !words.tenants.empty())
+    return usage("watch --verify takes --node, and nothing else", "it reads the file as it is");
+  const Result<std::string> node = read_node_name(words.node);
+  if (!node) return std::unexpected(node.error());
+  const Result<std::string> file = read_file(words.verify, kept_bytes_max);
+  if (!file) return std::unexpected(file.error());
+  Notices notices(*node);
+  FramePrinter printer(session);
+  std::span<const uint8_t> rest(reinterpret_cast<const uint8_t*>(file->data()), file->size());
+  for (uint64_t count = 1; !rest.empty(); ++count) {
+    const std::string name = fmt::format("{}: notice {}", shown_name(words.verify), count);
+    cbor::Reader in(rest, {.depth_max = 2, .bytes_max = rest.size()});
+    const std::span<const uint8_t> notice = in.raw();
+    if (!in.ok()) return std::unexpected(in.error().in(name));
+    const Result<Value> said = notices.open_kept(notice);
+    if (!said) return std::unexpected(Error(said.error()).in(name));
+    if (Status ok = printer.take(*said); !ok) return pass_on(ok);
+    rest = rest.subspan(notice.size());
+  }
+  return ExitCode::done;
+}
 
 }  // namespace
 
 Outcome run_watch(Session& session, const WatchWords& words) {
+  if (!words.verify.empty()) return verify_kept(session, words);
   return Watcher(session, words).run();
 }
 

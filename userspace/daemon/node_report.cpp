@@ -1,6 +1,4 @@
 // node.report: what this node has and is, under its signature, for whoever is not here to ask.
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include "userspace/base/check.hpp"
@@ -8,6 +6,7 @@
 #include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/inventory.hpp"
+#include "userspace/daemon/statement_for.hpp"
 #include "userspace/daemon/verbs.hpp"
 #include "userspace/wire/frame.hpp"
 
@@ -16,26 +15,7 @@ namespace {
 
 using cbor::Value;
 
-constexpr size_t audience_bytes_max = 256;
 constexpr size_t reply_room = 4096;  // for what stands around the report in its frame
-
-Result<token::ReportFor> read_target(const Value& args) {
-  if (Status ok = args.only_keys({"challenge", "for"}); !ok) return pass_on(ok);
-  token::ReportFor target;
-  const Result<std::span<const uint8_t>> challenge =
-      args.get_bytes("challenge", target.challenge.size());
-  if (!challenge) return std::unexpected(challenge.error());
-  std::ranges::copy(*challenge, target.challenge.begin());
-  const Result<std::string_view> audience = args.get_text("for");
-  if (!audience) return std::unexpected(audience.error());
-  if (audience->empty() || audience->size() > audience_bytes_max)
-    return fail(ErrorKind::invalid, "bad_audience",
-                fmt::format("\"for\" has {} bytes, it must have 1 to {}", audience->size(),
-                            audience_bytes_max),
-                "name whom the report is for: a control plane, a person");
-  target.audience = *audience;
-  return target;
-}
 
 // The pages of a snapshot, but for leases and endpoints: there may be a million, and what is signed
 // is made in one turn of the loop.
@@ -52,7 +32,7 @@ Value inventory_of(const Node& node, const Tokens& tokens, const Enrollment& enr
 }  // namespace
 
 Verbs::Answer Verbs::node_report(const wire::Peer& peer, const Value& args) const {
-  const Result<token::ReportFor> target = read_target(args);
+  const Result<token::StatementFor> target = read_statement_for(args);
   if (!target) return std::unexpected(target.error());
   const DataPlane& plane = node_.plane();
   Value unenforced = Value::array();
@@ -71,7 +51,8 @@ Verbs::Answer Verbs::node_report(const wire::Peer& peer, const Value& args) cons
                   {"boot_ns", boot_now_ns()}});
   const std::vector<uint8_t> content = cbor::encode(
       Value::map({{"inventory", inventory_of(node_, tokens_, enrollment_)}, {"status", status}}));
-  Result<std::vector<uint8_t>> report = tokens_.sign_report(*target, content);
+  Result<std::vector<uint8_t>> report =
+      tokens_.sign_statement(token::Purpose::report, *target, content);
   if (!report) return pass_on(report);
   if (report->size() > wire::inline_body_bytes_max - reply_room)
     return fail(ErrorKind::exhausted, "report_too_large",

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "userspace/base/unique_fd.hpp"
+#include "userspace/base/write_all.hpp"
 
 namespace holdfast {
 
@@ -35,11 +36,8 @@ Status write_state_file(const std::string& directory, std::string_view name,
   if (!fd)
     return fail_sys(errno, "state_write", "creating " + beside,
                     "the state directory must exist and be writable");
-  while (!content.empty()) {
-    const ssize_t put = ::write(fd.get(), content.data(), content.size());
-    if (put < 0) return fail_sys(errno, "state_write", "writing " + beside);
-    content.remove_prefix(static_cast<size_t>(put));
-  }
+  if (!write_all(fd.get(), {reinterpret_cast<const uint8_t*>(content.data()), content.size()}))
+    return fail_sys(errno, "state_write", "writing " + beside);
   if (::fsync(fd.get()) != 0) return fail_sys(errno, "state_write", "syncing " + beside);
   if (::rename(beside.c_str(), path.c_str()) != 0)
     return fail_sys(errno, "state_write", "renaming " + beside);

@@ -725,14 +725,15 @@ Value Tokens::anchor_value(const token::Anchor& anchor, const token::Beliefs& no
   return value;
 }
 
-Result<std::vector<uint8_t>> Tokens::sign_report(const token::ReportFor& target,
-                                                 std::span<const uint8_t> content) const {
+Result<std::vector<uint8_t>> Tokens::sign_statement(token::Purpose purpose,
+                                                    const token::StatementFor& target,
+                                                    std::span<const uint8_t> content) const {
   if (identity_.certificate().empty())
     return fail(ErrorKind::unavailable, "no_certificate",
                 "the node's own key could not sign for its epoch key when the epoch began",
                 "see the log; once the key is back: systemctl restart holdfastd");
-  return token::sign_report(identity_.epoch_key(), identity_.epoch(), identity_.certificate(),
-                            target, wall_now_ns() / ns_per_s, content);
+  return token::sign_statement(purpose, identity_.epoch_key(), identity_.epoch(),
+                               identity_.certificate(), target, wall_now_ns() / ns_per_s, content);
 }
 
 Value Tokens::identity() const {

@@ -150,10 +150,11 @@ class Tokens {
   Result<std::string> certificate_request(const std::string& password) const {
     return token::certificate_request(identity_.key(), identity_.name(), password);
   }
-  // What this node says of itself, under its epoch key's signature. Errors: unavailable /
-  // no_certificate.
-  Result<std::vector<uint8_t>> sign_report(const token::ReportFor& target,
-                                           std::span<const uint8_t> content) const;
+  // What this node says of itself, a report or a notice, under its epoch key's signature. Errors:
+  // unavailable / no_certificate.
+  Result<std::vector<uint8_t>> sign_statement(token::Purpose purpose,
+                                              const token::StatementFor& target,
+                                              std::span<const uint8_t> content) const;
   // Who this node is, and the key with which it signs, certified by its own.
   cbor::Value identity() const;
 

@@ -176,10 +176,14 @@ Verbs::Verbs(wire::EventLoop& loop, Node& node, Tokens& tokens, Bundles& bundles
       signed_requests_(tokens),
       detach_(std::move(detach)),
       counters_(node.plane().object),
-      watch_(loop,
-             [this](const WatchFilter& filter) {
-               return new_inventory(node_, tokens_, enrollment_, filter);
-             }),
+      watch_(
+          loop,
+          [this](const WatchFilter& filter) {
+            return new_inventory(node_, tokens_, enrollment_, filter);
+          },
+          [this](const token::StatementFor& target, std::span<const uint8_t> frame) {
+            return tokens_.sign_statement(token::Purpose::notice, target, frame);
+          }),
       started_boot_ns_(boot_now_ns()),
       started_wall_ns_(wall_now_ns()) {
   node_.journal().listen([this](JournalAction action, std::span<const log::Field> fields) {

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 
 #include "userspace/base/check.hpp"
+#include "userspace/daemon/statement_for.hpp"
 
 namespace holdfast {
 namespace {
@@ -18,7 +19,8 @@ constexpr uint64_t heartbeat_default_ns = 10 * ns_per_s;
 constexpr uint64_t heartbeat_min_ns = ns_per_s;
 constexpr uint64_t heartbeat_max_ns = 300 * ns_per_s;
 constexpr uint64_t beat_period_ns = 250 * ns_per_ms;  // how exact a heartbeat is
-constexpr size_t watchers_per_turn = 128;
+// A signature is worth many frames without one.
+constexpr size_t watchers_per_turn = 128, one_that_signs = 16;
 constexpr size_t filter_names_max = 64;
 constexpr size_t filter_name_bytes_max = 256;
 constexpr size_t instance_digits = 16;
@@ -184,9 +186,10 @@ EventRing::Batch EventRing::batch(uint64_t from, const WatchFilter& filter,
 
 // ---- watchers
 
-Watch::Watch(wire::EventLoop& loop, NewSnapshot new_snapshot, const WatchLimits& limits)
+Watch::Watch(wire::EventLoop& loop, NewSnapshot new_snapshot, Sign sign, const WatchLimits& limits)
     : loop_(loop),
       new_snapshot_(std::move(new_snapshot)),
+      sign_(std::move(sign)),
       limits_(limits),
       ring_(new_instance(), limits.ring_bytes_max) {}
 
@@ -210,13 +213,18 @@ Value Watch::status() const {
 }
 
 // Operators have places of their own, so that readers cannot take them all.
-Status Watch::may_watch(const wire::Peer& peer) const {
+Status Watch::may_watch(const wire::Peer& peer, bool signs) const {
   const bool operates = peer.role == wire::Role::operates;
-  size_t all = 0, own = 0;
+  size_t all = 0, own = 0, signed_for = 0;
   for (const auto& watcher : watchers_) {
     if (watcher->operates == operates) ++all;
+    if (watcher->operates == operates && watcher->next_notice) ++signed_for;
     if (watcher->uid == peer.uid) ++own;
   }
+  if (signs && signed_for >= limits_.signed_max)
+    return fail(ErrorKind::exhausted, "signed_watchers_max",
+                fmt::format("the node signs for {} others already", signed_for),
+                "watch without \"sign\", or try later");
   if (all >= limits_.watchers_max)
     return fail(ErrorKind::exhausted, "watchers_max", fmt::format("{} others watch this node", all),
                 "try later");
@@ -243,8 +251,9 @@ void Watch::end_those(const std::function<bool(const wire::Principal*)>& is_over
 void Watch::begin(const wire::Peer& peer, const Value& args,
                   std::shared_ptr<const wire::Principal> signer, wire::Responder responder) {
   forget_gone();
-  if (Status ok = may_watch(peer); !ok) return responder.fail(ok.error());
-  if (Status ok = args.only_keys({"from", "kinds", "tenants", "heartbeat_ns"}); !ok)
+  const Value* sign = args.find("sign");
+  if (Status ok = may_watch(peer, sign != nullptr); !ok) return responder.fail(ok.error());
+  if (Status ok = args.only_keys({"from", "kinds", "tenants", "heartbeat_ns", "sign"}); !ok)
     return responder.fail(ok.error());
   auto watcher = std::make_unique<Watcher>();
   watcher->uid = peer.uid;
@@ -258,6 +267,11 @@ void Watch::begin(const wire::Peer& peer, const Value& args,
     const Result<uint64_t> given = args.get_u64("heartbeat_ns", heartbeat_min_ns, heartbeat_max_ns);
     if (!given) return responder.fail(given.error());
     watcher->heartbeat_ns = *given;
+  }
+  if (sign != nullptr) {
+    Result<token::StatementFor> target = read_statement_for(*sign);
+    if (!target) return responder.fail(Error(target.error()).in("\"sign\""));
+    watcher->next_notice = std::move(*target);
   }
   if (const Value* from = args.find("from"); from != nullptr && !from->is_null()) {
     const Result<WatchCursor> cursor = WatchCursor::read(*from);
@@ -273,10 +287,27 @@ void Watch::begin(const wire::Peer& peer, const Value& args,
   if (!beat_timer_.is_pending()) beat_timer_ = loop_.every(beat_period_ns, [this] { beat(); });
 }
 
-bool Watch::send(Watcher& watcher, std::span<const uint8_t> frame) {
-  if (!watcher.responder.event_encoded(frame, limits_.unsent_max)) return false;
+// Whatever keeps a frame from being made or sent, but for want of room, ends the stream.
+Status Watch::send(Watcher& watcher, std::span<const uint8_t> frame) {
+  std::vector<uint8_t> notice;
+  Status sent;
+  if (watcher.next_notice) {
+    Result<std::vector<uint8_t>> made = sign_(*watcher.next_notice, frame);
+    if (made)
+      notice = cbor::encode(Value::map({{"type", "signed"}, {"notice", Value(std::move(*made))}}));
+    else
+      sent = pass_on(made);
+  }
+  if (sent)
+    sent =
+        watcher.responder.event_encoded(watcher.next_notice ? notice : frame, limits_.unsent_max);
+  if (!sent) {
+    if (sent.error().kind != ErrorKind::exhausted) watcher.responder.fail(sent.error());
+    return sent;
+  }
+  if (watcher.next_notice) ++watcher.next_notice->sequence;
   watcher.sent_boot_ns = boot_now_ns();
-  return true;
+  return {};
 }
 
 // ---- snapshots: one page a turn of the loop, each watcher's in turn
@@ -325,8 +356,7 @@ bool Watch::page(Watcher& watcher) {
     return watcher.responder.is_open();  // flush() goes on, and then this
   if (!watcher.snapshot->is_current()) watcher.snapshot = new_snapshot_(watcher.filter);
   if (const std::optional<Value> page = watcher.snapshot->next()) {
-    const Status sent = watcher.responder.event_encoded(cbor::encode(*page), limits_.unsent_max);
-    if (!sent && sent.error().kind == ErrorKind::internal) watcher.responder.fail(sent.error());
+    (void)send(watcher, cbor::encode(*page));
     return watcher.responder.is_open();
   }
   watcher.snapshot.reset();
@@ -335,7 +365,7 @@ bool Watch::page(Watcher& watcher) {
 
 bool Watch::begin_events(Watcher& watcher, std::string_view type) {
   const WatchCursor cursor{ring_.cursor().instance, watcher.next_seq - 1};
-  send(watcher, cbor::encode(Value::map({{"type", type}, {"cursor", cursor.value()}})));
+  (void)send(watcher, cbor::encode(Value::map({{"type", type}, {"cursor", cursor.value()}})));
   return serve(watcher);
 }
 
@@ -348,8 +378,9 @@ void Watch::flush_soon() {
 // A round over all watchers, so many in a turn of the loop: a send costs microseconds, and a
 // revocation does not wait for a thousand of them.
 void Watch::flush() {
-  for (size_t n = 0; n < watchers_per_turn && flush_at_ < watchers_.size(); ++n) {
+  for (size_t n = 0; n < watchers_per_turn && flush_at_ < watchers_.size();) {
     Watcher& watcher = *watchers_[flush_at_];
+    n += watcher.next_notice ? one_that_signs : 1;
     if (!watcher.has_begun || serve(watcher))
       ++flush_at_;
     else
@@ -412,7 +443,7 @@ void Watch::beat() {
       frame = cbor::encode(Value::map({{"type", "heartbeat"},
                                        {"time", rfc3339_utc(wall_now_ns())},
                                        {"cursor", ring_.cursor().value()}}));
-    send(*watcher, frame);
+    (void)send(*watcher, frame);
   }
 }
 

@@ -10,6 +10,8 @@
 //   resumed       instead of all that: the cursor that was asked for is still in the ring
 //   events        in order, and the cursor behind the last of them
 //   heartbeat     nothing has happened for a while; the cursor
+//   signed        any of these, as a notice under the node's signature, numbered from 0: to whom
+//                 asked for that, over its own challenge
 //
 // Pages are read while things go on, and all stands in the order in which it was: events may come
 // between pages, and a page says what is at its place of the stream. An event of a lease that no
@@ -38,6 +40,7 @@
 #include "userspace/base/clock.hpp"
 #include "userspace/base/result.hpp"
 #include "userspace/daemon/journal.hpp"
+#include "userspace/token/node_identity.hpp"
 #include "userspace/wire/cbor.hpp"
 #include "userspace/wire/server.hpp"
 
@@ -46,6 +49,7 @@ namespace holdfast {
 struct WatchLimits {
   size_t watchers_max = 1024;    // of readers, and as many of operators
   size_t uid_watchers_max = 64;  // of one reader
+  size_t signed_max = 16;        // of those whom the node signs for, of readers and of operators
   size_t ring_bytes_max = 4U << 20;
   size_t unsent_max = 128U << 10;
   size_t frame_bytes_max = 64U << 10;
@@ -133,12 +137,16 @@ class SnapshotPages {
 class Watch {
  public:
   using NewSnapshot = std::function<std::unique_ptr<SnapshotPages>(const WatchFilter&)>;
+  // A frame as a notice, under the node's signature.
+  using Sign = std::function<Result<std::vector<uint8_t>>(const token::StatementFor&,
+                                                          std::span<const uint8_t> frame)>;
 
-  Watch(wire::EventLoop& loop, NewSnapshot new_snapshot, const WatchLimits& limits = {});
+  Watch(wire::EventLoop& loop, NewSnapshot new_snapshot, Sign sign, const WatchLimits& limits = {});
 
   // A Journal's listener.
   void tell(JournalAction action, std::span<const log::Field> fields);
-  // The verb: {"from"?: cursor, "kinds"?: [text], "tenants"?: [text], "heartbeat_ns"?: number}.
+  // The verb: {"from"?: cursor, "kinds"?: [text], "tenants"?: [text], "heartbeat_ns"?: number,
+  // "sign"?: read_statement_for()}.
   // `signer`: by whose signature, or nullptr.
   void begin(const wire::Peer& peer, const cbor::Value& args,
              std::shared_ptr<const wire::Principal> signer, wire::Responder responder);
@@ -150,6 +158,7 @@ class Watch {
     uid_t uid = 0;
     bool operates = false;
     std::shared_ptr<const wire::Principal> signer;
+    std::optional<token::StatementFor> next_notice;  // whom the node signs for
     wire::Responder responder;
     WatchFilter filter;
     uint64_t heartbeat_ns = 0;
@@ -168,9 +177,9 @@ class Watch {
     EventRing::Batch batch;
   };
 
-  Status may_watch(const wire::Peer& peer) const;
+  Status may_watch(const wire::Peer& peer, bool signs) const;
   void forget_gone();
-  bool send(Watcher& watcher, std::span<const uint8_t> frame);
+  Status send(Watcher& watcher, std::span<const uint8_t> frame);
   const EventRing::Batch& batch_for(const Watcher& watcher);
   bool serve(Watcher& watcher);
   bool begin_events(Watcher& watcher, std::string_view type);
@@ -183,6 +192,7 @@ class Watch {
 
   wire::EventLoop& loop_;
   NewSnapshot new_snapshot_;
+  Sign sign_;
   WatchLimits limits_;
   EventRing ring_;
   std::vector<std::unique_ptr<Watcher>> watchers_;

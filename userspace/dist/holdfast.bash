@@ -26,7 +26,7 @@ _holdfast() {
         --source-mac | --pin-dir | --key | --issuer | --node | --epoch | --kind | --life | --operation | \
         --holder-key | --lease | --anchors | --at | --resource | --issued-before | --kinds | --bearer-file | --name | --env | \
         --scope | --sign-key | --grant | --public-key | --verb | --anchor | --enroll | --identity | --out | --verify | --challenge | \
-        --for | --reason | --note | --file | --admission) ((++i)) ;;
+        --for | --reason | --note | --file | --admission | --keep) ((++i)) ;;
       -*) ;;
       *) words+=("$word") ;;
     esac
@@ -35,7 +35,7 @@ _holdfast() {
   local candidates="" files=0
   case "$prev" in
     --socket | --pin-dir | --key | --holder-key | --sign-key | --grant | --public-key | --anchors | --token | --bearer-file | --enroll | --identity | \
-      --out | --verify | --file | --admission) files=1 ;;
+      --out | --verify | --file | --admission | --keep) files=1 ;;
     --from)
       files=1
       [[ ${words[0]-} != explain ]] || candidates="uplink" files=0
@@ -126,7 +126,7 @@ _holdfast() {
         "token inspect") files=1 flags+=" --anchors" ;;
         "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --identity --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
-        watch) flags+=" --tenant --kinds --from --reconnect" ;;
+        watch) flags+=" --tenant --kinds --from --reconnect --node --for --keep --verify" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0
       ;;

@@ -20,15 +20,17 @@ T word_at(const uint8_t* at) {
   return word;
 }
 
-// Of a head's signature, for the set's line; the set itself comes from other bytes.
-uint32_t tag_of(const FramedHead& head) {
-  return word_at<uint32_t>(head.signature.data() + 8) | 1;
-}
-
 std::array<uint8_t, 32> random_secret() {
   std::array<uint8_t, 32> secret{};
   CHECK(::getrandom(secret.data(), secret.size(), 0) == static_cast<ssize_t>(secret.size()));
   return secret;
+}
+
+// To have it near when it is read. Functions that do no more than that are, for g++, functions that
+// do nothing, and their calls are left out: so this does something that it does not look into.
+void ask_for(const void* line) {
+  __builtin_prefetch(line);
+  asm volatile("");
 }
 
 // Where a header is looked for, and no more: all of its bytes are compared. Each word has a factor
@@ -53,13 +55,8 @@ std::span<const Digest> digests_of(std::span<const uint8_t> path) {
   return {reinterpret_cast<const Digest*>(path.data()), path.size() / sizeof(Digest)};
 }
 
-// A pair of nodes of a tree, by its head's serial, its level (the leaves' is 0), and where one of
-// them stands there.
 constexpr int index_bits = path_nodes_max;
 constexpr int level_bits = 5;
-uint64_t pair_name_of(uint64_t serial, size_t level, uint64_t index) {
-  return serial << (index_bits + level_bits) | uint64_t{level} << index_bits | index >> 1;
-}
 
 // Levels of a tree from its leaves up. Where there is no sibling a node moves up as it is.
 struct Climb {
@@ -89,12 +86,12 @@ bool has_shape(const Item& item) {
 }  // namespace
 
 template <typename T>
-SparseArray<T>::SparseArray(size_t count) : count_(count) {
+SparseArray<T>::SparseArray(size_t count, Pages pages) : count_(count) {
   void* memory = ::mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   CHECK(memory != MAP_FAILED);
-  // A huge page would be there whole for one entry; a kernel without them has none to refrain from.
-  ::madvise(memory, count * sizeof(T), MADV_NOHUGEPAGE);
+  // A kernel without huge pages does not know what it is told, and has none to refrain from.
+  ::madvise(memory, count * sizeof(T), pages == Pages::huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   data_ = static_cast<T*>(memory);
 }
 template <typename T>
@@ -104,13 +101,14 @@ SparseArray<T>::~SparseArray() {
 
 Checker::Checker(size_t heads, size_t nodes)
     : secret_(random_secret()),
-      head_tags_(heads),
-      heads_(heads),
-      headers_(headers),
-      nodes_(nodes / 2),
-      set_mask_(heads / ways - 1),
-      node_mask_(nodes / 2 - 1) {
-  CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes) && nodes >= 2);
+      head_mask_(heads - 1),
+      set_mask_(2 * heads / ways - 1),  // half full, so that hardly a set is ever too small
+      pair_mask_(nodes / 2 - 1),
+      head_words_(2 * heads, Pages::huge),
+      heads_(heads, Pages::huge),
+      headers_(headers, Pages::small),
+      pairs_(nodes / 2, Pages::huge) {
+  CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes) && nodes >= 4);
 }
 
 Checker::~Checker() = default;
@@ -123,8 +121,24 @@ HeaderTag Checker::tag_of_header(const FramedHead& head) const {
   return tag;
 }
 
-size_t Checker::set_of(const FramedHead& head) const {
-  return (word_at<uint64_t>(head.signature.data()) & set_mask_) * ways;
+std::span<uint32_t, Checker::ways> Checker::set_of(std::span<const uint8_t, 64> signature) {
+  const size_t set = word_at<uint64_t>(signature.data()) & set_mask_;
+  return std::span<uint32_t, ways>(&head_words_[set * ways], ways);
+}
+
+// The set comes from other bytes of the signature. Of these bits the lowest is always one.
+uint32_t Checker::bits_of(std::span<const uint8_t, 64> signature) const {
+  const auto places = static_cast<uint32_t>(head_mask_);
+  return (word_at<uint32_t>(signature.data() + 8) & ~places) | (places + 1);
+}
+
+// Where a head of this signature may stand; most words of other signatures have other bits.
+template <typename Function>
+void Checker::for_each_place(std::span<const uint8_t, 64> signature, Function&& function) {
+  const auto places = static_cast<uint32_t>(head_mask_);
+  const uint32_t bits = bits_of(signature);
+  for (const uint32_t word : set_of(signature))
+    if ((word & ~places) == bits && function(word & places)) return;
 }
 
 // A header stands in one of two places.
@@ -196,20 +210,17 @@ void Checker::judge_header(FramedHead& head, const Beliefs& beliefs, uint64_t no
 // header names, and which is still believed.
 void Checker::look_up(FramedHead& head, const Beliefs& beliefs) {
   head.state = FramedHead::State::unverified;
-  const size_t set = set_of(head);
-  const uint32_t tag = tag_of(head);
-  for (size_t i = set; i < set + ways; ++i) {
-    if (head_tags_[i] != tag) continue;
-    const KnownHead& known = heads_[i];
+  for_each_place(head.signature, [&](size_t place) {
+    const KnownHead& known = heads_[place];
     if (!std::ranges::equal(known.signature, head.signature) || known.header != tag_of_header(head))
-      continue;
+      return false;
     head.tag = known.header;
-    head.place = static_cast<uint32_t>(i);
+    head.place = place;
     head.serial = known.serial;
     head.state = FramedHead::State::known;
     remember_header(head, beliefs);
-    return;
-  }
+    return true;
+  });
 }
 
 // Once its proof was good: of a revoked head nothing is told before.
@@ -220,27 +231,44 @@ Checked<void> Checker::judge_revoked(const FramedHead& head, const Beliefs& beli
   return {};
 }
 
-// A free place, else that of an expired head, else the oldest's.
-uint32_t Checker::place_for(const FramedHead& head, uint64_t now_s) {
-  const size_t set = set_of(head);
-  size_t best = set;
-  for (size_t i = set; i < set + ways; ++i) {
-    if (heads_[i].serial == 0 || heads_[i].expires_s <= now_s) return static_cast<uint32_t>(i);
-    if (heads_[i].serial < heads_[best].serial) best = i;
-  }
-  return static_cast<uint32_t>(best);
+// A head whose signature was good: in the place of the oldest, and in its set's free word, else in
+// that of the set's oldest.
+void Checker::remember_head(FramedHead& head, const Digest& root, const Beliefs& beliefs) {
+  head.serial = next_serial_++;
+  head.place = head.serial & head_mask_;
+  const auto place = static_cast<uint32_t>(head.place);
+  head.state = FramedHead::State::known;
+  head.tag = tag_of_header(head);
+  KnownHead& there = heads_[head.place];
+  if (there.serial != 0)
+    std::ranges::replace(set_of(there.signature), bits_of(there.signature) | place, 0U);
+  std::ranges::copy(head.signature, there.signature.begin());
+  there.root = root;
+  there.header = head.tag;
+  there.serial = head.serial;
+  const auto age = [&](uint32_t word) {
+    return word == 0 ? SIZE_MAX : (head.serial - word) & head_mask_;
+  };
+  *std::ranges::max_element(set_of(head.signature), {}, age) = bits_of(head.signature) | place;
+  remember_header(head, beliefs);
 }
 
-Checker::NodePair& Checker::pair_at(uint64_t name) {
-  const uint64_t h =
-      name * 0x9e3779b97f4a7c15ULL;  // Fibonacci hashing (Knuth): high bits are mixed
-  return nodes_[h >> 32 & node_mask_];
+// A pair of nodes of a tree, by its level (the leaves' is 0), and where one of them stands there.
+// The pairs of a tree stand together, its root's children first, and those of the trees that came
+// one after the other as far from each other as can be (Fibonacci hashing, Knuth).
+Checker::PairPlace Checker::pair_of(const FramedHead& head, size_t level, uint64_t index) const {
+  const auto height = static_cast<size_t>(std::bit_width(head.tree_size - 1));
+  const uint64_t pair = index >> 1;
+  const uint64_t begin = head.serial * 0x9e3779b97f4a7c15ULL >> std::countl_zero(pair_mask_);
+  return {.name = head.serial << (index_bits + level_bits) | uint64_t{level} << index_bits | pair,
+          .at = (begin + (uint64_t{1} << (height - level - 1)) + pair) & pair_mask_};
 }
 
 // The pair that the leaf's parent is one of: mostly it is known.
 void Checker::ask_for_nodes(const Item& item) {
-  if (item.head->state == FramedHead::State::known)
-    __builtin_prefetch(&pair_at(pair_name_of(item.head->serial, 1, item.index >> 1)));
+  const FramedHead& head = *item.head;
+  if (head.state == FramedHead::State::known && head.tree_size > 2 && item.index < head.tree_size)
+    ask_for(&pairs_[pair_of(head, 1, item.index >> 1).at]);
 }
 
 // From the leaf's parent up, to the first node that is known, at the latest the root. Leaves are
@@ -254,7 +282,7 @@ bool Checker::climb(const Item& item) {
   climb.up();
   Digest node = item.parent;
   struct Fresh {
-    uint64_t name;
+    PairPlace place;
     std::array<NodeTag, 2> tags;
   };
   std::array<Fresh, path_nodes_max> fresh;  // only the first `count` are anything
@@ -266,53 +294,43 @@ bool Checker::climb(const Item& item) {
   };
   bool proved = false;
   for (; climb.below_root(); climb.up()) {
-    const uint64_t name = pair_name_of(head.serial, climb.level, climb.at);
+    const PairPlace place = pair_of(head, climb.level, climb.at);
     const size_t side = climb.at & 1;
-    const NodePair& known = pair_at(name);
-    if (known.name == name) {
+    const NodePair& known = pairs_[place.at];
+    if (known.name == place.name) {
       if (known.tags[side] != tag_of_node(node)) return false;
       proved = true;
       break;
     }
     Fresh& pair = fresh[count++];
-    pair.name = name;
+    pair.place = place;
     pair.tags[side] = tag_of_node(node);
     pair.tags[side ^ 1] = {};
     if (climb.alone()) continue;
     const Digest& sibling = path.front();
     path = path.subspan(1);
     pair.tags[side ^ 1] = tag_of_node(sibling);
-    __builtin_prefetch(&pair_at(pair_name_of(head.serial, climb.level + 1, climb.at >> 1)));
     node = parent_of(climb.at, node, sibling);
   }
   if (!proved && node != heads_[head.place].root) return false;
-  for (size_t i = 0; i < count; ++i) pair_at(fresh[i].name) = {fresh[i].name, fresh[i].tags};
+  for (const Fresh& each : std::span(fresh).first(count))
+    pairs_[each.place.at] = {each.place.name, each.tags};
   return true;
 }
 
-Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s) {
+Checked<void> Checker::prove_by_signature(Item& item, const Beliefs& beliefs) {
   FramedHead& head = *item.head;
   const std::optional<Digest> root =
       root_of_path(item.leaf, item.index, head.tree_size, digests_of(item.path));
   ++signatures_;
   if (!root || !verify_root(*head.anchor, head.kind, head.header, *root, head.signature))
     return std::unexpected(Refused{Refusal::bad_signature});
-  head.place = place_for(head, now_s);
-  head.serial = next_serial_++;
-  head.state = FramedHead::State::known;
-  head_tags_[head.place] = tag_of(head);
-  KnownHead& there = heads_[head.place];
-  std::ranges::copy(head.signature, there.signature.begin());
-  there.root = *root;
-  there.header = head.tag = tag_of_header(head);
-  there.serial = head.serial;
-  there.expires_s = static_cast<uint32_t>(std::min<uint64_t>(head.expires_s, UINT32_MAX));
-  remember_header(head, beliefs);
+  remember_head(head, *root, beliefs);
   climb(item);
   return {};
 }
 
-Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s) {
+Checked<void> Checker::prove(Item& item, const Beliefs& beliefs) {
   FramedHead& head = *item.head;
   if (head.state == FramedHead::State::refused) return std::unexpected(head.refused);
   if (item.claims.size() > token_bytes_max) return std::unexpected(Refused{Refusal::malformed});
@@ -320,28 +338,13 @@ Checked<void> Checker::prove(Item& item, const Beliefs& beliefs, uint64_t now_s)
   // Another head of the same batch may have taken its place.
   if (head.state == FramedHead::State::known && heads_[head.place].serial != head.serial)
     head.state = FramedHead::State::unverified;
-  if (head.state != FramedHead::State::known) return prove_by_signature(item, beliefs, now_s);
+  if (head.state != FramedHead::State::known) return prove_by_signature(item, beliefs);
   if (!climb(item)) return std::unexpected(Refused{Refusal::bad_signature});
   return {};
 }
 
 void Checker::expect(const FramedHead& head) {
-  __builtin_prefetch(&head_tags_[set_of(head)]);
-}
-
-void Checker::ask_for_heads(std::span<const Item> batch) {
-  for (const Item& item : batch) {
-    if (item.head->state != FramedHead::State::fresh) continue;
-    const size_t set = set_of(*item.head);
-    const uint32_t tag = tag_of(*item.head);
-    for (size_t i = set; i < set + ways; ++i) {
-      if (head_tags_[i] != tag) continue;
-      const char* entry = reinterpret_cast<const char*>(&heads_[i]);
-      __builtin_prefetch(entry);
-      __builtin_prefetch(entry + 64);
-      break;
-    }
-  }
+  ask_for(set_of(head.signature).data());
 }
 
 // The first step of every climb, for two at once.
@@ -371,7 +374,6 @@ void Checker::hash_parents(std::span<Item> batch) {
 void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_s) {
   const Place place{
       .node = beliefs.node, .epoch = beliefs.epoch, .now_s = now_s, .revoked = beliefs.revoked};
-  ask_for_heads(batch);
   for (size_t i = 0; i + 1 < batch.size(); i += 2)
     leaf_hash_two(batch[i].claims, batch[i].leaf, batch[i + 1].claims, batch[i + 1].leaf);
   if (batch.size() % 2 != 0) batch.back().leaf = leaf_hash(batch.back().claims);
@@ -382,7 +384,7 @@ void Checker::check(std::span<Item> batch, const Beliefs& beliefs, uint64_t now_
   for (const Item& item : batch) ask_for_nodes(item);
   hash_parents(batch);
   for (Item& item : batch) {
-    item.verdict = prove(item, beliefs, now_s);
+    item.verdict = prove(item, beliefs);
     if (item.verdict) item.verdict = judge_revoked(*item.head, beliefs);
     if (!item.verdict) continue;
     item.verdict =

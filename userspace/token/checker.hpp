@@ -21,10 +21,12 @@
 namespace holdfast::token {
 
 // Memory that is there only where it was touched: a big table that is hardly used costs little.
+// With huge pages a table that is full costs fewer faults and misses of the TLB.
+enum class Pages : uint8_t { small, huge };
 template <typename T>
 class SparseArray {
  public:
-  explicit SparseArray(size_t count);
+  SparseArray(size_t count, Pages pages);
   ~SparseArray();
   SparseArray(const SparseArray&) = delete;
   SparseArray& operator=(const SparseArray&) = delete;
@@ -61,7 +63,7 @@ struct FramedHead {
   uint64_t tree_size = 0;
   uint64_t expires_s = 0;
   HeaderTag tag{};      // of a header that is known
-  uint32_t place = 0;   // in the cache, when known
+  size_t place = 0;     // in the cache, when known
   uint64_t serial = 0;  // of what stood there
 };
 
@@ -97,12 +99,12 @@ class Checker {
 
  private:
   // A head whose signature was good. Its header is known by its tag, since many heads share one.
+  // They stand in the order in which they came, and the oldest makes room.
   struct alignas(64) KnownHead {
     Signature signature;
     Digest root;
     HeaderTag header;
-    uint64_t serial;     // 0: free; never used twice, so that nodes of a former head mean nothing
-    uint32_t expires_s;  // or later: only who makes room is chosen by it
+    uint64_t serial;  // 0: free; never used twice, so that nodes of a former head mean nothing
   };
   static_assert(sizeof(KnownHead) == 128);
   // A header of such a head, what it says, and how it was judged last.
@@ -124,32 +126,42 @@ class Checker {
     std::array<NodeTag, 2> tags;
   };
   static_assert(sizeof(NodePair) == 64);
-  static constexpr size_t ways = 16;  // places where a head may stand: a line of their tags
+  // Where a node's pair stands, and what it is called.
+  struct PairPlace {
+    uint64_t name;
+    size_t at;
+  };
+  // Where the heads of so many signatures stand: a line. A word has a signature's bits above a
+  // place in `heads_`; 0: free.
+  static constexpr size_t ways = 16;
   static constexpr size_t headers = size_t{1} << 11;  // that are kept; a MiB
 
   HeaderTag tag_of_header(const FramedHead& head) const;
-  size_t set_of(const FramedHead& head) const;
-  void ask_for_heads(std::span<const Item> batch);
+  std::span<uint32_t, ways> set_of(std::span<const uint8_t, 64> signature);
+  uint32_t bits_of(std::span<const uint8_t, 64> signature) const;
+  template <typename Function>
+  void for_each_place(std::span<const uint8_t, 64> signature, Function&& function);
   void judge_header(FramedHead& head, const Beliefs& beliefs, uint64_t now_s);
   void look_up(FramedHead& head, const Beliefs& beliefs);
   void ask_for_nodes(const Item& item);
   static void hash_parents(std::span<Item> batch);
-  Checked<void> prove(Item& item, const Beliefs& beliefs, uint64_t now_s);
-  Checked<void> prove_by_signature(Item& item, const Beliefs& beliefs, uint64_t now_s);
+  Checked<void> prove(Item& item, const Beliefs& beliefs);
+  Checked<void> prove_by_signature(Item& item, const Beliefs& beliefs);
   Checked<void> judge_revoked(const FramedHead& head, const Beliefs& beliefs);
   bool climb(const Item& item);
-  uint32_t place_for(const FramedHead& head, uint64_t now_s);
-  NodePair& pair_at(uint64_t name);
+  void remember_head(FramedHead& head, const Digest& root, const Beliefs& beliefs);
+  PairPlace pair_of(const FramedHead& head, size_t level, uint64_t index) const;
   KnownHeader* find(std::span<const uint8_t> header);
   void remember_header(FramedHead& head, const Beliefs& beliefs);
 
   const std::array<uint8_t, 32> secret_;
-  SparseArray<uint32_t> head_tags_;  // of the signatures; 0: free
+  const size_t head_mask_;
+  const size_t set_mask_;
+  const size_t pair_mask_;
+  SparseArray<uint32_t> head_words_;
   SparseArray<KnownHead> heads_;
   SparseArray<KnownHeader> headers_;
-  SparseArray<NodePair> nodes_;
-  size_t set_mask_;
-  size_t node_mask_;
+  SparseArray<NodePair> pairs_;
   uint64_t next_serial_ = 1;
   uint64_t signatures_ = 0;
 };

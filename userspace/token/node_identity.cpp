@@ -8,7 +8,8 @@
 namespace holdfast::token {
 namespace {
 
-constexpr size_t pack_from = 4096;
+// Reports, which are made once. Of notices many a second go out.
+constexpr size_t pack_reports_from = 4096;
 
 }  // namespace
 
@@ -46,21 +47,24 @@ Result<EpochKey> check_certificate(std::span<const uint8_t> bytes, std::string_v
   return made;
 }
 
-Result<std::vector<uint8_t>> sign_report(const Signer& epoch_key, uint64_t epoch,
-                                         std::span<const uint8_t> certificate,
-                                         const ReportFor& target, uint64_t issued_s,
-                                         std::span<const uint8_t> content) {
+Result<std::vector<uint8_t>> sign_statement(Purpose purpose, const Signer& epoch_key,
+                                            uint64_t epoch, std::span<const uint8_t> certificate,
+                                            const StatementFor& target, uint64_t issued_s,
+                                            std::span<const uint8_t> content) {
   SignedHeader header;
   header.audience = target.audience;
   header.issued_s = issued_s;
   header.epoch = epoch;
   header.challenge = target.challenge;
+  header.sequence = target.sequence;
   header.certificate.assign(certificate.begin(), certificate.end());
-  return make_signed(epoch_key, Purpose::report, std::move(header), content, pack_from);
+  return make_signed(epoch_key, purpose, std::move(header), content,
+                     purpose == Purpose::report ? pack_reports_from : SIZE_MAX);
 }
 
-Result<Report> check_report(std::span<const uint8_t> bytes, std::string_view node) {
-  const Result<SignedObject> object = take_apart_signed(bytes, Purpose::report);
+Result<Statement> check_statement(Purpose purpose, std::span<const uint8_t> bytes,
+                                  std::string_view node) {
+  const Result<SignedObject> object = take_apart_signed(bytes, purpose);
   if (!object) return std::unexpected(object.error());
   const SignedHeader& header = object->header;
   Result<EpochKey> by = check_certificate(header.certificate, node);
@@ -69,18 +73,19 @@ Result<Report> check_report(std::span<const uint8_t> bytes, std::string_view nod
       header.epoch != by->epoch)
     return fail(ErrorKind::denied, "wrong_key",
                 "it is signed by another key, or of another epoch, than its certificate says",
-                "ask the node again: holdfast node report --sign");
-  if (!is_signed_by({by->key}, Purpose::report, *object))
+                "ask the node again");
+  if (!is_signed_by({by->key}, purpose, *object))
     return fail(ErrorKind::denied, "bad_signature", "the signature is not its epoch key's",
-                "ask the node again: holdfast node report --sign");
+                "ask the node again");
   std::vector<uint8_t> storage;
   const Result<std::span<const uint8_t>> content = content_of(*object, storage);
   if (!content) return std::unexpected(content.error());
-  return Report{.by = std::move(*by),
-                .audience = header.audience,
-                .challenge = header.challenge,
-                .issued_s = header.issued_s,
-                .content = {content->begin(), content->end()}};
+  return Statement{.by = std::move(*by),
+                   .target = {.audience = header.audience,
+                              .challenge = header.challenge,
+                              .sequence = header.sequence},
+                   .issued_s = header.issued_s,
+                   .content = {content->begin(), content->end()}};
 }
 
 Anchor own_anchor(const std::string& node, const PublicKey& key) {

@@ -1,8 +1,8 @@
-// With what a node signs what it makes: use tokens and reports. Where its own key is on a PKCS#11
-// token, which is too slow to sign for every lease, that is a key in memory, for which its own key
-// has signed once; else it is its own key. Who knows the node by its name needs nothing else to
-// check either: the name is the key's thumbprint, and the key stands in the certificate. README.md
-// has the format. Pure, apart from who signs.
+// With what a node signs what it makes: use tokens, and what it says of itself. Where its own key
+// is on a PKCS#11 token, which is too slow to sign for every lease, that is a key in memory, for
+// which its own key has signed once; else it is its own key. Who knows the node by its name needs
+// nothing else to check either: the name is the key's thumbprint, and the key stands in the
+// certificate. README.md has the format. Pure, apart from who signs.
 #pragma once
 
 #include <cstdint>
@@ -34,29 +34,33 @@ Result<std::vector<uint8_t>> certify(const Signer& node_key, uint64_t epoch, con
 // wrong_node, bad_signature; invalid / malformed_signed.
 Result<EpochKey> check_certificate(std::span<const uint8_t> bytes, std::string_view node);
 
-// What a node has said of itself, to whom, and over whose challenge.
-struct Report {
-  EpochKey by;
-  std::string audience;
+// To whom a node says something, and over whose challenge.
+struct StatementFor {
+  std::string audience;  // 1 to 256 bytes
   Challenge challenge{};
+  uint64_t sequence = 0;  // of notices: which of their stream, the first is 0
+
+  bool operator==(const StatementFor&) const = default;
+};
+
+// What a node has said of itself: a report or a notice.
+struct Statement {
+  EpochKey by;
+  StatementFor target;
   uint64_t issued_s = 0;
   std::vector<uint8_t> content;
 };
 
-struct ReportFor {
-  std::string audience;  // 1 to 256 bytes
-  Challenge challenge{};
-};
-
 // By the key that `certificate` is of. Errors: those of make_signed().
-Result<std::vector<uint8_t>> sign_report(const Signer& epoch_key, uint64_t epoch,
-                                         std::span<const uint8_t> certificate,
-                                         const ReportFor& target, uint64_t issued_s,
-                                         std::span<const uint8_t> content);
-// One by the node of that name. Whether it answers a challenge is its asker's to see. Errors: those
-// of take_apart_signed() and content_of(); those of check_certificate(); denied / wrong_key,
-// bad_signature.
-Result<Report> check_report(std::span<const uint8_t> bytes, std::string_view node);
+Result<std::vector<uint8_t>> sign_statement(Purpose purpose, const Signer& epoch_key,
+                                            uint64_t epoch, std::span<const uint8_t> certificate,
+                                            const StatementFor& target, uint64_t issued_s,
+                                            std::span<const uint8_t> content);
+// One by the node of that name. Whether it answers a challenge is its asker's to see, and whether a
+// notice is missing. Errors: those of take_apart_signed() and content_of(); those of
+// check_certificate(); denied / wrong_key, bad_signature.
+Result<Statement> check_statement(Purpose purpose, std::span<const uint8_t> bytes,
+                                  std::string_view node);
 
 // Who signs a node's use tokens.
 Anchor own_anchor(const std::string& node, const PublicKey& key);

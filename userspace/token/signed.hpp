@@ -32,18 +32,20 @@ enum class Purpose : uint8_t {
   enrollment,      // the first bundle of a node, for what it asked by `enroll begin`
   epoch_key,       // with what a node signs, by the key that it is named for
   report,          // what a node has and is, for who asked
+  notice,          // what happens on a node, a frame of a stream for who asked
   preempt,         // that a lease has to end, by a scheduler
   admission,       // that a grant token may be used, by a scheduler
 };
-constexpr size_t purposes = 8;
+constexpr size_t purposes = 9;
 std::string_view name_of(Purpose purpose);
 
 struct SignedHeader {
   Algorithm algorithm = Algorithm::ed25519;
   Digest key{};          // the signer's thumbprint
-  std::string audience;  // the node's name; of reports, whom it is for
+  std::string audience;  // the node's name; of reports and notices, whom it is for
   uint64_t issued_s = 0;
-  // Of requests; of a node's epoch key and reports the first, of reports the challenge too.
+  // Of requests and notices; of a node's epoch key and reports the first, of reports the challenge
+  // too.
   uint64_t epoch = 0;
   Challenge challenge{};
   uint64_t sequence = 0;
@@ -55,7 +57,7 @@ struct SignedHeader {
   // Of epoch keys the latter: the node's name is its thumbprint.
   Digest nonce{};
   SignerKey root = {};
-  std::vector<uint8_t> certificate = {};  // of reports: of the epoch key that signs
+  std::vector<uint8_t> certificate = {};  // of reports and notices: of the epoch key that signs
 
   std::optional<uint64_t> unpacked_bytes = {};  // of a content that is compressed (zstd)
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "userspace/base/check.hpp"
+#include "userspace/base/write_all.hpp"
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U  // Linux 6.3
@@ -82,19 +83,6 @@ Result<Retry> decode_retry(const cbor::Value& value) {
     return malformed_error("\"retry\" must be a word or {\"after_ms\": number}");
   }
   return Retry{Retry::When::after_ms, static_cast<uint32_t>(*after)};
-}
-
-Status write_all(int fd, std::span<const uint8_t> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      return fail_sys(errno, "memfd", "cannot fill the memfd of a request",
-                      "free memory, or send fewer items at a time");
-    }
-    bytes = bytes.subspan(static_cast<size_t>(written));
-  }
-  return {};
 }
 
 }  // namespace
@@ -270,7 +258,9 @@ Result<UniqueFd> sealed_memfd(std::initializer_list<std::span<const uint8_t>> pi
   if (!fd && errno == EINVAL) fd.reset(::memfd_create("holdfast-request", flags));
   if (!fd) return fail_sys(errno, "memfd", "cannot create a memfd for the request");
   for (const auto& piece : pieces) {
-    if (Status written = write_all(fd.get(), piece); !written) return pass_on(written);
+    if (!write_all(fd.get(), piece))
+      return fail_sys(errno, "memfd", "cannot fill the memfd of a request",
+                      "free memory, or send fewer items at a time");
   }
   if (::fcntl(fd.get(), F_ADD_SEALS, seals_required) != 0) {
     return fail_sys(errno, "memfd", "cannot seal the memfd of the request");

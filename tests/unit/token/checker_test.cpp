@@ -249,6 +249,24 @@ TEST(Checker, SaysWhatThePlainWaySaysOfEveryDamage) {
   }
 }
 
+TEST(Checker, TheOldestHeadMakesRoom) {
+  Checker checker(16, 16);
+  const Beliefs believed = beliefs();
+  std::vector<std::vector<Framed>> trees;
+  for (uint8_t salt = 0; salt < 17; ++salt) trees.push_back(tree_of(3, salt));
+  const auto signatures_for = [&](size_t tree) {
+    const uint64_t before = checker.signatures();
+    for (const Framed& each : trees[tree]) EXPECT_EQ(asked(checker, each, believed), std::nullopt);
+    return checker.signatures() - before;
+  };
+  for (int round = 0; round < 2; ++round)
+    for (size_t tree = 0; tree < 16; ++tree) EXPECT_EQ(signatures_for(tree), round == 0) << tree;
+  EXPECT_EQ(signatures_for(16), 1U);
+  for (size_t tree = 1; tree < 17; ++tree) EXPECT_EQ(signatures_for(tree), 0U) << tree;
+  EXPECT_EQ(signatures_for(0), 1U);
+  EXPECT_EQ(signatures_for(1), 1U) << "the oldest by now";
+}
+
 TEST(Checker, ForgetsWithinItsBoundsAndNeverMixesUp) {
   Checker checker(16, 16);
   const Beliefs believed = beliefs();

@@ -87,29 +87,47 @@ TEST(NodeIdentity, ItsKeySignsUseTokensOnly) {
 
 constexpr std::string_view content = "what it has and is";
 
-std::vector<uint8_t> report_by(uint8_t key, std::span<const uint8_t> by, uint64_t of = epoch) {
-  ReportFor target{.audience = "cp.example", .challenge = {}};
+std::vector<uint8_t> said_by(Purpose purpose, uint8_t key, std::span<const uint8_t> by,
+                             uint64_t of = epoch) {
+  StatementFor target{.audience = "cp.example", .challenge = {}};
   target.challenge.fill(7);
-  const auto made = sign_report(key_of(key), of, by, target, now_s,
-                                {reinterpret_cast<const uint8_t*>(content.data()), content.size()});
+  if (purpose == Purpose::notice) target.sequence = 300;
+  const auto made =
+      sign_statement(purpose, key_of(key), of, by, target, now_s,
+                     {reinterpret_cast<const uint8_t*>(content.data()), content.size()});
   EXPECT_TRUE(made) << made.error().text();
   return *made;
 }
 
+std::vector<uint8_t> report_by(uint8_t key, std::span<const uint8_t> by, uint64_t of = epoch) {
+  return said_by(Purpose::report, key, by, of);
+}
+
 std::string report_checked(std::span<const uint8_t> bytes, std::string_view whose = node()) {
-  const Result<Report> read = check_report(bytes, whose);
+  const Result<Statement> read = check_statement(Purpose::report, bytes, whose);
   return read ? "good" : std::string(read.error().code);
 }
 
-TEST(NodeReport, IsBelievedByTheNodesNameAlone) {
-  const Result<Report> read = check_report(report_by(6, certificate()), node());
-  ASSERT_TRUE(read) << read.error().text();
-  EXPECT_EQ(read->by.node, node());
-  EXPECT_EQ(read->by.epoch, epoch);
-  EXPECT_EQ(read->audience, "cp.example");
-  EXPECT_EQ(read->challenge[31], 7);
-  EXPECT_EQ(read->issued_s, now_s);
-  EXPECT_EQ(std::string(read->content.begin(), read->content.end()), content);
+TEST(NodeStatement, IsBelievedByTheNodesNameAlone) {
+  for (const Purpose purpose : {Purpose::report, Purpose::notice}) {
+    const Result<Statement> read =
+        check_statement(purpose, said_by(purpose, 6, certificate()), node());
+    ASSERT_TRUE(read) << read.error().text();
+    EXPECT_EQ(read->by.node, node());
+    EXPECT_EQ(read->by.epoch, epoch);
+    EXPECT_EQ(read->target.audience, "cp.example");
+    EXPECT_EQ(read->target.challenge[31], 7);
+    EXPECT_EQ(read->target.sequence, purpose == Purpose::notice ? 300 : 0);
+    EXPECT_EQ(read->issued_s, now_s);
+    EXPECT_EQ(std::string(read->content.begin(), read->content.end()), content);
+  }
+}
+
+TEST(NodeStatement, OneIsNotTheOther) {
+  const auto notice = said_by(Purpose::notice, 6, certificate());
+  const auto report = report_by(6, certificate());
+  EXPECT_EQ(report_checked(notice), "wrong_purpose");
+  EXPECT_EQ(check_statement(Purpose::notice, report, node()).error().code, "wrong_purpose");
 }
 
 TEST(NodeReport, IsOfThatNodeKeyAndEpoch) {

@@ -51,6 +51,31 @@ constexpr std::string_view golden_report =
     "1112131415161718191a1b1c1d1e1f0943010203a04861207265706f72745840f6285e4da0cdc884cebaaea2"
     "cda6a783969248795199c7df055dd741c5d955b9aec104d87d9ff9ea529382c5dec544f7af76a1e1b33acdcb"
     "5a46f275d0949b0d";
+constexpr std::string_view golden_notice =
+    "845897a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa203"
+    "726e693a2f2f2f7368612d3235363b6e6f6465061a6b49d2001078206170706c69636174696f6e2f686f6c64"
+    "666173742d6e6f746963652b636f73653a00010000a40104025820000102030405060708090a0b0c0d0e0f10"
+    "1112131415161718191a1b1c1d1e1f03070943010203a04861206e6f746963655840da5c996971cb0fa5a167"
+    "30f77f7a43ae6626550d997f54a2af2d3113dbc11abf6616d0da9bd14a7287934a04368fe7b474055a404548"
+    "7e8f084a627369432003";
+constexpr std::string_view golden_operator_grant =
+    "845879a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa303"
+    "726e693a2f2f2f7368612d3235363b6e6f6465041a6b49e010061a6b49d2001078286170706c69636174696f"
+    "6e2f686f6c64666173742d6f70657261746f722d6772616e742b636f73653a00010000a0a04761206772616e"
+    "7458408a7805724f5ff4c819cd06fdf7e7017a6e824407ba8ad11fd33f17f35867cc51dc37eae57ec3ce1b54"
+    "505491cf4d8d9b9be352470e68b217130a573d40acff09";
+constexpr std::string_view golden_preempt =
+    "845872a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa303"
+    "726e693a2f2f2f7368612d3235363b6e6f6465041a6b49e010061a6b49d2001078216170706c69636174696f"
+    "6e2f686f6c64666173742d707265656d70742b636f73653a00010000a0a0496120707265656d70745840bf04"
+    "bc9eb9042bc56d44f5052fd819585aaaf8b6dad50c79a0b25ea91af3cd36a8b88523498d0cbcf86543a2ec02"
+    "3cae627db377c4c581ff180857eebb59790f";
+constexpr std::string_view golden_admission =
+    "845874a5013204582072d16fafc7e5497618246178631d650fef01a4aca770c965dd8b551760bad6dc0fa303"
+    "726e693a2f2f2f7368612d3235363b6e6f6465041a6b49e010061a6b49d2001078236170706c69636174696f"
+    "6e2f686f6c64666173742d61646d697373696f6e2b636f73653a00010000a0a04c616e2061646d697373696f"
+    "6e58408bf76863506de18dbb6e9083a0c5d5e055e39141387775eaaf907ac311d8ace10a8167eb19c81beed5"
+    "ce4ba508138c0eb03418525c608f1b360b50b60357110d";
 
 std::vector<uint8_t> from_hex(std::string_view hex) {
   std::vector<uint8_t> bytes(hex.size() / 2);
@@ -65,11 +90,13 @@ std::span<const uint8_t> bytes_of(std::string_view text) {
 
 SignedHeader header_of(Purpose purpose) {
   SignedHeader header{.audience = "ni:///sha-256;node", .issued_s = now_s};
-  const bool live = purpose == Purpose::request || purpose == Purpose::report;
+  const bool numbered = purpose == Purpose::request || purpose == Purpose::notice;
+  const bool said = purpose == Purpose::report || purpose == Purpose::notice;
+  const bool live = numbered || said;
   if (live || purpose == Purpose::epoch_key) {
     header.epoch = 4;
-    if (purpose == Purpose::request) header.sequence = 7;
-    if (purpose == Purpose::report) header.certificate = {1, 2, 3};
+    if (numbered) header.sequence = 7;
+    if (said) header.certificate = {1, 2, 3};
     if (live)
       for (uint8_t i = 0; i < header.challenge.size(); ++i) header.challenge[i] = i;
   } else {
@@ -102,7 +129,7 @@ std::string opened(std::span<const uint8_t> bytes, Purpose purpose) {
 
 constexpr Purpose all[] = {Purpose::request,    Purpose::bundle,    Purpose::operator_grant,
                            Purpose::enrollment, Purpose::epoch_key, Purpose::report,
-                           Purpose::preempt,    Purpose::admission};
+                           Purpose::notice,     Purpose::preempt,   Purpose::admission};
 static_assert(std::size(all) == purposes);
 
 TEST(Signed, IsWhatTheOtherImplementationMakes) {
@@ -111,6 +138,10 @@ TEST(Signed, IsWhatTheOtherImplementationMakes) {
   EXPECT_EQ(signed_by(3, Purpose::enrollment, "a policy"), from_hex(golden_enrollment));
   EXPECT_EQ(signed_by(3, Purpose::epoch_key, "a key"), from_hex(golden_epoch_key));
   EXPECT_EQ(signed_by(3, Purpose::report, "a report"), from_hex(golden_report));
+  EXPECT_EQ(signed_by(3, Purpose::notice, "a notice"), from_hex(golden_notice));
+  EXPECT_EQ(signed_by(3, Purpose::operator_grant, "a grant"), from_hex(golden_operator_grant));
+  EXPECT_EQ(signed_by(3, Purpose::preempt, "a preempt"), from_hex(golden_preempt));
+  EXPECT_EQ(signed_by(3, Purpose::admission, "an admission"), from_hex(golden_admission));
   EXPECT_EQ(opened(from_hex(golden_request), Purpose::request), "what is asked");
   EXPECT_EQ(opened(from_hex(golden_bundle), Purpose::bundle), "a policy");
   EXPECT_EQ(opened(from_hex(golden_enrollment), Purpose::enrollment), "a policy");
