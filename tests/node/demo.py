@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from issuer import Issuer, as_uid, trust
-from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, WEB, Lab, policy, sweep, wait_until
+from lab import A, B, ECHO, FILES, HOSTS, MANY, PERF, SLOW, WEB, Lab, policy, sweep, wait_until
 
 TENANT_A, TENANT_B, CLIENT = HOSTS["tenant-a"], HOSTS["tenant-b"], HOSTS["client"]
 COLOURS = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -364,6 +364,72 @@ def control_plane(lab: Lab, show: Show) -> None:
     show.step("holdfast enroll end --now", "left", f"the node has {state} its root", state == "left")
 
 
+def schedule(lab: Lab, show: Show) -> None:
+    show.chapter("Keys rotate, schedulers preempt, and the node signs for what happened")
+    new = Issuer(lab)
+    new.key = new.key.rename(lab.dir / "next.pem")
+    old, scheduler = Issuer(lab), Issuer(lab, "sched.example")
+    trust(lab, old.anchor(), new.anchor(), scheduler.anchor(uses=["schedule"]))
+    node, kept, url = lab.ask("status")["node"], lab.dir / "kept", f"http://{TENANT_A.v4}:{WEB}/"
+    argv = lab.holdfast_argv("--json", "watch", "--node", node, "--kinds", "lease,trust", "--keep", kept)
+    watch = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        wait_until(lambda: kept.exists() and b"snapshot_end" in kept.read_bytes(), 10, "watch has a snapshot")
+        rotate_and_preempt(lab, show, old, new, scheduler, url)
+        wait_until(lambda: b"lease.torndown" in kept.read_bytes(), 10, "watch has seen the lease end")
+        watch.send_signal(signal.SIGINT)
+        printed = watch.communicate(timeout=30)[0].splitlines()
+    finally:
+        watch.kill()
+        watch.wait()
+
+    done = lab.try_cli("watch", "--verify", kept, "--node", node, prefix=as_uid(HOLDER))
+    events = [line["event"] for line in map(json.loads, done.stdout.splitlines()) if line["type"] == "event"]
+    what = f"{len(printed)} lines, all signed by the node; {', '.join(events)}"
+    told = done.stdout.splitlines() == printed and {"trust.rotate", "lease.preempted", "lease.checkpoint_reported"} <= set(events)
+    show.step(f"holdfast watch --node --keep FILE, meanwhile; uid {HOLDER}: watch --verify FILE", "what was printed", what, told)
+    flipped = bytearray(kept.read_bytes())
+    flipped[-1] ^= 1
+    kept.write_bytes(flipped)
+    done = lab.try_cli("watch", "--verify", kept, "--node", node)
+    show.step("the same with one bit changed", "bad_signature", said_by(done), done.returncode == 1 and "bad_signature" in done.stderr)
+
+    report = lab.dir / "node.report"
+    lab.cli("node", "report", "--sign", "--for", "cp.example", "--out", report)
+    done = lab.try_cli("node", "report", "--verify", report, "--node", node, "--for", "cp.example", prefix=as_uid(HOLDER))
+    what = done.stderr.strip() or f"epoch {json.loads(done.stdout)['epoch']}, for {json.loads(done.stdout)['for']}"
+    show.step(f"holdfast node report --sign; uid {HOLDER}: node report --verify", "the node's", what, done.returncode == 0)
+    trust(lab)
+
+
+def rotate_and_preempt(lab: Lab, show: Show, old: Issuer, new: Issuer, scheduler: Issuer, url: str) -> None:
+    lease = json.loads(present(lab, old.issue(A, "--endpoint", "web", "--operation", "connect", "--holder", f"uid:{HOLDER}")).stdout)
+    after = f"{3 * SLOW:.0f}s"
+    told = lab.cli("trust", "rotate", old.thumbprint(), new.thumbprint(), "--after", after)
+    words = (A, "--lease", lease["id"], "--generation", lease["generation"], "--operation", "connect")
+    renewed = present(lab, new.issue(*words, kind="renew"), "renew")
+    what = f"the old one is believed until {told['until']}"
+    show.step(f"holdfast trust rotate OLD NEW --after {after}; the lease is renewed by the new key", "renewed", what, renewed.returncode == 0)
+
+    def is_over() -> bool:
+        return any(each["key"] == old.thumbprint() and each["state"] == "verify_only" for each in lab.cli("trust", "show")["anchors"])
+
+    wait_until(is_over, 10, "the old key's time is over")
+    done = lab.try_cli("lease", "grant", "--token", old.issue(A, "--endpoint", "echo"))
+    passed, what = curl(lab, "client", url)
+    show.step(f"{after} later: a token by the old key", "key_not_live", said_by(done), done.returncode == 1 and "key_not_live" in done.stderr)
+    show.step(f"curl {url}, by the lease that the old key began", "HTTP 200", what, passed)
+
+    told = lab.cli("lease", "preempt", lease["id"], "--reason", "job 17 comes first", "--grace", "30s", "--key", scheduler.key)
+    passed, what = curl(lab, "client", url)
+    show.step("holdfast lease preempt --grace 30s, signed by a scheduler; curl", "HTTP 200 in the grace", f"{told['state']}; {what}", passed)
+    done = lab.try_cli("lease", "checkpoint", lease["id"], "--note", "saved", prefix=as_uid(HOLDER))
+    passed, what = curl(lab, "client", url)
+    ended = done.returncode == 0 and not passed
+    what = f"{json.loads(done.stdout)['state']}; {what}" if done.returncode == 0 else done.stderr
+    show.step(f"uid {HOLDER}, its holder: holdfast lease checkpoint --note saved; curl", "its grace ends now", what, ended)
+
+
 def said_by(done: subprocess.CompletedProcess) -> str:
     """What a command with --json answered, in a line."""
     if done.returncode != 0:
@@ -391,7 +457,7 @@ def main() -> int:
             lab.serve("tenant-a", f"page:{WEB}", f"http:{FILES}", f"udp:{ECHO}", *many_ports())
             lab.serve("tenant-b", f"page:{WEB}")
             print(f"lab: a client, a node with holdfastd, two tenants, in network namespaces {lab.tag}-*")
-            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable, tokens, control_plane):
+            for chapter in (default_deny, grant, cut_download, expiry, lateral, disable, tokens, control_plane, schedule):
                 lab.reset()
                 try:
                     chapter(lab, show)

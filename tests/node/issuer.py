@@ -6,9 +6,10 @@ import json
 import pathlib
 import signal
 import subprocess
-from base64 import urlsafe_b64decode
+from base64 import b64decode, urlsafe_b64decode
 
 from lab import Lab, wait_until
+from signing import independent
 
 ISSUER = "cp.example"
 
@@ -24,6 +25,9 @@ class Issuer:
             ["openssl", "pkey", "-in", str(self.key), "-pubout"], check=True, capture_output=True, text=True
         )
         self.line = public.stdout.splitlines()[1]
+
+    def thumbprint(self) -> str:
+        return independent.thumbprint(b64decode(self.line)[-32:]).hex()
 
     def anchor(self, **changes: object) -> dict:
         plain = {"issuer": self.name, "key": self.line, "uses": ["token"], "tenants": ["*"], "operations": ["connect"]}

@@ -6,7 +6,6 @@ What is under a lease passes throughout, the old key's tokens stand until their 
 the new key's count all along. Covers G10, G11, L13, H5. Each refusal stands beside its control.
 """
 
-import base64
 import contextlib
 import datetime
 import json
@@ -32,10 +31,6 @@ AFTER_S = round(4 * SLOW) + 4
 
 def anchors(lab: Lab) -> dict[str, dict]:
     return {each["key"]: each for each in lab.cli("trust", "show")["anchors"]}
-
-
-def key_of(issuer: Issuer) -> str:
-    return signing.independent.thumbprint(base64.b64decode(issuer.line)[-32:]).hex()
 
 
 def one(issuer: Issuer, tenant: str = A, *words: object, **options: object) -> str:
@@ -106,7 +101,7 @@ def nothing_lost(lab: Lab, probe: Probe) -> Iterator[None]:
 def test_without_anyone_noticing(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     """A lease that is renewed by the old key's tokens, and then by the new one's, does not lose a packet."""
     old, new = pair
-    old_key, new_key = key_of(old), key_of(new)
+    old_key, new_key = old.thumbprint(), new.thumbprint()
     echo = Probe("client", "tenant-a", udp())
     (token,) = old.tokens(A, "--endpoint", "echo", "--operation", "connect", "--ttl", "300s", life="300s")
     lease = granted(lab, token)
@@ -140,7 +135,7 @@ def test_without_anyone_noticing(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
 def test_a_lease_that_nobody_renews_by_the_new_key(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     """It ends with the old key, and is no other's: one by the new key and one by an operator go on. verify.sock, too."""
     old, new = pair
-    old_key, new_key = key_of(old), key_of(new)
+    old_key, new_key = old.thumbprint(), new.thumbprint()
     lease = granted(lab, one(old, A, "--ttl", "300s", life="300s"))
     other = granted(lab, one(new, B, "--ttl", "300s", life="300s"))
     by_operator = lab.grant(A, "echo")
@@ -170,7 +165,7 @@ def test_a_lease_that_nobody_renews_by_the_new_key(lab: Lab, pair: tuple[Issuer,
 def test_what_show_tells(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     """Verified: when the key last decided something, whatever that was. Where it is from, and whether it can retire."""
     old, new = pair
-    old_key, new_key = key_of(old), key_of(new)
+    old_key, new_key = old.thumbprint(), new.thumbprint()
     shown = anchors(lab)
     for each in shown.values():
         assert (each["source"], each["verified"], each["last_used"], each["pending"]) == ("file", False, None, False), each
@@ -208,7 +203,7 @@ def test_what_show_tells(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
 def test_an_end_that_something_else_comes_upon(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     """Whatever changes trust at the moment of the end: the leases end, the end is told, once."""
     old, new = pair
-    old_key, new_key = key_of(old), key_of(new)
+    old_key, new_key = old.thumbprint(), new.thumbprint()
     lease = granted(lab, one(old, A, "--ttl", "300s", life="300s"))
     with Control(lab.socket_path) as control, Watcher(lab.socket_path, kinds=["trust"]) as watcher:
         watcher.snapshot()
@@ -268,7 +263,7 @@ def test_one_that_is_not_as_wide(lab: Lab, believed: None, changes: dict, said: 
 def test_mistakes(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     """Each a typed reply, and nothing changed. A later time puts no end off; restore takes it back."""
     old, new = pair
-    old_key, new_key = key_of(old), key_of(new)
+    old_key, new_key = old.thumbprint(), new.thumbprint()
     own = lab.ask("status")["node"]
     assert own.startswith("ni:")
     shown = lab.ask("trust.show")
