@@ -36,6 +36,7 @@ class SignedWatcher(Watcher):
         self.node = lab.ask("status")["node"]
         self.notices: list[bytes] = []
         super().__init__(lab.socket_path, 30 * SLOW, sign=SIGN, **args)
+        assert self.frame() == {"type": "asked", "args": args}
 
     def read_frame(self) -> tuple[int, int, int, dict]:
         kind, flags, number, body = super().read_frame()
@@ -104,6 +105,14 @@ def test_so_many_are_signed_for(lab: Lab) -> None:
         again.snapshot()
 
 
+def test_what_was_asked_for_is_signed(lab: Lab) -> None:
+    """Who has the frames knows what was left out of them because nobody asked for it."""
+    with SignedWatcher(lab, kinds=["lease"], tenants=[A]) as first:
+        cursor = first.snapshot().cursor
+    with SignedWatcher(lab, **{"from": cursor}) as second:
+        assert second.frame() == {"type": "resumed", "cursor": cursor}
+
+
 # ---- the command ------------------------------------------------------------------------------------------
 
 
@@ -166,6 +175,11 @@ def test_evidence(lab: Lab, tmp_path: pathlib.Path) -> None:
     printed = kept_by(lab, path, node)
     said, code = verified(lab, path, "--node", node)
     assert (said, code) == (printed, "")
+    asked = said[0]
+    assert (asked["type"], asked["node"], asked["for"], asked["args"]) == ("asked", node, "cp.example", {})
+    assert asked["epoch"] == lab.ask("status")["epoch"]
+    for words, refused in [(("--for", "cp.example", "--epoch", asked["epoch"]), ""), (("--for", "x"), "wrong_audience"), (("--epoch", asked["epoch"] + 1), "stale_epoch")]:
+        assert verified(lab, path, "--node", node, *words)[1] == refused
     events = [line["event"] for line in said if line["type"] == "event"]
     assert events[0] == "lease.grant" and events[-1] == "lease.torndown"
     # A second stream behind the first.
@@ -181,18 +195,77 @@ def test_evidence(lab: Lab, tmp_path: pathlib.Path) -> None:
     def damaged(kept: list[bytes], code: str, *words: object) -> None:
         path.write_bytes(b"".join(kept))
         said, refused = verified(lab, path, *(words or ("--node", node)))
-        assert refused == code and said == printed[: len(said)], (code, refused)
+        assert refused == code and said == (printed + again)[: len(said)], (code, refused)
 
     for index in range(1, len(notices) - 1):
         damaged(notices[:index] + notices[index + 1 :], "notice_missing")
     damaged(notices[1:], "wrong_challenge")
     damaged([*notices, notices[-1]], "notice_missing")
+    damaged([notices[0], *notices], "notice_repeated")
+    damaged([first, second, first], "notice_repeated")
+    damaged([], "no_notices")
     damaged([notices[0], items(second)[1]], "wrong_challenge")
     flipped = bytearray(notices[-1])
     flipped[-1] ^= 1
     damaged([*notices[:-1], bytes(flipped)], "bad_signature")
     damaged([*notices[:-1], notices[-1][:-1]], "malformed_cbor")
     damaged(notices, "wrong_node", "--node", "ni:///sha-256;" + independent.to_text(bytes(32)))
+
+
+def test_a_stream_that_goes_on_shows_what_is_missing(lab: Lab, tmp_path: pathlib.Path) -> None:
+    """Behind a cursor: the end of the stream before can be left out no more, in a file or on the way."""
+    node, path = lab.ask("status")["node"], tmp_path / "kept"
+    printed = kept_by(lab, path, node)
+    first, cursor = path.read_bytes(), printed[-1]["cursor"]
+    with watching(lab, "--node", node, "--keep", path, "--from", f"{cursor['instance']}:{cursor['seq']}") as process:
+        wait_until(lambda: b"resumed" in path.read_bytes(), 20, "it goes on")
+        printed += ended(process)
+    second = path.read_bytes()[len(first) :]
+    assert verified(lab, path, "--node", node) == (printed, "")
+    path.write_bytes(b"".join(items(first)[:-1]) + second)
+    assert verified(lab, path, "--node", node)[1] == "notice_missing"
+
+
+def test_what_is_no_place_to_keep(lab: Lab, tmp_path: pathlib.Path) -> None:
+    """Another file is not written into, nor behind half a notice; nor do two watches write into one."""
+    node, path = lab.ask("status")["node"], tmp_path / "kept"
+
+    def refused() -> str:
+        done = lab.try_cli("watch", "--node", node, "--keep", path)
+        assert done.returncode == 1 and done.stdout == ""
+        return json.loads(done.stderr)["error"]["code"]
+
+    kept_by(lab, path, node)
+    torn = path.read_bytes()[:-1]
+    path.write_bytes(torn)
+    assert refused() == "not_notices" and path.read_bytes() == torn
+    path.write_text("what I keep my shopping list in\n")
+    assert refused() == "not_notices" and path.read_text().startswith("what I keep")
+    path.unlink()
+    with watching(lab, "--node", node, "--keep", path):
+        wait_until(lambda: path.exists() and b"snapshot_end" in path.read_bytes(), 20, "a snapshot is kept")
+        assert refused() == "file_locked"
+
+
+def test_a_full_disk(own_lab: Lab, tmp_path: pathlib.Path) -> None:
+    """What does not fit whole is not kept at all, and what was kept before stays good."""
+    lab, node, small = own_lab, own_lab.ask("status")["node"], tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", small], check=True)
+    try:
+        with watching(lab, "--node", node, "--keep", small / "kept") as process:
+            wait_until(lambda: (small / "kept").exists() and b"snapshot_end" in (small / "kept").read_bytes(), 20, "a snapshot")
+            for _ in range(40):
+                lab.revoke(lab.grant(A, "web"))
+                if process.poll() is not None:
+                    break
+            out, err = process.communicate(timeout=20 * SLOW)
+        assert process.returncode == 1 and json.loads(err)["error"]["code"] == "file_write"
+        kept = small / "kept"
+        said, code = verified(lab, kept, "--node", node)
+        assert code == "" and said == [json.loads(line) for line in out.splitlines()][: len(said)] and len(said) > 4
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_another_node_is_not_believed(lab: Lab, tmp_path: pathlib.Path) -> None:
@@ -206,7 +279,7 @@ def test_another_node_is_not_believed(lab: Lab, tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--keep", "kept"), ("--for", "cp.example"), ("--verify", "kept"), ("--verify", "kept", "--node", "x", "--reconnect")],
+    [("--keep", "kept"), ("--for", "cp.example"), ("--verify", "kept"), ("--epoch", "1"), ("--verify", "kept", "--node", "x", "--reconnect")],
 )
 def test_words_that_do_not_go_together(lab: Lab, words: tuple[str, ...]) -> None:
     done = lab.try_cli("watch", *words)

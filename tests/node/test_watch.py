@@ -343,7 +343,8 @@ def as_reader(groups: dict[str, int], uid: int, body: Callable[[int], None]) -> 
 
 @pytest.mark.xdist_group("groups")  # one makes them, and takes them away again
 def test_limits(groups: dict[str, int], own_lab: Lab) -> None:  # noqa: F811
-    """A reader watches 64 times; beyond, it is refused by name, others are not, and what it ends makes room."""
+    """A reader watches 64 times, 4 of them signed; beyond, it is refused by name, others are not, and what it ends makes
+    room."""
     lab = own_lab
     wrong = {
         "an unknown kind": ({"kinds": ["leases"]}, "unknown_kind"),
@@ -378,6 +379,17 @@ def test_limits(groups: dict[str, int], own_lab: Lab) -> None:  # noqa: F811
         with Watcher(lab.socket_path, 30 * SLOW, uid) as watcher:
             watcher.snapshot()
 
+    def have_signed(uid: int) -> None:
+        sign = {"challenge": bytes(32), "for": "x"}
+        with contextlib.ExitStack() as all_of_them:
+            for _ in range(4):
+                all_of_them.enter_context(Watcher(lab.socket_path, 30 * SLOW, uid, sign=sign)).frame()
+            with Watcher(lab.socket_path, 30 * SLOW, uid, sign=sign) as fifth, pytest.raises(Refused) as refused:
+                fifth.frame()
+            assert refused.value.code == "signed_watchers_max"
+            one(uid)
+
+    as_reader(groups, READER, have_signed)
     as_reader(groups, READER, fill)
     as_reader(groups, OTHER_READER, one)
     wait_until(lambda: lab.ask("status")["watch"]["watchers"] == 0, 5)
@@ -436,12 +448,11 @@ def resident(lab: Lab) -> int:
 
 @pytest.mark.slow
 def test_a_thousand_watchers(own_lab: Lab) -> None:
-    """Each is told all, an operator still gets in, and the daemon takes less than half a core for 100 events a second.
+    """Each is told all, and an operator still gets in. What it costs the daemon: scripts/bench control, `watch_cpu`.
 
     A hundred where loops are few: what takes long in a guest is our own reading."""
     lab, count = own_lab, max(100, LOOPS)
     watchers: list[Watcher] = []
-    rss = resident(lab)
     try:
         for _ in range(count):
             watchers.append(Watcher(lab.socket_path, 60 * SLOW, kinds=["lease"]))
@@ -453,19 +464,16 @@ def test_a_thousand_watchers(own_lab: Lab) -> None:
         readers.start()
         try:
             with Control(lab.socket_path) as control:
-                begin, cpu = time.monotonic(), cpu_s(lab)
+                begin = time.monotonic()
                 for turn in range(400):
                     control.renew(lease["id"], 150)
                     time.sleep(max(0.0, begin + (turn + 1) / 100 - time.monotonic()))
-                took, used = time.monotonic() - begin, cpu_s(lab) - cpu
         finally:
             reading.set()
             readers.join()
-        print(f"{count} watchers, {400 / took:.0f} events a second: {used / took:.2f} of a core, {resident(lab) - rss >> 20} MiB")
         for watcher in watchers:
             while sum(event["event"] == "lease.renew" for event in watcher.events) < 400:
                 watcher.frame()
-        assert used / took < 0.5 * SLOW
     finally:
         for watcher in watchers:
             watcher.socket.close()
@@ -479,12 +487,6 @@ def read_along(watchers: list[Watcher], over: threading.Event) -> None:
         while not over.is_set():
             for key, _ in selector.select(0.1):
                 key.data.buffer += key.data.socket.recv(1 << 16)
-
-
-def cpu_s(lab: Lab) -> float:
-    with open(f"/proc/{lab.daemon.pid}/stat", encoding="ascii") as stat:
-        fields = stat.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # ---- the command -------------------------------------------------------------------------------------------

@@ -205,6 +205,7 @@ struct WatchWords {
   bool reconnect = false;
   std::string node;      // who has to sign each frame: its name, its key's thumbprint, or a file
   std::string audience;  // whom it signs for
+  uint64_t epoch = 0;    // in which it has to sign; any, if it is 0
   std::string keep;      // a file that what is signed is appended to
   std::string verify;    // a file of that kind, and no daemon is asked
 };

@@ -660,16 +660,23 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
       ->type_name("NODE");
   watch
       ->add_option("--for", w.audience,
-                   "With --node: whom it signs for, default: the user who asks")
+                   "With --node: whom it signs for, default: the user who asks; with --verify:\n"
+                   "whom it has to be for")
       ->type_name("NAME");
+  watch
+      ->add_option("--epoch", w.epoch,
+                   "With --node: the node's epoch; what signed in an earlier one may have become\n"
+                   "known")
+      ->type_name("NUMBER");
   watch
       ->add_option("--keep", w.keep,
                    "With --node: append what it signed to this file, as evidence for others")
       ->type_name("FILE");
   watch
       ->add_option("--verify", w.verify,
-                   "What was kept in this file: whether it is that node's and nothing is missing,\n"
-                   "and what it says; needs no daemon; - is standard input")
+                   "What was kept in this file: whether it is that node's, in each stream with\n"
+                   "none missing before its last, and what it says; needs no daemon; - is\n"
+                   "standard input")
       ->type_name("FILE");
   watch->callback([&] { run = [&](Session& s) { return run_watch(s, words.watch); }; });
   examples(watch,
@@ -682,7 +689,7 @@ void add_watch(CLI::App& app, Words& words, Run& run) {
 
 void add_node_identity(CLI::App& node, Words& words, Run& run) {
   CLI::App* identity = node.add_subcommand(
-      "identity", "Who this node is, and with what it signs use tokens and reports");
+      "identity", "Who this node is, and with what it signs use tokens, reports and notices");
   identity
       ->add_option("--out", words.file,
                    "Keep what the node's own key says of that in this file: token verify "

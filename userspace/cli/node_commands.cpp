@@ -21,6 +21,16 @@ using cbor::Value;
 
 constexpr size_t report_bytes_max = size_t{2} << 20;  // as it comes from a node, at most half
 
+// Of 64 hexadecimal digits; none, if there are none. Errors: usage.
+Result<std::optional<token::Challenge>> read_challenge(const std::string& digits) {
+  if (digits.empty()) return std::nullopt;
+  const auto challenge = from_hex<sizeof(token::Challenge)>(digits);
+  if (!challenge)
+    return usage("--challenge: 64 hexadecimal digits, in lower case",
+                 "draw one: openssl rand -hex 32");
+  return challenge;
+}
+
 std::string render_identity(const Value& reply, const Style& style) {
   Facts facts;
   const bool on_token = text_of(reply, "kept") == "pkcs11";

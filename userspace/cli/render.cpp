@@ -497,6 +497,22 @@ std::string render_watch(const Value& item, const Style& style) {
       if (const std::string name = safe(item, key); !name.empty()) out += "  " + name;
     return out + event_details(item) + "\n";
   }
+  if (type == "asked") {
+    const Value& args = part_of(item, "args");
+    const auto all_or = [&](std::string_view key) {
+      const Value::Array& some = list_of(args, key);
+      return some.empty() ? "all" : joined(some, ", ", some.size());
+    };
+    const Value& from = part_of(args, "from");
+    return fmt::format(
+        "signed by {}, epoch {}, for {}, from {} on: kinds {}, tenants {}{}, challenge {}\n",
+        safe(item, "node"), number_of(item, "epoch"), safe(item, "for"),
+        local_time(safe(item, "issued")), all_or("kinds"), all_or("tenants"),
+        from.is_null()
+            ? ""
+            : fmt::format(", behind cursor {}:{}", safe(from, "instance"), number_of(from, "seq")),
+        safe(item, "challenge"));
+  }
   if (type == "snapshot") {
     out = fmt::format("node {}, epoch {}, policy generation {}, {} of at most {}\n",
                       node_state_line(part_of(item, "state"), style), number_of(item, "epoch"),

@@ -4,10 +4,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "userspace/base/result.hpp"
+#include "userspace/base/unique_fd.hpp"
 #include "userspace/token/node_identity.hpp"
 #include "userspace/wire/cbor.hpp"
 
@@ -16,30 +19,61 @@ namespace holdfast::cli {
 // Who has to have said it: a name, a thumbprint, or a file with a public key. Errors: those of
 // read_signer_key(), naming --node.
 Result<std::string> read_node_name(const std::string& named);
-// Of 64 hexadecimal digits; none, if there are none. Errors: usage.
-Result<std::optional<token::Challenge>> read_challenge(const std::string& digits);
 Result<token::Challenge> drawn_challenge();
 // "uid:N", who runs this, when nobody is named. Errors: usage.
 Result<std::string> audience_or_self(const std::string& named);
 
-// The notices of a node, one after the other and none left out.
+// Whose notices are believed.
+struct NoticesFrom {
+  std::string node;
+  std::optional<std::string> audience;
+  uint64_t epoch = 0;  // any, if it is 0
+};
+
+// The notices of a node, stream after stream, and in each one after the other with none left out.
+// The first of a stream comes out as {"type": "asked", "args"} with "node", "epoch", "for",
+// "challenge" and "issued" added.
 class Notices {
  public:
-  explicit Notices(std::string node) : node_(std::move(node)) {}
+  explicit Notices(NoticesFrom from) : from_(std::move(from)) {}
 
-  // The next is the first of a stream for this.
-  void expect(token::StatementFor target) { next_ = std::move(target); }
-  // What the next one says, and when it was said. Errors: those of token::check_statement();
-  // denied / wrong_challenge, wrong_audience, notice_missing; those of cbor::decode().
+  // The next is the first of the stream for this. Without, any stream that has not been may begin
+  // behind the last one of another, as in a file.
+  void expect(token::StatementFor target);
+  // What the next one says. Errors: those of token::check_statement(); denied / stale_epoch,
+  // wrong_challenge, wrong_audience, notice_missing, notice_repeated; those of cbor::decode().
   Result<cbor::Value> open(std::span<const uint8_t> notice);
-  // Of what was kept: whatever streams one after the other, each from its first on.
-  Result<cbor::Value> open_kept(std::span<const uint8_t> notice);
 
  private:
-  Result<cbor::Value> open(const token::Statement& said);
+  Status begin(const token::StatementFor& target);
 
-  std::string node_;
+  NoticesFrom from_;
   token::StatementFor next_;
+  bool is_kept_ = true;  // no target was named
+  std::set<token::Challenge> begun_;
+};
+
+// A file of notices, one behind the other (a CBOR sequence, RFC 8742), however long.
+class NoticeFile {
+ public:
+  // "-" is standard input. Errors: not_found / file_missing.
+  static Result<NoticeFile> open(const std::string& path);
+
+  // The next one, until the next call; an empty one behind the last. Errors: file_read; invalid /
+  // malformed_cbor where no whole one stands.
+  Result<std::span<const uint8_t>> next();
+  // "FILE: notice N", of the one that came last.
+  std::string place() const;
+
+ private:
+  Status fill();
+
+  UniqueFd fd_;
+  std::string name_;
+  std::vector<uint8_t> buffer_;
+  size_t at_ = 0;
+  bool has_ended_ = false;
+  uint64_t count_ = 0;
 };
 
 }  // namespace holdfast::cli

@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,7 +28,6 @@ namespace {
 using cbor::Value;
 
 constexpr uint64_t reconnect_period_ns = 500 * ns_per_ms;
-constexpr size_t kept_bytes_max = size_t{256} << 20;
 
 // What the signal handler touches.
 std::atomic<bool> ended{false};
@@ -92,7 +92,7 @@ class FramePrinter {
     if (type == "snapshot") in_snapshot_ = true;
     if (type == "snapshot_end") in_snapshot_ = false;
     // Within a snapshot a cursor is nothing to go on from.
-    cursor_ = in_snapshot_ ? Value() : part_of(frame, "cursor");
+    if (type != "asked") cursor_ = in_snapshot_ ? Value() : part_of(frame, "cursor");
     if (type != "events") {
       print(frame);
     } else {
@@ -117,20 +117,39 @@ class FramePrinter {
   bool in_snapshot_ = false;
 };
 
-// A file of notices as they came, one behind the other (a CBOR sequence, RFC 8742).
+// Where notices are appended to as they come.
 class Keeper {
  public:
+  // Errors: file_write; unavailable / file_locked; invalid / not_notices.
   static Result<Keeper> open(const std::string& path) {
     Keeper made;
     made.path_ = path;
-    made.fd_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-    if (!made.fd_) return fail_sys(errno, "file_write", "opening " + path);
-    return made;
+    made.fd_ = UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
+    if (!made.fd_)
+      return fail_sys(errno, "file_write", "opening " + path, "name another file with --keep");
+    if (::flock(made.fd_.get(), LOCK_EX | LOCK_NB) != 0)
+      return fail(ErrorKind::unavailable, "file_locked", path + ": another watch keeps into it",
+                  "end that one, or name another file with --keep");
+    // What stands behind something else than whole notices could not be read.
+    Result<NoticeFile> before = NoticeFile::open(path);
+    if (!before) return pass_on(before);
+    for (;;) {
+      const Result<std::span<const uint8_t>> notice = before->next();
+      if (!notice)
+        return fail(ErrorKind::invalid, "not_notices", notice.error().message,
+                    "name another file with --keep");
+      if (notice->empty()) return made;
+    }
   }
 
+  // The whole notice or nothing of it.
   Status keep(std::span<const uint8_t> notice) {
-    if (!write_all(fd_.get(), notice)) return fail_sys(errno, "file_write", "writing " + path_);
-    return {};
+    const off_t end = ::lseek(fd_.get(), 0, SEEK_END);
+    if (write_all(fd_.get(), notice)) return {};
+    const int why = errno;
+    [[maybe_unused]] const int cut = ::ftruncate(fd_.get(), end);
+    return fail_sys(why, "file_write", "writing " + path_,
+                    "make room for it, and watch anew; what is in it stays good");
   }
 
  private:
@@ -169,13 +188,18 @@ class Watcher {
 
  private:
   Status prepare_signed() {
-    if (words_.node.empty() && (!words_.keep.empty() || !words_.audience.empty()))
-      return usage("--keep and --for are for what a node has signed",
+    if (words_.node.empty() &&
+        (!words_.keep.empty() || !words_.audience.empty() || words_.epoch != 0))
+      return usage("--keep, --for and --epoch are for what a node has signed",
                    "give --node, a name that you know: holdfast status on the node shows it");
     if (words_.node.empty()) return {};
     Result<std::string> node = read_node_name(words_.node);
     if (!node) return pass_on(node);
-    notices_.emplace(std::move(*node));
+    Result<std::string> audience = audience_or_self(words_.audience);
+    if (!audience) return pass_on(audience);
+    audience_ = std::move(*audience);
+    notices_.emplace(
+        NoticesFrom{.node = std::move(*node), .audience = audience_, .epoch = words_.epoch});
     if (words_.keep.empty()) return {};
     Result<Keeper> keeper = Keeper::open(words_.keep);
     if (!keeper) return pass_on(keeper);
@@ -185,13 +209,14 @@ class Watcher {
 
   // A stream's own challenge, so that none of an earlier one is taken for one of this.
   Status begin_signed() {
-    Result<std::string> audience = audience_or_self(words_.audience);
-    if (!audience) return pass_on(audience);
     const Result<token::Challenge> challenge = drawn_challenge();
     if (!challenge) return std::unexpected(challenge.error());
+    asked_ = Value::map();
+    for (const auto& [key, value] : *args_.as_map())
+      if (key != "sign") asked_.set(key, value);
     args_.set("sign", Value::map({{"challenge", Value::Bytes(challenge->begin(), challenge->end())},
-                                  {"for", *audience}}));
-    notices_->expect({.audience = std::move(*audience), .challenge = *challenge});
+                                  {"for", audience_}}));
+    notices_->expect({.audience = audience_, .challenge = *challenge});
     return {};
   }
 
@@ -219,8 +244,9 @@ class Watcher {
   }
 
   static bool may_come_back(const Error& error) {
-    for (const std::string_view code : {"daemon_not_running", "stale_socket", "daemon_busy",
-                                        "connection_closed", "timeout", "resync_required"})
+    for (const std::string_view code :
+         {"daemon_not_running", "stale_socket", "daemon_busy", "connection_closed", "timeout",
+          "resync_required", "signed_watchers_max"})
       if (error.code == code) return true;
     return false;
   }
@@ -230,9 +256,15 @@ class Watcher {
     const Value::Bytes* notice = part_of(frame, "notice").as_bytes();
     if (notice == nullptr)
       return fail(ErrorKind::denied, "not_signed", "the daemon sent what it has not signed",
-                  "it may be an older one: holdfast status shows its version");
+                  "whoever answers on this socket is not to be believed");
     const Result<Value> said = notices_->open(*notice);
     if (!said) return std::unexpected(said.error());
+    if (text_of(*said, "type") == "asked" && part_of(*said, "args") != asked_)
+      return fail(ErrorKind::denied, "not_asked", "the node was asked for something else than this",
+                  "somebody between here and the node changed it");
+    if (text_of(*said, "type") == "resumed" && part_of(*said, "cursor") != part_of(asked_, "from"))
+      return fail(ErrorKind::denied, "not_asked", "the stream goes on from elsewhere",
+                  "watch anew, without --from");
     if (keeper_)
       if (Status ok = keeper_->keep(*notice); !ok) return ok;
     return print(*said);
@@ -248,6 +280,8 @@ class Watcher {
   const WatchWords& words_;
   FramePrinter printer_;
   Value args_;
+  Value asked_;  // these, without what is for the signing
+  std::string audience_;
   std::optional<Notices> notices_;
   std::optional<Keeper> keeper_;
   Status taken_;
@@ -258,27 +292,35 @@ Outcome verify_kept(Session& session, const WatchWords& words) {
   if (words.node.empty())
     return usage("watch --verify: whose has it to be?",
                  "give --node, a name that you know: holdfast status on the node shows it");
-  if (!words.keep.empty() || !words.audience.empty() || !words.from.empty() || words.reconnect ||
-      !words.kinds.empty() || !words.tenants.empty())
-    return usage("watch --verify takes --node, and nothing else", "it reads the file as it is");
-  const Result<std::string> node = read_node_name(words.node);
-  if (!node) return std::unexpected(node.error());
-  const Result<std::string> file = read_file(words.verify, kept_bytes_max);
-  if (!file) return std::unexpected(file.error());
-  Notices notices(*node);
+  if (!words.keep.empty() || !words.from.empty() || words.reconnect || !words.kinds.empty() ||
+      !words.tenants.empty())
+    return usage("watch --verify takes --node, --for and --epoch, and nothing else",
+                 "it reads the file as it is");
+  Result<std::string> node = read_node_name(words.node);
+  if (!node) return pass_on(node);
+  Result<NoticeFile> file = NoticeFile::open(words.verify);
+  if (!file) return pass_on(file);
+  NoticesFrom from{.node = std::move(*node), .audience = {}, .epoch = words.epoch};
+  if (!words.audience.empty()) from.audience = words.audience;
+  Notices notices(std::move(from));
   FramePrinter printer(session);
-  std::span<const uint8_t> rest(reinterpret_cast<const uint8_t*>(file->data()), file->size());
-  for (uint64_t count = 1; !rest.empty(); ++count) {
-    const std::string name = fmt::format("{}: notice {}", shown_name(words.verify), count);
-    cbor::Reader in(rest, {.depth_max = 2, .bytes_max = rest.size()});
-    const std::span<const uint8_t> notice = in.raw();
-    if (!in.ok()) return std::unexpected(in.error().in(name));
-    const Result<Value> said = notices.open_kept(notice);
-    if (!said) return std::unexpected(Error(said.error()).in(name));
+  for (bool is_first = true;; is_first = false) {
+    const Result<std::span<const uint8_t>> notice = file->next();
+    if (!notice) return std::unexpected(notice.error());
+    if (notice->empty() && is_first)
+      return fail(ErrorKind::invalid, "no_notices", shown_name(words.verify) + " is empty",
+                  "nothing was kept in it");
+    if (notice->empty()) return ExitCode::done;
+    const Result<Value> said = notices.open(*notice);
+    if (!said) return std::unexpected(Error(said.error()).in(file->place()));
+    // A stream that goes on where another ended shows whether that one is whole.
+    const Value& goes_on_from = part_of(part_of(*said, "args"), "from");
+    if (!is_first && !goes_on_from.is_null() && goes_on_from != printer.cursor())
+      return fail(ErrorKind::denied, "notice_missing",
+                  file->place() + ": it goes on from elsewhere than where the one before ends",
+                  "something is left out between the two; what stands before this is good");
     if (Status ok = printer.take(*said); !ok) return pass_on(ok);
-    rest = rest.subspan(notice.size());
   }
-  return ExitCode::done;
 }
 
 }  // namespace

@@ -5,12 +5,6 @@
 #include <fmt/format.h>
 
 namespace holdfast {
-namespace {
-
-constexpr size_t audience_bytes_max = 256;
-
-}  // namespace
-
 Result<token::StatementFor> read_statement_for(const cbor::Value& args) {
   if (Status ok = args.only_keys({"challenge", "for"}); !ok) return pass_on(ok);
   token::StatementFor target;
@@ -20,10 +14,10 @@ Result<token::StatementFor> read_statement_for(const cbor::Value& args) {
   std::ranges::copy(*challenge, target.challenge.begin());
   const Result<std::string_view> audience = args.get_text("for");
   if (!audience) return std::unexpected(audience.error());
-  if (audience->empty() || audience->size() > audience_bytes_max)
+  if (audience->empty() || audience->size() > token::audience_bytes_max)
     return fail(ErrorKind::invalid, "bad_audience",
                 fmt::format("\"for\" has {} bytes, it must have 1 to {}", audience->size(),
-                            audience_bytes_max),
+                            token::audience_bytes_max),
                 "name who is told: a control plane, a person");
   target.audience = *audience;
   return target;

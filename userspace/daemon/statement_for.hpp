@@ -8,7 +8,8 @@
 
 namespace holdfast {
 
-// Errors: invalid / missing_key, unknown_key, wrong_type, bad_audience.
+// Errors: invalid / missing_key, unknown_key, wrong_type, out_of_range,
+// bad_audience.
 Result<token::StatementFor> read_statement_for(const cbor::Value& args);
 
 }  // namespace holdfast

@@ -215,16 +215,22 @@ Value Watch::status() const {
 // Operators have places of their own, so that readers cannot take them all.
 Status Watch::may_watch(const wire::Peer& peer, bool signs) const {
   const bool operates = peer.role == wire::Role::operates;
-  size_t all = 0, own = 0, signed_for = 0;
+  size_t all = 0, own = 0, signed_for = 0, own_signed = 0;
   for (const auto& watcher : watchers_) {
+    const bool is_own = watcher->uid == peer.uid;
     if (watcher->operates == operates) ++all;
+    if (is_own) ++own;
     if (watcher->operates == operates && watcher->next_notice) ++signed_for;
-    if (watcher->uid == peer.uid) ++own;
+    if (is_own && watcher->next_notice) ++own_signed;
   }
   if (signs && signed_for >= limits_.signed_max)
     return fail(ErrorKind::exhausted, "signed_watchers_max",
                 fmt::format("the node signs for {} others already", signed_for),
                 "watch without \"sign\", or try later");
+  if (signs && !operates && own_signed >= limits_.uid_signed_max)
+    return fail(ErrorKind::exhausted, "signed_watchers_max",
+                fmt::format("the node signs for uid {} {} times already", peer.uid, own_signed),
+                "end one of them, or watch without \"sign\"");
   if (all >= limits_.watchers_max)
     return fail(ErrorKind::exhausted, "watchers_max", fmt::format("{} others watch this node", all),
                 "try later");
@@ -272,6 +278,10 @@ void Watch::begin(const wire::Peer& peer, const Value& args,
     Result<token::StatementFor> target = read_statement_for(*sign);
     if (!target) return responder.fail(Error(target.error()).in("\"sign\""));
     watcher->next_notice = std::move(*target);
+    Value asked = Value::map();
+    for (const auto& [key, value] : *args.as_map())
+      if (key != "sign") asked.set(key, value);
+    watcher->asked = cbor::encode(Value::map({{"type", "asked"}, {"args", std::move(asked)}}));
   }
   if (const Value* from = args.find("from"); from != nullptr && !from->is_null()) {
     const Result<WatchCursor> cursor = WatchCursor::read(*from);
@@ -340,12 +350,10 @@ void Watch::page_turn() {
 
 // False: it was told to begin anew, and is a watcher no more.
 bool Watch::page(Watcher& watcher) {
-  if (!watcher.has_begun && watcher.resumes) {
-    watcher.has_begun = true;
-    return begin_events(watcher, "resumed");
-  }
   if (!watcher.has_begun) {
     watcher.has_begun = true;
+    if (watcher.next_notice && !send(watcher, watcher.asked)) return watcher.responder.is_open();
+    if (watcher.resumes) return begin_events(watcher, "resumed");
     watcher.next_seq = ring_.end();
     watcher.snapshot = new_snapshot_(watcher.filter);
   }
@@ -437,7 +445,8 @@ void Watch::beat() {
   const uint64_t now = boot_now_ns();
   std::vector<uint8_t> frame;
   for (const auto& watcher : watchers_) {
-    const bool idle = watcher->is_live() && watcher->next_seq == ring_.end();
+    const bool idle = watcher->is_live() && watcher->next_seq == ring_.end() &&
+                      watcher->responder.has_room(limits_.unsent_max);
     if (!idle || now - watcher->sent_boot_ns < watcher->heartbeat_ns) continue;
     if (frame.empty())
       frame = cbor::encode(Value::map({{"type", "heartbeat"},

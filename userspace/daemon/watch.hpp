@@ -11,7 +11,8 @@
 //   events        in order, and the cursor behind the last of them
 //   heartbeat     nothing has happened for a while; the cursor
 //   signed        any of these, as a notice under the node's signature, numbered from 0: to whom
-//                 asked for that, over its own challenge
+//                 asked for that, over its own challenge. The first says `asked`: for what
+//                 ("args"), so that none can pass who left something out for all that there was
 //
 // Pages are read while things go on, and all stands in the order in which it was: events may come
 // between pages, and a page says what is at its place of the stream. An event of a lease that no
@@ -50,6 +51,7 @@ struct WatchLimits {
   size_t watchers_max = 1024;    // of readers, and as many of operators
   size_t uid_watchers_max = 64;  // of one reader
   size_t signed_max = 16;        // of those whom the node signs for, of readers and of operators
+  size_t uid_signed_max = 4;     // of these, of one reader
   size_t ring_bytes_max = 4U << 20;
   size_t unsent_max = 128U << 10;
   size_t frame_bytes_max = 64U << 10;
@@ -159,6 +161,7 @@ class Watch {
     bool operates = false;
     std::shared_ptr<const wire::Principal> signer;
     std::optional<token::StatementFor> next_notice;  // whom the node signs for
+    std::vector<uint8_t> asked;                      // the first frame of those, encoded
     wire::Responder responder;
     WatchFilter filter;
     uint64_t heartbeat_ns = 0;

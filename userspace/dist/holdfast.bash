@@ -126,7 +126,7 @@ _holdfast() {
         "token inspect") files=1 flags+=" --anchors" ;;
         "token verify") files=1 flags+=" --operation --resource --holder --holder-key --anchors --identity --node --epoch --at" ;;
         drops) flags+=" --follow" ;;
-        watch) flags+=" --tenant --kinds --from --reconnect --node --for --keep --verify" ;;
+        watch) flags+=" --tenant --kinds --from --reconnect --node --for --epoch --keep --verify" ;;
       esac
       [[ $cur != -* ]] || candidates=$flags files=0
       ;;

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include <sys/mman.h>
 #include <sys/random.h>
 
 #include "userspace/base/check.hpp"
@@ -85,20 +84,6 @@ bool has_shape(const Item& item) {
 
 }  // namespace
 
-template <typename T>
-SparseArray<T>::SparseArray(size_t count, Pages pages) : count_(count) {
-  void* memory = ::mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  CHECK(memory != MAP_FAILED);
-  // A kernel without huge pages does not know what it is told, and has none to refrain from.
-  ::madvise(memory, count * sizeof(T), pages == Pages::huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  data_ = static_cast<T*>(memory);
-}
-template <typename T>
-SparseArray<T>::~SparseArray() {
-  ::munmap(data_, count_ * sizeof(T));
-}
-
 Checker::Checker(size_t heads, size_t nodes)
     : secret_(random_secret()),
       head_mask_(heads - 1),
@@ -110,8 +95,6 @@ Checker::Checker(size_t heads, size_t nodes)
       pairs_(nodes / 2, Pages::huge) {
   CHECK(std::has_single_bit(heads) && heads >= ways && std::has_single_bit(nodes) && nodes >= 4);
 }
-
-Checker::~Checker() = default;
 
 HeaderTag Checker::tag_of_header(const FramedHead& head) const {
   if (head.is_header_known) return head.tag;
@@ -338,6 +321,8 @@ Checked<void> Checker::prove(Item& item, const Beliefs& beliefs) {
   // Another head of the same batch may have taken its place.
   if (head.state == FramedHead::State::known && heads_[head.place].serial != head.serial)
     head.state = FramedHead::State::unverified;
+  // Or the same head stood in it more than once.
+  if (head.state != FramedHead::State::known) look_up(head, beliefs);
   if (head.state != FramedHead::State::known) return prove_by_signature(item, beliefs);
   if (!climb(item)) return std::unexpected(Refused{Refusal::bad_signature});
   return {};

@@ -3,8 +3,8 @@
 // about one more. What is remembered is only what a signature or a hash has shown. Everything that
 // may change is judged anew at each token: key, epoch, end, issuer's rights.
 //
-// Tokens come in batches, because the time goes to waiting for memory: each step asks for what the
-// next one reads, for all of a batch, before that reads any of it.
+// Tokens come in batches, because the time goes to waiting for memory: each step is taken for all
+// of a batch before the next, and asks for what a later one reads.
 //
 // One Checker belongs to one thread.
 #pragma once
@@ -12,30 +12,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 
+#include "userspace/base/zeroed_array.hpp"
 #include "userspace/token/verify.hpp"
 
 namespace holdfast::token {
-
-// Memory that is there only where it was touched: a big table that is hardly used costs little.
-// With huge pages a table that is full costs fewer faults and misses of the TLB.
-enum class Pages : uint8_t { small, huge };
-template <typename T>
-class SparseArray {
- public:
-  SparseArray(size_t count, Pages pages);
-  ~SparseArray();
-  SparseArray(const SparseArray&) = delete;
-  SparseArray& operator=(const SparseArray&) = delete;
-  T& operator[](size_t i) { return data_[i]; }
-
- private:
-  T* data_;
-  size_t count_;
-};
 
 // Whom the tokens have to convince: replaced as a whole, with a new version, when anything changes.
 struct Beliefs {
@@ -87,7 +70,6 @@ class Checker {
   static constexpr size_t heads_default = size_t{1} << 18;
   static constexpr size_t nodes_default = size_t{1} << 19;
   explicit Checker(size_t heads = heads_default, size_t nodes = nodes_default);
-  ~Checker();
 
   // Tokens under this head are about to be checked: has the memory fetched that is read first.
   void expect(const FramedHead& head);
@@ -158,10 +140,10 @@ class Checker {
   const size_t head_mask_;
   const size_t set_mask_;
   const size_t pair_mask_;
-  SparseArray<uint32_t> head_words_;
-  SparseArray<KnownHead> heads_;
-  SparseArray<KnownHeader> headers_;
-  SparseArray<NodePair> pairs_;
+  ZeroedArray<uint32_t> head_words_;
+  ZeroedArray<KnownHead> heads_;
+  ZeroedArray<KnownHeader> headers_;
+  ZeroedArray<NodePair> pairs_;
   uint64_t next_serial_ = 1;
   uint64_t signatures_ = 0;
 };

@@ -34,9 +34,11 @@ Result<std::vector<uint8_t>> certify(const Signer& node_key, uint64_t epoch, con
 // wrong_node, bad_signature; invalid / malformed_signed.
 Result<EpochKey> check_certificate(std::span<const uint8_t> bytes, std::string_view node);
 
+constexpr size_t audience_bytes_max = 256;
+
 // To whom a node says something, and over whose challenge.
 struct StatementFor {
-  std::string audience;  // 1 to 256 bytes
+  std::string audience;  // at least a byte
   Challenge challenge{};
   uint64_t sequence = 0;  // of notices: which of their stream, the first is 0
 

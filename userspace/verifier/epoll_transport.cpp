@@ -21,10 +21,9 @@ class EpollTransport final : public Transport {
   std::string_view name() const override { return "epoll"; }
 
   Status add_group(uint16_t number) override {
-    Result<Mapped<uint8_t>> memory = map_memory(buffers_per_uid * buffer_bytes);
-    if (!memory) return std::unexpected(memory.error());
-    Group& group = groups_[number];
-    group.memory = std::move(*memory);
+    auto memory = ZeroedArray<uint8_t>::make(buffers_per_uid * buffer_bytes, buffer_pages);
+    if (!memory) return pass_on(memory);
+    Group& group = groups_.emplace(number, Group{.memory = std::move(*memory)}).first->second;
     for (uint16_t i = 0; i < buffers_per_uid; ++i) group.free.push_back(i);
     return {};
   }
@@ -95,9 +94,9 @@ class EpollTransport final : public Transport {
 
  private:
   struct Group {
-    Mapped<uint8_t> memory;
-    std::vector<uint16_t> free;
-    std::vector<uint32_t> starved;
+    ZeroedArray<uint8_t> memory;
+    std::vector<uint16_t> free = {};
+    std::vector<uint32_t> starved = {};
   };
   struct Watched {
     int fd = -1;
@@ -139,7 +138,7 @@ class EpollTransport final : public Transport {
       return watch(id, watched);
     }
     const uint16_t buffer = group.free.back();
-    uint8_t* at = group.memory.get() + buffer * buffer_bytes;
+    uint8_t* at = group.memory.data() + buffer * buffer_bytes;
     const ssize_t got = ::recv(watched.fd, at, buffer_bytes, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return events.on_closed(id);

@@ -13,23 +13,15 @@
 
 #include "userspace/base/result.hpp"
 #include "userspace/base/unique_fd.hpp"
+#include "userspace/base/zeroed_array.hpp"
 
 namespace holdfast::verifier {
 
 constexpr uint32_t buffers_per_uid = 8;  // a power of two
 // A datagram that is longer than it may be shows by not fitting the limit; its rest is lost.
 constexpr size_t buffer_bytes = (64U << 10) + 4096;
-
-struct Unmap {
-  size_t bytes = 0;
-  void operator()(void* memory) const;
-};
-template <typename T>
-using Mapped = std::unique_ptr<T, Unmap>;
-
-// Zeroes of the kernel's, of which only what is written to takes memory. Without huge pages: one of
-// them would lie under the buffers of several users and take the memory of all. Errors: memory.
-Result<Mapped<uint8_t>> map_memory(size_t bytes);
+// A huge page would lie under the buffers of several users and take the memory of all.
+constexpr Pages buffer_pages = Pages::small;
 
 // A connection. The transport keeps its `ring` state; everything else is the worker's.
 struct Link {

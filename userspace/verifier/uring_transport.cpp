@@ -49,13 +49,13 @@ class UringTransport final : public Transport {
   std::string_view name() const override { return "io_uring"; }
 
   Status add_group(uint16_t number) override {
-    Result<Mapped<uint8_t>> ring = map_memory(buffers_per_uid * sizeof(io_uring_buf));
-    if (!ring) return std::unexpected(ring.error());
-    Result<Mapped<uint8_t>> memory = map_memory(buffers_per_uid * buffer_bytes);
-    if (!memory) return std::unexpected(memory.error());
+    auto ring = ZeroedArray<io_uring_buf>::make(buffers_per_uid, buffer_pages);
+    if (!ring) return pass_on(ring);
+    auto memory = ZeroedArray<uint8_t>::make(buffers_per_uid * buffer_bytes, buffer_pages);
+    if (!memory) return pass_on(memory);
     Group group{.ring = std::move(*ring), .memory = std::move(*memory)};
     io_uring_buf_reg registered{};
-    registered.ring_addr = reinterpret_cast<uint64_t>(group.ring.get());
+    registered.ring_addr = reinterpret_cast<uint64_t>(group.ring.data());
     registered.ring_entries = buffers_per_uid;
     registered.bgid = number;
     if (const int err = ::io_uring_register_buf_ring(&ring_, &registered, 0); err != 0)
@@ -134,11 +134,11 @@ class UringTransport final : public Transport {
 
  private:
   struct Group {
-    Mapped<uint8_t> ring;  // of io_uring_buf
-    Mapped<uint8_t> memory;
+    ZeroedArray<io_uring_buf> ring;
+    ZeroedArray<uint8_t> memory;
     std::vector<uint32_t> starved = {};
 
-    io_uring_buf_ring* entries() const { return reinterpret_cast<io_uring_buf_ring*>(ring.get()); }
+    io_uring_buf_ring* entries() { return reinterpret_cast<io_uring_buf_ring*>(ring.data()); }
   };
   struct Watched {
     int fd = -1;
@@ -149,7 +149,7 @@ class UringTransport final : public Transport {
   };
 
   static void put(Group& group, uint16_t buffer) {
-    ::io_uring_buf_ring_add(group.entries(), group.memory.get() + buffer * buffer_bytes,
+    ::io_uring_buf_ring_add(group.entries(), group.memory.data() + buffer * buffer_bytes,
                             buffer_bytes, buffer, ::io_uring_buf_ring_mask(buffers_per_uid), 0);
     ::io_uring_buf_ring_advance(group.entries(), 1);
   }
@@ -208,7 +208,7 @@ class UringTransport final : public Transport {
     if (result > 0 && has_buffer) {
       if (!watched.armed && watched.wanted) arm(id, watched);
       return events.on_datagram(id, buffer,
-                                {groups_.at(watched.group).memory.get() + buffer * buffer_bytes,
+                                {groups_.at(watched.group).memory.data() + buffer * buffer_bytes,
                                  static_cast<size_t>(result)});
     }
     if (has_buffer) give_back(watched.group, buffer);
