@@ -480,7 +480,8 @@ def test_explain_refuses_what_it_would_misread(lab: Lab, case: str) -> None:
 def test_explain_leaves_no_trace() -> None:
     """Section 4: counters, flows of each tenant and every other map are byte for byte what they were.
 
-    The cables are cut meanwhile: neighbour discovery would move a counter when it likes.
+    The cables are cut meanwhile: neighbour discovery would move a counter when it likes. What was under way may still
+    move one, once; explain would each time.
     """
     slots = 64
     few = policy(limits={"leases": slots})
@@ -491,12 +492,17 @@ def test_explain_leaves_no_trace() -> None:
         lab.grant(A, egress="a0", ttl="300s")
         for role in HOSTS:
             lab.run(role, ["ip", "link", "set", "eth0", "down"])
-        wait_until(lambda: same_for(lab, 0.3), 10, "no packet moves a counter")
-        explain_everything(lab)
+        for _ in range(3):
+            wait_until(lambda: same_for(lab, 0.3), 10, "no packet moves a counter")
+            before = maps(lab)
+            explain_everything(lab)
+            after = maps(lab)
+            if after == before:
+                return
+        assert after == before
 
 
 def explain_everything(lab: Lab) -> None:
-    before = maps(lab)
     steps = lab.explain("tcp", f"{HOSTS['client'].v4}:4000", f"{TENANT_A.v4}:{WEB}")["steps"]
     assert [step["reason"] for step in steps] == ["endpoint", "endpoint"]
     cases = {
@@ -511,7 +517,6 @@ def explain_everything(lab: Lab) -> None:
     }
     for words, reason in cases.items():
         assert lab.explain(*words)["steps"][-1]["reason"] == reason, words
-    assert maps(lab) == before
 
 
 def same_for(lab: Lab, seconds: float) -> bool:
