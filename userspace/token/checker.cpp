@@ -54,6 +54,7 @@ std::span<const Digest> digests_of(std::span<const uint8_t> path) {
   return {reinterpret_cast<const Digest*>(path.data()), path.size() / sizeof(Digest)};
 }
 
+// Of a pair's name: where it stands in its level, the level, and above them its head's serial.
 constexpr int index_bits = path_nodes_max;
 constexpr int level_bits = 5;
 
