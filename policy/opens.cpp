@@ -11,15 +11,6 @@
 namespace holdfast {
 namespace {
 
-std::string_view name_of(Protocol protocol) {
-  switch (protocol) {
-    case Protocol::icmp_echo: return "icmp_echo";
-    case Protocol::tcp: return "tcp";
-    case Protocol::udp: return "udp";
-  }
-  return "?";
-}
-
 std::set<std::string> guarded(const Policy& policy) {
   std::set<std::string> names(policy.uplinks.begin(), policy.uplinks.end());
   for (const Tenant& tenant : policy.tenants)

@@ -341,15 +341,6 @@ std::string listen_text(PortRange listen) {
                                      : fmt::format("{}-{}", listen.first, listen.last);
 }
 
-std::string_view protocol_text(Protocol protocol) {
-  switch (protocol) {
-    case Protocol::icmp_echo: return "icmp_echo";
-    case Protocol::tcp: return "tcp";
-    case Protocol::udp: return "udp";
-  }
-  return "?";
-}
-
 uint64_t sum(uint64_t a, uint64_t b) {
   return a > UINT64_MAX - b ? UINT64_MAX : a + b;
 }
@@ -541,7 +532,7 @@ std::optional<Protocol> PolicyReader::read_protocol(const Node& node, const Path
   auto text = read_text(node, path, "a protocol");
   if (!text) return {};
   for (Protocol protocol : {Protocol::tcp, Protocol::udp, Protocol::icmp_echo}) {
-    if (*text == protocol_text(protocol) && (with_icmp_echo || protocol != Protocol::icmp_echo)) {
+    if (*text == name_of(protocol) && (with_icmp_echo || protocol != Protocol::icmp_echo)) {
       return protocol;
     }
   }
@@ -656,7 +647,7 @@ void PolicyReader::read_listeners(const Node& node, const Path& path) {
     Listener listener = read_listener(item, here);
     if (listener.port == 0) continue;
     auto [first, fresh] = lines.emplace(std::pair(listener.protocol, listener.port), item.line);
-    std::string label = fmt::format("{} port {}", protocol_text(listener.protocol), listener.port);
+    std::string label = fmt::format("{} port {}", name_of(listener.protocol), listener.port);
     if (!fresh) {
       error(item, here, fmt::format("{} already has a listener at line {}", label, first->second),
             "make the two one, with both lists of sources");
@@ -1022,8 +1013,7 @@ void PolicyReader::read_endpoint(const Node& node, const Path& path, Tenant& ten
       }
     } else if (listen.value == nullptr) {
       error(node, path,
-            fmt::format("the key listen is missing, which {} needs",
-                        protocol_text(endpoint.protocol)),
+            fmt::format("the key listen is missing, which {} needs", name_of(endpoint.protocol)),
             "add it, such as listen: 443");
       good = false;
     }
@@ -1200,10 +1190,10 @@ void PolicyReader::check_endpoint_overlaps() {
     const ListenRun& later = listen_runs_[overlap.later];
     Address address = std::max(earlier.addresses.first, later.addresses.first);
     uint16_t port = std::max(earlier.listen.first, later.listen.first);
-    std::string what = later.protocol == Protocol::icmp_echo
-                           ? fmt::format("icmp_echo {}", format_address(address))
-                           : fmt::format("{} {}", protocol_text(later.protocol),
-                                         format_address_port({address, port}));
+    std::string what =
+        later.protocol == Protocol::icmp_echo
+            ? fmt::format("icmp_echo {}", format_address(address))
+            : fmt::format("{} {}", name_of(later.protocol), format_address_port({address, port}));
     const EndpointSource& other = endpoint_sources_[earlier.addresses.owner];
     error(later.addresses.line, {nullptr, "tenants"},
           fmt::format("{} covers {}, which {} at line {} already covers",

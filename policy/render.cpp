@@ -17,15 +17,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string_view protocol_text(Protocol protocol) {
-  switch (protocol) {
-    case Protocol::icmp_echo: return "icmp_echo";
-    case Protocol::tcp: return "tcp";
-    case Protocol::udp: return "udp";
-  }
-  return "?";
-}
-
 // One address stands without its length.
 std::string prefix_text(const Prefix& prefix) {
   return prefix.bits == address_bits ? format_address(prefix.address) : format_prefix(prefix);
@@ -46,7 +37,7 @@ Json listen_json(PortRange listen) {
 }
 
 Json listener_json(const Listener& listener) {
-  Json out = {{"protocol", protocol_text(listener.protocol)}, {"port", listener.port}};
+  Json out = {{"protocol", name_of(listener.protocol)}, {"port", listener.port}};
   if (!listener.from.empty()) {
     Json& from = out["from"] = Json::array();
     for (const Prefix& prefix : listener.from) from.push_back(prefix_text(prefix));
@@ -74,7 +65,7 @@ bool has_default_addresses(const Endpoint& endpoint, const TenantPort& port) {
 
 Json endpoint_json(const Endpoint& endpoint, const TenantPort& port) {
   Json out = {
-      {"name", endpoint.name}, {"port", port.name}, {"protocol", protocol_text(endpoint.protocol)}};
+      {"name", endpoint.name}, {"port", port.name}, {"protocol", name_of(endpoint.protocol)}};
   if (endpoint.protocol != Protocol::icmp_echo) out["listen"] = listen_json(endpoint.listen);
   if (!has_default_addresses(endpoint, port)) out["addresses"] = address_texts(endpoint.addresses);
   return out;
@@ -128,7 +119,7 @@ class Diff {
 };
 
 std::string listener_text(const Listener& listener) {
-  std::string out = fmt::format("listener {} {}", protocol_text(listener.protocol), listener.port);
+  std::string out = fmt::format("listener {} {}", name_of(listener.protocol), listener.port);
   if (listener.from.empty()) return out + " from anywhere";
   std::vector<Prefix> from = listener.from;
   std::ranges::sort(from);
@@ -140,7 +131,7 @@ std::string listener_text(const Listener& listener) {
 
 // "web tcp 10.1.0.2:443", "pool udp 10.1.4.0/28 ports 1024-2047", "ping icmp_echo 10.1.0.2"
 std::string endpoint_text(const Endpoint& endpoint, const Prefix& prefix) {
-  std::string out = fmt::format("endpoint {} {}", endpoint.name, protocol_text(endpoint.protocol));
+  std::string out = fmt::format("endpoint {} {}", endpoint.name, name_of(endpoint.protocol));
   if (endpoint.protocol == Protocol::icmp_echo) return out + " " + prefix_text(prefix);
   if (endpoint.listen.first != endpoint.listen.last) {
     return out + fmt::format(" {} ports {}-{}", prefix_text(prefix), endpoint.listen.first,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace holdfast {
@@ -33,6 +34,15 @@ struct MacAddress {
 };
 
 enum class Protocol : uint8_t { icmp_echo = 1, tcp = 6, udp = 17 };
+
+constexpr std::string_view name_of(Protocol protocol) {
+  switch (protocol) {
+    case Protocol::icmp_echo: return "icmp_echo";
+    case Protocol::tcp: return "tcp";
+    case Protocol::udp: return "udp";
+  }
+  return "?";
+}
 
 struct PortRange {  // inclusive; {0, 0} for icmp_echo
   uint16_t first = 0;

@@ -6,6 +6,7 @@ Between two system calls only the daemon's own memory and mapped maps change, so
 from __future__ import annotations
 
 import contextlib
+import math
 import pathlib
 import re
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-from lab import Lab
+from lab import LOOPS, Lab
 
 CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "pwrite64", "fdatasync")
 Step = tuple[bool, str, int]  # in the event loop, name of the call, and its number among those of that name
@@ -73,6 +74,11 @@ def calls_of(lab: Lab, act: Callable[[], object]) -> list[Step]:
                 out.append((found[1] == loop, found[2], counted[found.groups()]))
     assert out, "it made no calls"
     return out
+
+
+def sample(steps: list[Step]) -> list[Step]:
+    """Of the steps at most HOLDFAST_LOOPS, from the first on at equal distances."""
+    return steps[:: math.ceil(len(steps) / LOOPS)]
 
 
 def killed_at(lab: Lab, step: Step, act: Callable[[], object], patience_s: float = 0.3) -> bool:

@@ -145,6 +145,7 @@ def test_the_example_in_python(own_lab: Lab) -> None:
     assert 60e9 < lease["remaining_ns"] <= 120e9
 
 
+@pytest.mark.slow
 def test_each_header_stands_alone(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Without a warning, and without headers of the libraries that the archive stands on."""
     headers = [path.relative_to(installed / "include") for path in (installed / "include").rglob("*.hpp")]
@@ -158,6 +159,7 @@ def test_each_header_stands_alone(installed: pathlib.Path, tmp_path: pathlib.Pat
             assert word not in read.read_text(), f"{header}: {word}"
 
 
+@pytest.mark.slow
 def test_a_shared_library_links_it(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Position independent; and the library exports none of it."""
     (example,) = installed.rglob("examples/client_example.cpp")

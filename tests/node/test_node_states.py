@@ -15,8 +15,8 @@ import os
 import pytest
 from control import Control, Refused
 from issuer import Issuer, trust
-from kills import calls_of, killed_at
-from lab import A, B, Lab, policy
+from kills import calls_of, killed_at, sample
+from lab import A, B, LOOPS, Lab, policy
 from packets import Probe, denied, passes, syn, udp
 from signing import STRANGER, USER, anchor, bundle, connect
 from watcher import Watcher
@@ -296,7 +296,6 @@ def test_state_that_cannot_be_written(own_lab: Lab) -> None:
 def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
     """An answered state holds; without an answer it is the old one or the new, whole, and no lease is in between."""
     lab = own_lab
-    loops = min(int(os.environ.get("HOLDFAST_LOOPS", "1000")), 1000)
     was = {"resume": "disable", "release": "quarantine"}.get(verb)
 
     def prepare() -> str | None:
@@ -312,9 +311,8 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
 
     prepare()
     steps = calls_of(lab, lambda: lab.ask(f"node.{verb}"))
-    stride = max(1, len(steps) // max(1, loops))
     seen: set[tuple[bool, str]] = set()
-    for step in steps[::stride]:
+    for step in sample(steps):
         lease = prepare()
         before = state(lab)["name"]
         answered = killed_at(lab, step, lambda: lab.ask(f"node.{verb}"))
@@ -331,6 +329,6 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
             passes(lab, TO_A, 1)
         else:
             denied(lab, TO_A, "no_lease", "from_uplink", 1)
-        open_gates = sum(int.from_bytes(slot[:8], "little") >> 24 != 0 for slot in dump(lab, "slots")) if loops > 100 else None
+        open_gates = sum(int.from_bytes(slot[:8], "little") >> 24 != 0 for slot in dump(lab, "slots")) if LOOPS > 100 else None
         assert open_gates is None or (open_gates > 0) == listed
-    print(f"{verb}: {len(steps[::stride])} of {len(steps)} steps, {sorted(seen)}")
+    print(f"{verb}: {len(sample(steps))} of {len(steps)} steps, {sorted(seen)}")

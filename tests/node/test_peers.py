@@ -5,7 +5,6 @@ Covers H5, L11, P16 (what tightens works meanwhile), G13. Real processes flood; 
 
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from control import Control, Refused
 from issuer import as_uid, trust
-from kills import calls_of, killed_at
+from kills import calls_of, killed_at, sample
 from lab import A, PYTHON, SLOW, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from signing import anchor
@@ -221,7 +220,6 @@ VERBS = {  # what is asked, and whether it is then so
 def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
     """H5, H11, G8: what was answered holds; without an answer it is as before or as asked, whole."""
     lab = own_lab
-    loops = min(int(os.environ.get("HOLDFAST_LOOPS", "1000")), 1000)
     args, then = VERBS[verb]
 
     def holds() -> bool:
@@ -237,7 +235,7 @@ def test_killed_at_every_step(own_lab: Lab, verb: str) -> None:
     prepare()
     steps = calls_of(lab, lambda: lab.ask(verb, args))
     assert holds() == then
-    for step in steps[:: max(1, len(steps) // max(1, loops))]:
+    for step in sample(steps):
         prepare()
         answered = killed_at(lab, step, lambda: lab.ask(verb, args))
         lab.start()

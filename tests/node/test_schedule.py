@@ -486,7 +486,7 @@ def test_admissions_that_are_none(lab: Lab, issuer: Issuer) -> None:
         for code, signed in (
             ("wrong_audience", admission(lab, token, node=node[:-4] + "AAAA")),
             ("expired", admission(lab, token, issued=now - 200, expires=now - 1)),
-            ("life_too_long", admission(lab, token, expires=now + 302)),
+            ("life_too_long", admission(lab, token, issued=now, expires=now + 302)),
             ("unknown_key", admission(lab, token, STRANGER)),
             ("wrong_purpose", admission(lab, token, purpose="preempt")),
             ("malformed_signed", admission(lab, token)[:-1]),

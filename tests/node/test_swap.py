@@ -39,7 +39,7 @@ from collections.abc import Iterator
 
 import pytest
 from control import Control
-from lab import A, B, GATEWAYS, HOSTS, LOOPS, MANY, Lab, build_dir, end_process, policy
+from lab import A, B, GATEWAYS, HOSTS, LOOPS, MANY, SLOW, Lab, build_dir, end_process, policy
 from packets import Probe, denied, passes, udp
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
@@ -390,7 +390,7 @@ def swap_lab() -> Iterator[Lab]:
         lab.ip("node", *commands)
         # So that the probes with a port of their own are new to conntrack again, as they are meant to be.
         for name in ("udp_timeout", "tcp_timeout_syn_sent"):
-            lab.sysctl("node", f"netfilter/nf_conntrack_{name}", 2)
+            lab.sysctl("node", f"netfilter/nf_conntrack_{name}", round(2 * SLOW))
         yield lab
 
 

@@ -9,15 +9,6 @@
 namespace holdfast::cli {
 namespace {
 
-std::string_view name_of(Protocol protocol) {
-  switch (protocol) {
-    case Protocol::tcp: return "tcp";
-    case Protocol::udp: return "udp";
-    case Protocol::icmp_echo: return "icmp_echo";
-  }
-  return "icmp_echo";
-}
-
 struct Side {
   Address address;
   uint16_t port = 0;

@@ -28,7 +28,7 @@ std::string time_json(uint64_t seconds) {
   return rfc3339_utc(seconds * ns_per_s);
 }
 
-Value list_of(const std::vector<std::string>& names) {
+Value names_value(const std::vector<std::string>& names) {
   Value list = Value::array();
   for (const std::string& each : names) list.push(each);
   return list;
@@ -93,9 +93,9 @@ Value claims_json(const Claims& claims) {
                            {"not_before", time_json(claims.not_before)},
                            {"expires", time_json(claims.expires)},
                            {"tenant", claims.tenant},
-                           {"endpoints", list_of(claims.endpoints)},
-                           {"egress", list_of(claims.egress)},
-                           {"operations", list_of(claims.operations)}});
+                           {"endpoints", names_value(claims.endpoints)},
+                           {"egress", names_value(claims.egress)},
+                           {"operations", names_value(claims.operations)}});
   if (!claims.peer.empty()) json.set("peer", claims.peer);
   if (!claims.holder.empty()) json.set("holder", claims.holder);
   if (claims.holder_key) json.set("holder_key", hex(*claims.holder_key));

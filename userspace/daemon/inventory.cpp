@@ -18,7 +18,7 @@ using cbor::Value;
 using State = Node::ResourceState;
 
 // Of one page, so that it fits a frame and takes the loop a moment: a lease may have 64 names.
-constexpr size_t leases_per_page = 100;
+constexpr size_t snapshot_leases_per_page = 100;
 constexpr size_t ports_per_page = 500;
 constexpr size_t endpoints_per_page = 500;
 constexpr size_t members_per_page = 8192;  // looked at, to count them
@@ -158,7 +158,7 @@ Value Inventory::endpoints_page() {
     if (member_ < members) break;
     Value value = Value::map({{"tenant", tenant.name},
                               {"endpoint", e.name},
-                              {"protocol", protocol_name(e.protocol)},
+                              {"protocol", name_of(e.protocol)},
                               {"listen", listen_text(e)},
                               {"port", tenant.ports[e.port].name},
                               {"interface", tenant.ports[e.port].interface},
@@ -175,7 +175,8 @@ Value Inventory::endpoints_page() {
 
 Value Inventory::leases_page() {
   Value list = Value::array();
-  for (const LeaseView& lease : node_.leases(slot_, leases_per_page, filter_.only_tenant(), true))
+  for (const LeaseView& lease :
+       node_.leases(slot_, snapshot_leases_per_page, filter_.only_tenant(), true))
     if (filter_.wants_tenant(lease.tenant)) list.push(lease_value(lease));
   return Value::map({{"type", "leases"}, {"leases", std::move(list)}});
 }
@@ -239,15 +240,6 @@ Value enrollment_value(const Enrollment& enrollment, const Node& node) {
        {"tenants", names_value(record.tenants)},
        {"expires", pending ? Value(rfc3339_utc(record.expires_s * ns_per_s)) : Value()},
        {"expired", pending && wall_now_ns() / ns_per_s >= record.expires_s}});
-}
-
-std::string_view protocol_name(Protocol protocol) {
-  switch (protocol) {
-    case Protocol::icmp_echo: return "icmp_echo";
-    case Protocol::tcp: return "tcp";
-    case Protocol::udp: return "udp";
-  }
-  return "?";
 }
 
 Value error_value(const std::string& interface, const Error& error) {

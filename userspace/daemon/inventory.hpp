@@ -18,7 +18,6 @@ cbor::Value lease_value(const LeaseView& lease);
 cbor::Value standing_value(const Node& node);
 cbor::Value enrollment_value(const Enrollment& enrollment, const Node& node);
 cbor::Value names_value(const std::vector<std::string>& names);
-std::string_view protocol_name(Protocol protocol);
 // Of an interface that is dark, or a layer that is not enforced.
 cbor::Value error_value(const std::string& interface, const Error& error);
 // "443", "8000-8099", or empty for icmp_echo.

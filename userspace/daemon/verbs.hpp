@@ -59,6 +59,7 @@ class Verbs {
   Answer read(const wire::Peer& peer, const wire::Request& request);
   void change(const wire::Peer& peer, wire::Request request, wire::Responder responder,
               uint32_t attempt);
+  Answer change_now(const wire::Peer& peer, const wire::Request& request);
   void change_later(const wire::Peer& peer, wire::Request request, wire::Responder responder,
                     uint32_t attempt);
 
@@ -70,6 +71,8 @@ class Verbs {
   Answer tenant_list(const wire::Principal* signer) const;
   Answer bundle_show(const cbor::Value& args) const;
   Answer drops_read() const;
+  void drops_follow(const wire::Peer& peer, const wire::Request& request,
+                    wire::Responder responder);
   Answer flows_list(const cbor::Value& args) const;
   Answer explain(const cbor::Value& args) const;
 
@@ -130,6 +133,8 @@ class Verbs {
   Answer enroll_end(const wire::Peer& peer, const cbor::Value& args);
   static bool may_read_all(const wire::Peer& peer, const wire::Request& request);
   Answer node_state(const wire::Peer& peer, const wire::Request& request);
+  Answer node_detach();
+  Answer tenant_change(const wire::Request& request);
   cbor::Value pushed(const PushOutcome& outcome, uint64_t generation) const;
 
   cbor::Value event_value(const abi::drop_event& event) const;

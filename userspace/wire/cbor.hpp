@@ -430,8 +430,9 @@ class Value {
   Result<const Value*> get_map(std::string_view key) const&;
   Result<const Value*> get_map(std::string_view key) const&& = delete;
 
-  // A missing key gives the default; a wrong type is still an error.
-  Result<uint64_t> get_u64_or(std::string_view key, uint64_t otherwise) const;
+  // A missing key gives the default; a wrong type or range is still an error.
+  Result<uint64_t> get_u64_or(std::string_view key, uint64_t otherwise, uint64_t min = 0,
+                              uint64_t max = UINT64_MAX) const;
   Result<bool> get_bool_or(std::string_view key, bool otherwise) const;
   Result<std::string_view> get_text_or(std::string_view key, std::string_view otherwise) const&;
   Result<std::string_view> get_text_or(std::string_view key,

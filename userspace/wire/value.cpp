@@ -327,8 +327,9 @@ Result<const Value*> Value::get_map(std::string_view key) const& {
                            [](const Value& v) { return if_set(v.is_map() ? &v : nullptr); });
 }
 
-Result<uint64_t> Value::get_u64_or(std::string_view key, uint64_t otherwise) const {
-  return has(key) ? get_u64(key) : otherwise;
+Result<uint64_t> Value::get_u64_or(std::string_view key, uint64_t otherwise, uint64_t min,
+                                   uint64_t max) const {
+  return has(key) ? get_u64(key, min, max) : otherwise;
 }
 
 Result<bool> Value::get_bool_or(std::string_view key, bool otherwise) const {
