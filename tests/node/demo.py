@@ -156,6 +156,25 @@ def cut_download(lab: Lab, show: Show) -> None:
     )
 
 
+def until_it_ends(lab: Lab, incapacitate: Callable[[], None]) -> tuple[list[float], float, float]:
+    """A packet every 2 ms under a lease of 2 s and after it: when each left, the last that was answered, the deadline."""
+    lease = lab.grant(A, "echo", ttl="2s")
+    end = time.clock_gettime(time.CLOCK_BOOTTIME) + lease["remaining_ns"] / 1e9
+    incapacitate()
+    sent, last = [], 0.0
+    with lab.socket("client", 4, 2) as client:
+        client.connect((TENANT_A.v4, ECHO))
+        client.settimeout(0.002)
+        while (now := time.clock_gettime(time.CLOCK_BOOTTIME)) < end + 0.5:
+            client.send(b"%f" % now)
+            sent.append(now)
+            try:
+                last = max(last, float(client.recv(64)))
+            except TimeoutError:
+                pass
+    return sent, last, end
+
+
 def expiry(lab: Lab, show: Show) -> None:
     show.chapter("A lease ends on time, whatever happens to the daemon")
     cases: list[tuple[str, Callable[[], None], Callable[[], None]]] = [
@@ -164,28 +183,22 @@ def expiry(lab: Lab, show: Show) -> None:
         ("killed (SIGKILL)", lab.kill, lab.start),
     ]
     for state, incapacitate, recover in cases:
-        lease = lab.grant(A, "echo", ttl="2s")
-        end = time.clock_gettime(time.CLOCK_BOOTTIME) + lease["remaining_ns"] / 1e9
-        incapacitate()
-        # A packet every 2 ms; the last one that is answered tells when the lease ended.
-        last = 0.0
-        with lab.socket("client", 4, 2) as client:
-            client.connect((TENANT_A.v4, ECHO))
-            client.settimeout(0.002)
-            while (now := time.clock_gettime(time.CLOCK_BOOTTIME)) < end + 0.5:
-                client.send(b"%f" % now)
-                try:
-                    last = max(last, float(client.recv(64)))
-                except TimeoutError:
-                    pass
+        for _ in range(3):
+            sent, last, end = until_it_ends(lab, incapacitate)
+            recover()
+            wait_until(lambda: not lab.leases(), 10)
+            # Of those that left in time, but for a tick and what the answer to the grant took; if this machine sent
+            # none for long before the deadline, it has measured itself.
+            due = max(at for at in sent if at < end - 0.02)
+            if end - due < 0.1:
+                break
         late_ms = (last - end) * 1e3
         side = "after" if late_ms > 0 else "before"
-        recover()
         show.step(
             f"a lease of 2 s, with holdfastd {state}",
             "answers until its deadline, and none after",
             f"the last answered packet left {abs(late_ms):.0f} ms {side} the deadline",
-            -100 < late_ms <= 0,
+            due <= last and late_ms <= 0,
         )
     wait_until(lambda: not lab.leases(), 10, "the daemon cleared away what had expired")
 

@@ -12,7 +12,7 @@ from control import HEADER, REQUEST, SIGNED_REQUEST, Control, encode
 
 PIPELINE = 64  # requests that are sent before the first is answered; as many as a connection may have
 CONNECTIONS = 4
-PAUSE_S = 0.05  # between that: five times the rate, and the machine is for others, too
+PAUSE_S = 0.05  # from one to the next: five times the rate, and the machine is for others, too
 
 
 def frame(kind: int, content: bytes, number: int) -> bytes:
@@ -43,6 +43,7 @@ def main() -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             peers = [stack.enter_context(Control(path)) for _ in range(CONNECTIONS)]
             for _ in range(20):
+                begin = time.monotonic()
                 for peer in peers:
                     peer.socket.sendall(pipeline)
                 for peer in peers:
@@ -51,7 +52,7 @@ def main() -> None:
                         if not begun and "code" in answer:
                             begun = True
                             print("begun", flush=True)
-                time.sleep(PAUSE_S)
+                time.sleep(max(0.0, begin + PAUSE_S - time.monotonic()))
         with contextlib.suppress(OSError), Control(path) as asked:
             if asked.hello.get("code") == "suspended":
                 print("suspended", flush=True)

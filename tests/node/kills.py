@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-from lab import LOOPS, Lab
+from lab import LOOPS, SLOW, Lab
 
 CALLS = ("recvmsg", "sendto", "write", "fsync", "rename", "openat", "membarrier", "bpf", "pwrite64", "fdatasync")
 Step = tuple[bool, str, int]  # in the event loop, name of the call, and its number among those of that name
@@ -36,7 +36,7 @@ def traced(lab: Lab, *options: str) -> Iterator[list[str]]:
         # It ends by itself with the daemon; a living daemon is let go.
         if tracer.poll() is None:
             tracer.send_signal(signal.SIGINT)
-        tracer.wait(10)
+        tracer.wait(10 * SLOW)
         tracer.stderr.close()
         if out.exists():
             lines += out.read_text(errors="replace").splitlines()
@@ -51,8 +51,9 @@ def thread_of(lab: Lab, in_loop: bool) -> str:
 
 
 def daemon_ended(lab: Lab, timeout_s: float) -> bool:
+    """Whether it has, of its own or killed; waits no longer than that, times SLOW."""
     try:
-        lab.daemon.wait(timeout_s)
+        lab.daemon.wait(timeout_s * SLOW)
     except subprocess.TimeoutExpired:
         return False
     lab.daemon = None
@@ -81,14 +82,21 @@ def sample(steps: list[Step]) -> list[Step]:
     return steps[:: math.ceil(len(steps) / LOOPS)]
 
 
-def killed_at(lab: Lab, step: Step, act: Callable[[], object], patience_s: float = 0.3) -> bool:
+def answered_and_killed(lab: Lab, act: Callable[[], object]) -> tuple[bool, bool]:
+    """Whether `act` was answered by a daemon that is being killed, and whether that was so: without, it goes on."""
+    try:
+        act()
+    except ConnectionError:
+        assert daemon_ended(lab, 10), "the daemon hung up, and goes on"
+        return False, True
+    return True, daemon_ended(lab, 0.5)
+
+
+def killed_at(lab: Lab, step: Step, act: Callable[[], object]) -> bool:
     """Whether `act` was answered by a daemon that is killed at that step, or soon behind it. It is not started again."""
     in_loop, call, number = step
-    answered = False
     with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread_of(lab, in_loop)):
-        with contextlib.suppress(ConnectionError):
-            act()
-            answered = True
-        if not daemon_ended(lab, patience_s):
-            lab.kill()
+        answered, killed = answered_and_killed(lab, act)
+    if not killed:
+        lab.kill()
     return answered

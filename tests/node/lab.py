@@ -154,6 +154,18 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 5.0, what: st
         time.sleep(0.004 * SLOW)
 
 
+class TooSlow(Exception):
+    """The machine did not keep up: what the test would have seen says nothing."""
+
+
+def in_time(attempt: Callable[[float], None], term_s: float) -> None:
+    """attempt(term_s), which raises TooSlow if that was too short for what it does; then with twice as much, and again."""
+    for longer in (1, 2):
+        with contextlib.suppress(TooSlow):
+            return attempt(longer * term_s)
+    return attempt(4 * term_s)
+
+
 # System calls that tests have the kernel refuse.
 SYS = {
     "x86_64": {"membarrier": 324, "io_uring_setup": 425, "socket": 41},

@@ -8,7 +8,7 @@ an egress lease: what is denied is denied although it may send.
 """
 
 import pytest
-from lab import A, B, ECHO, GATEWAYS, HOSTS, SILENCE_S, WEB, Lab, says
+from lab import A, B, ECHO, GATEWAYS, HOSTS, SILENCE_S, WEB, Lab, says, wait_until
 from packets import PROTOCOLS, Probe, arrives, denied, dropped, echo_request, fresh_port, passes, syn, udp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import (
@@ -213,6 +213,7 @@ def test_neighbour_claims(both_hooks: Lab, case: str) -> None:
     before = lab.counter(reason, "from_tenant")
     lab.send("tenant-a", [bytes(frame)] * 3)
     # The tenant's kernel may ask for neighbours too meanwhile, but it claims nothing false.
+    wait_until(lambda: lab.counter(reason, "from_tenant") - before >= 3, what="each is counted")
     rose = lab.counter(reason, "from_tenant") - before
     assert rose >= 3 if allowed else rose == 3
     table = lab.run("node", ["ip", "neigh", "show"]).stdout.lower()

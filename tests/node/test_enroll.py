@@ -503,7 +503,7 @@ def test_killed_while_it_leaves(node: Lab, call: str, number: int) -> None:
     with traced(lab, "-e", f"inject={call}:signal=KILL:when={number}", "-p", thread_of(lab, in_loop=True)):
         with pytest.raises(ConnectionError):
             lab.ask("enroll.end", {"now": True})
-        assert daemon_ended(lab, 5 * SLOW)
+        assert daemon_ended(lab, 5)
     lab.start()
     if state(lab) == "enrolled":
         assert lease["id"] in lab.leases()
@@ -643,7 +643,7 @@ def test_killed_at_every_step_of_finish(node: Lab) -> None:
         leave()
         before = lab.ask("bundle.show")["generation"]
         wanted, made = prepared()
-        killed_at(lab, (True, call, number), lambda made=made: finish(lab, made), 0.3 * SLOW)
+        killed_at(lab, (True, call, number), lambda made=made: finish(lab, made))
         lab.start()
         shown, now = lab.ask("bundle.show"), state(lab)
         outcomes.add(now)

@@ -18,7 +18,7 @@ from control import Control, Refused
 from frames import ERROR, HELLO, REPLY, Connection, connected, request
 from issuer import as_uid, trust
 from kills import calls_of, killed_at, sample
-from lab import A, ANSWER_S, PYTHON, SLOW, Lab, wait_until
+from lab import A, ANSWER_S, PYTHON, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from signing import SEED, STRANGER, anchor, connect, thumbprint
 
@@ -291,7 +291,7 @@ def test_killed_at_every_step(own_lab: Lab, name: str) -> None:
     outcomes = set()
     for step in sample(steps):
         method("prepare_")()
-        answered = killed_at(lab, step, method(), 0.3 * SLOW)
+        answered = killed_at(lab, step, method())
         lab.start()
         done = method(suffix="_is_done")()
         assert done or not answered, step

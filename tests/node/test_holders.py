@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from control import Control, Refused
-from issuer import Issuer, as_uid, trust
+from issuer import Issuer, as_uid
 from lab import A, HOSTS, Lab, wait_until
 from packets import Probe, denied, passes, syn
 from verify_sock import Check, VerifySock, take_apart

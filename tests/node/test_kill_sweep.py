@@ -40,7 +40,7 @@ import signing
 from bpf import pinned_map, values_of
 from control import Control, Refused
 from issuer import Issuer, as_bytes, trust
-from kills import CALLS, daemon_ended, thread_of, traced
+from kills import CALLS, answered_and_killed, daemon_ended, thread_of, traced
 from lab import A, ECHO, HOSTS, MANY, SLOW, Lab, policy, wait_until
 from packets import Probe, ports_of, udp
 
@@ -193,6 +193,14 @@ class World:
         self.live.append(Lease(lease["id"], ports, begin + ttl_s - TICK_S, boot_s() + ttl_s))
         return self.live[-1]
 
+    def renew(self, lease: Lease, ttl_s: float) -> None:
+        begin = boot_s()
+        try:
+            self.control.renew(lease.id, ttl_s)
+            lease.earliest_s = begin + ttl_s - TICK_S
+        finally:  # a daemon that was killed counted from no later than this
+            lease.latest_s = boot_s() + ttl_s
+
     def by_token(self, token: pathlib.Path, ports: tuple[int, ...]) -> Lease:
         begin = boot_s()
         lease = self.control.call("lease.grant", {"token": as_bytes(token.read_text())})
@@ -252,10 +260,7 @@ class World:
         lease = self.grant(*self.fresh(2), ttl_s=100)
 
         def act() -> None:
-            lease.latest_s = boot_s() + 0.2 + 200 + 2  # the daemon adds the term when it gets to it
-            begin = boot_s()
-            self.control.renew(lease.id, 200)
-            lease.earliest_s, lease.latest_s = begin + 200 - TICK_S, boot_s() + 200
+            self.renew(lease, 200)
 
         return act
 
@@ -270,7 +275,7 @@ class World:
         return act
 
     def prepare_expire(self) -> Callable[[], None]:
-        lease = self.grant(*self.fresh(2), ttl_s=1.0)
+        lease = self.grant(*self.fresh(2), ttl_s=1.0 * SLOW)
 
         def act() -> None:
             time.sleep(max(0.0, lease.latest_s - boot_s()) + 0.25)
@@ -420,9 +425,7 @@ class World:
         for lease in list(self.live):
             if lease.ports[0] == KEEPER:
                 if lease.earliest_s - boot_s() < 200:
-                    begin = boot_s()
-                    self.control.renew(lease.id, 300)
-                    lease.earliest_s, lease.latest_s = begin + 300 - TICK_S, boot_s() + 300
+                    self.renew(lease, 300)
             elif len(self.live) > 6:
                 try:
                     self.control.revoke(lease.id)
@@ -492,9 +495,7 @@ def kill_at(world: World, step: Step) -> str:
     act = getattr(world, f"prepare_{step.operation}")()
     thread = thread_of(world.lab, step.in_loop)
     with traced(world.lab, "-e", f"inject={step.call}:signal=KILL:when={step.number}", "-p", thread) as lines:
-        with contextlib.suppress(ConnectionError):
-            act()
-        killed = daemon_ended(world.lab, 0.3 * SLOW)
+        _, killed = answered_and_killed(world.lab, act)
     if not killed:
         world.lab.kill()  # the path was shorter this time: the operation went through untouched
     world.restart()
@@ -556,10 +557,7 @@ def test_killed_at_random_moments(world: World) -> None:
                     world.prepare_grant()()
                 elif mine and operation == "renew":
                     lease = chance.choice(mine)
-                    lease.latest_s = boot_s() + 202
-                    begin = boot_s()
-                    world.control.renew(lease.id, 200)
-                    lease.earliest_s, lease.latest_s = begin + 200 - TICK_S, boot_s() + 200
+                    world.renew(lease, 200)
                 elif mine:
                     lease = chance.choice(mine)
                     lease.may_be_gone = True

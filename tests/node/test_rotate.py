@@ -105,7 +105,7 @@ def test_without_anyone_noticing(lab: Lab, pair: tuple[Issuer, Issuer]) -> None:
     echo = Probe("client", "tenant-a", udp())
     (token,) = old.tokens(A, "--endpoint", "echo", "--operation", "connect", "--ttl", "300s", life="300s")
     lease = granted(lab, token)
-    before = one(old, A, "--ttl", "2s", life="300s")
+    before = one(old, A, "--ttl", f"{round(2 * SLOW)}s", life="300s")
     with nothing_lost(lab, echo):
         lease = renewed(lab, old, lease)
         told = rotate(lab, old_key, new_key)

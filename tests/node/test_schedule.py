@@ -161,7 +161,7 @@ def test_preempts_that_are_none(lab: Lab) -> None:
             ("wrong_audience", preempt(lab, lease, node=node[:-4] + "AAAA")),
             ("issued_in_future", preempt(lab, lease, issued=now + 1000, expires=now + 1100)),
             ("expired", preempt(lab, lease, issued=now - 200, expires=now - 1)),
-            ("life_too_long", preempt(lab, lease, expires=now + 302)),
+            ("life_too_long", preempt(lab, lease, issued=now, expires=now + 302)),
             ("unknown_key", preempt(lab, lease, bytes([9]) * 32)),
             ("key_not_for_schedules", preempt(lab, lease, STRANGER)),
             ("wrong_purpose", preempt(lab, lease, purpose="admission")),

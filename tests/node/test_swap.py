@@ -39,7 +39,7 @@ from collections.abc import Iterator
 
 import pytest
 from control import Control
-from lab import A, B, GATEWAYS, HOSTS, LOOPS, MANY, SLOW, Lab, build_dir, end_process, policy
+from lab import A, B, GATEWAYS, HOSTS, LOOPS, MANY, Lab, build_dir, end_process, policy
 from packets import Probe, denied, passes, udp
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
@@ -388,10 +388,13 @@ def swap_lab() -> Iterator[Lab]:
             commands.append(f"neigh replace {C_MAIN[v]} lladdr 02:00:00:00:00:0c nud permanent dev tc")
             commands.append(f"addr add {NODE_OWN[v]}/{bits} dev lo")
         lab.ip("node", *commands)
-        # So that the probes with a port of their own are new to conntrack again, as they are meant to be.
-        for name in ("udp_timeout", "tcp_timeout_syn_sent"):
-            lab.sysctl("node", f"netfilter/nf_conntrack_{name}", round(2 * SLOW))
         yield lab
+
+
+def forget_after(lab: Lab, udp_s: int, syn_s: int) -> None:
+    """When conntrack does. Soon, for probes with a port of their own, which are meant to be new when their turn comes again."""
+    for name, timeout_s in (("udp_timeout", udp_s), ("tcp_timeout_syn_sent", syn_s)):
+        lab.sysctl("node", f"netfilter/nf_conntrack_{name}", timeout_s)
 
 
 def boot_ns() -> int:
@@ -457,6 +460,7 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
             grant_lateral(control, 4),
             grant_lateral(control, 6),
         ]
+        forget_after(lab, udp_s=30, syn_s=120)  # as usual, for these have to last until the traffic begins
         for sender, frame in plan.openings():
             lab.send(sender, [frame])
         web, egress, lateral_4, lateral_6 = leases
@@ -468,6 +472,7 @@ def test_a_thousand_swaps(swap_lab: Lab, rebuilt: bool) -> None:
         tags.pushed("Q")
         swapper = Swapper(control, texts, leases, tags)
         before = drops_by_hook(lab)
+        forget_after(lab, udp_s=2, syn_s=2)
         argv = [str(tool("swap_traffic")), str(plan_file), str(result_file)]
         traffic = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:

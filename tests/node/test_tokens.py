@@ -12,7 +12,7 @@ import time
 
 import pytest
 from issuer import Issuer, as_uid, trust
-from lab import A, B, SLOW, Lab, policy, wait_until
+from lab import A, B, Lab, wait_until
 from packets import Probe, denied, passes, syn
 
 HOLDER, STRANGER = 4001, 4002

@@ -100,7 +100,7 @@ def test_all_resources_of_a_lease_have_one_generation(node: Lab) -> None:
 
 def test_it_ends_with_its_lease(node: Lab) -> None:
     """L2, G2: by the very deadline that packets meet, though nothing told the verifier."""
-    lease = by_token(node, "--endpoint", "web", "--ttl", "3s")
+    lease = by_token(node, "--endpoint", "web", "--ttl", f"{round(3 * SLOW)}s")
     check = Check(lease["token"], "connect", WEB, f"uid:{HOLDER}")
     now = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)  # noqa: E731
     with asking(node) as service:

@@ -294,11 +294,11 @@ def test_many_at_once_are_told_as_a_number(lab: Lab) -> None:
 
 def test_heartbeats(lab: Lab) -> None:
     """When nothing happens, with the cursor; not while something does."""
+    begin = time.monotonic()
     with watching(lab, heartbeat_ns=nanoseconds("1s"), kinds=["tenant"]) as watcher:
         watcher.snapshot()
-        begin = time.monotonic()
         beats = [watcher.frame() for _ in range(2)]
-        assert 1.5 < time.monotonic() - begin < 4 * SLOW
+        assert 2 <= time.monotonic() - begin < 4 * SLOW + 5
         assert [beat["type"] for beat in beats] == ["heartbeat"] * 2
         lab.revoke(lab.grant(A, "web"))  # not wanted, and yet the cursor moves on
         wait_until(lambda: watcher.frame()["cursor"]["seq"] >= beats[-1]["cursor"]["seq"] + 2, 5)

@@ -21,6 +21,7 @@ import time
 import uuid
 
 import pytest
+from lab import SLOW
 
 BUILD = os.environ.get("HOLDFAST_BUILD", os.path.join(os.path.dirname(__file__), "../../../build/release"))
 APPLY = os.path.join(BUILD, "tests/unit/nft/nft_apply")
@@ -271,14 +272,15 @@ def test_an_endpoint_passes_only_under_its_lease(net, version):
 def test_expiry_cuts_an_established_connection_and_renewing_in_turn_does_not(net):
     net.serve_tcp("alpha", 8080)
     net.serve_tcp("beta", 8080)
-    net.apply("apply", lease("alpha", "tcp", 8080, ttl_ms=1500), lease("beta", "tcp", 8080, ttl_ms=1500))
+    ttl_ms = round(1500 * SLOW)
+    net.apply("apply", lease("alpha", "tcp", 8080, ttl_ms=ttl_ms), lease("beta", "tcp", 8080, ttl_ms=ttl_ms))
     short = net.connect("client", "alpha", 8080)
     renewed = net.connect("client", "beta", 8080)
-    deadline = time.monotonic() + 1.6
+    deadline = time.monotonic() + 1.6 * SLOW
     assert says(short) and says(renewed)
     side = "b"
     while time.monotonic() < deadline:
-        net.apply("apply", lease("beta", "tcp", 8080, ttl_ms=1500, side=side))
+        net.apply("apply", lease("beta", "tcp", 8080, ttl_ms=ttl_ms, side=side))
         side = "a" if side == "b" else "b"
         assert says(renewed)
         time.sleep(0.1)
