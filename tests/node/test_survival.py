@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 from lab import A, B, ECHO, HOSTS, SILENCE_S, SLOW, WEB, Lab, end_process, policy, says, wait_until
-from packets import PACKETS, PROTOCOLS, Probe, denied, passes, udp, watching
+from packets import PACKETS, PROTOCOLS, Probe, deliver, denied, passes, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
 TENANT_A = HOSTS["tenant-a"]
@@ -42,8 +42,7 @@ def expires_alone(lab: Lab, probe: Probe, incapacitate: Callable[[], None], reco
     end = deadline_s(lease)
     incapacitate()
     with watching(lab, probe) as capture:
-        lab.send("client", [probe.frame()] * PACKETS)
-        wait_until(lambda: capture.count() >= PACKETS, what="the lease holds without the daemon")
+        deliver(lab, "client", [probe.frame()] * PACKETS, capture.count)  # the lease holds without the daemon
         before = capture.count()
         assert boot_s() < end, "too slow to see it pass in time"
         wait_until(lambda: boot_s() >= end, 5)
@@ -184,8 +183,8 @@ def test_sigterm_stops_serving_and_nothing_else(both_hooks: Lab) -> None:
     lab.stop()
     assert not lab.socket_path.exists()
     with watching(lab, leased) as open_, watching(lab, shut) as closed:
-        lab.send("client", [leased.frame()] * PACKETS + [shut.frame()] * PACKETS)
-        wait_until(lambda: open_.count() == PACKETS)
+        lab.send("client", [shut.frame()] * PACKETS)
+        deliver(lab, "client", [leased.frame()] * PACKETS, open_.count)
         wait_until(lambda: boot_s() >= end)
         lab.send("client", [leased.frame(), shut.frame()] * PACKETS)
         lab.start()
@@ -308,8 +307,7 @@ def test_a_stopped_daemon_answers_nobody_and_loses_nothing(lab: Lab) -> None:
     asking = lab.popen("node", lab.holdfast_argv("--json", "lease", "ls"))
     probe = Probe("client", "tenant-a", udp())
     with watching(lab, probe) as capture:
-        lab.send("client", [probe.frame()] * PACKETS)
-        wait_until(lambda: capture.count() == PACKETS)
+        deliver(lab, "client", [probe.frame()] * PACKETS, capture.count)
     assert asking.poll() is None
     lab.thaw()
     out, errors = asking.communicate(timeout=20)
