@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import secrets
+import struct
 from collections.abc import Callable, Sequence
 
 logging.getLogger("scapy").setLevel(logging.ERROR)  # it warns about the host's routes, which nobody uses here
@@ -21,8 +22,10 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6  # noqa:
 from scapy.layers.l2 import Ether  # noqa: E402
 from scapy.packet import Packet, Raw  # noqa: E402
 
+from bpf import values_of  # noqa: E402
 from lab import ECHO, GATEWAYS, HOSTS, WEB, Capture, Lab, wait_until  # noqa: E402
 
+REASON_COUNTER_BYTES = 40  # of bpf/abi.h, for each CPU; the packets come first
 PACKETS = 5  # of each probe; few enough for the neighbour queue of a first packet
 
 Layer = Callable[[int, bytes], Packet]  # of a version and a marker
@@ -132,6 +135,22 @@ def deliver(lab: Lab, sender: str, frames: Sequence[bytes], judged: Callable[[],
         wanted = judged() + 1
         lab.send(sender, [frame])
         wait_until(lambda wanted=wanted: judged() >= wanted, 3)
+
+
+def counted_in_kernel(lab: Lab) -> list[int]:
+    """Packets by hook and reason, in the maps' order: for when the daemon cannot be asked."""
+    (pin,) = lab.pin_dir.glob("v*/maps/reason_counters")
+    return [sum(struct.unpack_from("=Q", value, at)[0] for at in range(0, len(value), REASON_COUNTER_BYTES)) for value in values_of(pin)]
+
+
+def send_to_be_judged(lab: Lab, sender: str, frames: Sequence[bytes]) -> None:
+    """Returns when as many packets were counted for one reason."""
+    before = counted_in_kernel(lab)
+    lab.send(sender, frames)
+    wait_until(
+        lambda: max(now - then for now, then in zip(counted_in_kernel(lab), before, strict=True)) >= len(frames),
+        what="each is judged",
+    )
 
 
 def arrives(

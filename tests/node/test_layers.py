@@ -11,7 +11,7 @@ import time
 import pytest
 from foreign import attached_programs
 from lab import A, ECHO, HOSTS, SILENCE_S, SLOW, Lab, wait_until
-from packets import PACKETS, Probe, deliver, denied, dropped_by_nft, passes, udp, watching
+from packets import PACKETS, Probe, deliver, denied, dropped_by_nft, passes, send_to_be_judged, udp, watching
 
 TENANT_A = HOSTS["tenant-a"]
 TERM = f"{4 * SLOW:g}s"  # long enough to take a layer away and see a packet pass
@@ -79,8 +79,7 @@ def test_ebpf_alone(both_hooks: Lab, version: int) -> None:
         deliver(lab, "client", [leased.frame()] * PACKETS, capture.count)  # by eBPF
         assert time.monotonic() < end
         wait_until(lambda: time.monotonic() > end)
-        lab.send("client", [leased.frame()] * PACKETS)
-        time.sleep(0.1 * SLOW)  # while nobody can ask, they are judged
+        send_to_be_judged(lab, "client", [leased.frame()] * PACKETS)
         lab.thaw()
         after = lab.counters()
         assert capture.count() == PACKETS and strangers.count() == 0

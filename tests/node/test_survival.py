@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 from lab import A, B, ECHO, HOSTS, SILENCE_S, SLOW, WEB, Lab, end_process, policy, says, wait_until
-from packets import PACKETS, PROTOCOLS, Probe, deliver, denied, passes, udp, watching
+from packets import PACKETS, PROTOCOLS, Probe, deliver, denied, passes, send_to_be_judged, udp, watching
 
 CASES = [(protocol, version) for protocol in PROTOCOLS for version in (4, 6)]
 TENANT_A = HOSTS["tenant-a"]
@@ -46,8 +46,7 @@ def expires_alone(lab: Lab, probe: Probe, incapacitate: Callable[[], None], reco
         before = capture.count()
         assert boot_s() < end, "too slow to see it pass in time"
         wait_until(lambda: boot_s() >= end, 5)
-        lab.send("client", [probe.frame()] * PACKETS)
-        time.sleep(0.1 * SLOW)  # while nobody can ask, they are judged
+        send_to_be_judged(lab, "client", [probe.frame()] * PACKETS)
         recover()
         wait_until(lambda: lab.counter("lease_expired", "from_uplink") - expired >= PACKETS, 5, "each is denied as expired")
         assert (before, capture.count()) == (PACKETS, PACKETS)

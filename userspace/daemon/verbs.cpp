@@ -1,23 +1,17 @@
 #include "userspace/daemon/verbs.hpp"
 
 #include <algorithm>
-#include <charconv>
-#include <ranges>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "policy/address.hpp"
-#include "policy/parse.hpp"
-#include "policy/render.hpp"
 #include "userspace/base/check.hpp"
 #include "userspace/base/clock.hpp"
 #include "userspace/base/hex.hpp"
 #include "userspace/base/log.hpp"
 #include "userspace/daemon/authority.hpp"
-#include "userspace/daemon/explain.hpp"
 #include "userspace/daemon/inventory.hpp"
-#include "userspace/daemon/times.hpp"
 
 namespace holdfast {
 namespace {
